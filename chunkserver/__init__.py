@@ -1,0 +1,1 @@
+"""The chunkserver: stores immutable, checksummed chunks on one or more targets (disks)."""

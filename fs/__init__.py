@@ -1,0 +1,1 @@
+"""The client: mount, caches, write-behind, and the ``shoal`` command line."""

@@ -1,0 +1,806 @@
+"""What the metadata service is asked and what it answers. Pure: data only.
+
+Two families:
+
+* **Reads** are one method each. The leader answers them from its store, without Raft.
+* **Mutations** travel together: a :class:`Mutate` carries a list of :class:`Command`, each an operation number
+  (:class:`Op`), the raw bytes of its request struct, and the (slot, sequence) that makes it apply at most once. The
+  leader copies those raw bytes into the Raft entry, so what a client encoded is what every node applies.
+
+Times are integers in nanoseconds since the epoch. Names are bytes (POSIX knows no encoding). Lists are tuples.
+"""
+
+import enum
+import stat
+from typing import Final
+
+import msgspec
+
+from shoalfs.transport.ids import ChunkId, InodeId, PgId, PoolId, SessionId, TargetId
+from shoalfs.transport.limits import PAYLOAD_BYTES_MAX
+from shoalfs.transport.method import Message, Method, Nothing
+
+# --- records ---------------------------------------------------------------------------------------------------------
+
+
+class Storage(enum.IntEnum):
+    """Where a regular file's bytes are. Only ever INLINE -> EXTENTS."""
+
+    INLINE = 0
+    EXTENTS = 1
+
+
+class Inode(Message, frozen=True):
+    """One inode: the record in the store and the attributes on the wire, in one encoding.
+
+    Invariants: ``nlink`` = number of dentries (a directory: 2 + its subdirectories; 0 once removed). ``size_bytes`` of
+    a regular file is at least the end of its last extent or inline byte; of a directory its number of entries; of a
+    symlink the length of its target. ``used_bytes`` = inline bytes, or the sum of extent lengths.
+    """
+
+    ino: InodeId
+    mode: int  # type and permission bits, as st_mode
+    nlink: int
+    uid: int
+    gid: int
+    rdev: int  # device number of a block or character special file, else 0
+    size_bytes: int
+    used_bytes: int
+    atime_ns: int
+    mtime_ns: int
+    ctime_ns: int
+    btime_ns: int
+    version: int  # goes up with every change of this record; monotone over the inode's life
+    data_version: int  # goes up with every change of the file's bytes or size, or of the directory's entries
+    storage: Storage = Storage.INLINE
+    pool: PoolId = PoolId(1)  # where new chunks of this file (or of files made in this directory) go
+    chunk_bytes: int = 0  # layout: the largest chunk; inherited from the parent directory at creation
+    inline_bytes_max: int = 0  # layout: the file leaves the inode when it grows past this
+    parent: InodeId = InodeId(0)  # directories only: where `..` leads; the root is its own parent
+    next_cookie: int = 0  # directories only: the cookie of the next new entry
+    xattr_bytes: int = 0  # sum of names and values of its extended attributes
+
+    @property
+    def is_dir(self) -> bool:
+        return stat.S_ISDIR(self.mode)
+
+    @property
+    def is_file(self) -> bool:
+        return stat.S_ISREG(self.mode)
+
+    @property
+    def is_symlink(self) -> bool:
+        return stat.S_ISLNK(self.mode)
+
+
+class Extent(Message, frozen=True):
+    """``length_bytes`` of a file from ``offset_bytes`` are the bytes of a chunk from ``chunk_offset_bytes``.
+
+    ``chunk_hash`` is the 16-byte hash of the *whole* chunk, whose length is ``chunk_bytes``: a reader verifies the
+    blocks it fetched against it. Extents of a file never overlap; what no extent covers below the size is a hole.
+    """
+
+    offset_bytes: int
+    length_bytes: int
+    chunk: ChunkId
+    chunk_offset_bytes: int
+    chunk_bytes: int
+    chunk_hash: bytes
+
+    @property
+    def end_bytes(self) -> int:
+        return self.offset_bytes + self.length_bytes
+
+
+class Receipt(Message, frozen=True):
+    """A target's word that it stored a chunk. Counts only while ``target_epoch`` is the target's current epoch."""
+
+    chunk: ChunkId
+    target: TargetId
+    target_epoch: int
+    durable: bool  # on disk, not only in the server's page cache
+
+
+class TargetState(enum.IntEnum):
+    UP = 0
+    DOWN = 1
+    DRAINING = 2
+    OUT = 3
+
+
+class Target(Message, frozen=True):
+    """One disk or directory of a chunkserver."""
+
+    id: TargetId
+    uuid: bytes  # 16 bytes, written on the target itself when it was initialised
+    node: str  # failure domain: the chunkserver's name
+    address: str  # where its chunkserver listens: "unix:/path" or "tcp:host:port"
+    epoch: int  # goes up each time it registers or is declared down
+    state: TargetState
+    capacity_bytes: int
+
+
+class PlacementGroup(Message, frozen=True):
+    """Which targets hold the chunks of a group, the preferred reader first. Invariant: targets are distinct."""
+
+    id: PgId
+    pool: PoolId
+    targets: tuple[TargetId, ...]
+
+
+class Pool(Message, frozen=True):
+    """A storage class. A commit needs ``min_ack`` receipts per chunk; 1 <= min_ack <= replicas."""
+
+    id: PoolId
+    name: str
+    replicas: int
+    min_ack: int
+
+
+class ClusterMap(Message, frozen=True):
+    """Who is there and what lies where. ``epoch`` goes up with every change and never back."""
+
+    cluster_id: bytes
+    epoch: int
+    pools: tuple[Pool, ...]
+    targets: tuple[Target, ...]
+    groups: tuple[PlacementGroup, ...]
+
+
+class Credentials(Message, frozen=True):
+    """On whose behalf: what the client asserts about the calling process."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...] = ()  # supplementary groups
+
+
+ROOT_CREDENTIALS: Final = Credentials(0, 0)
+
+# --- mutations -------------------------------------------------------------------------------------------------------
+
+
+class Op(enum.IntEnum):
+    """Operations of the state machine. Numbers are in the Raft log: never reused, never renumbered."""
+
+    OPEN_SESSION = 1
+    END_SESSION = 2
+    RESERVE_CHUNKS = 3
+    CREATE = 10
+    MKNOD = 11
+    MKDIR = 12
+    SYMLINK = 13
+    LINK = 14
+    UNLINK = 15
+    RMDIR = 16
+    RENAME = 17
+    SETATTR = 18
+    SETXATTR = 19
+    REMOVEXATTR = 20
+    COMMIT_INLINE = 30
+    COMMIT_EXTENTS = 31
+    REAP = 40
+    REGISTER_TARGET = 50
+    SET_TARGET_STATE = 51
+    ADD_GARBAGE = 52
+    DROP_GARBAGE = 53
+
+
+class Command(Message, frozen=True):
+    """One mutation of one session.
+
+    Of the commands of one (session, slot), only one with a higher ``seq`` than the last is applied; the same ``seq``
+    returns the recorded outcome; a lower one is refused with StaleOperation.
+    """
+
+    slot: int  # 0..SLOTS_PER_SESSION-1; one outstanding command each
+    seq: int  # 1.. per slot
+    op: int  # Op
+    body: msgspec.Raw  # the operation's request struct
+
+
+class Outcome(Message, frozen=True):
+    """The answer to one command. ``code`` 0: ``body`` is the operation's reply struct; else see transport.errors."""
+
+    code: int
+    text: str = ""
+    body: msgspec.Raw = msgspec.Raw(b"\xc0")
+
+
+class Mutate(Message, frozen=True):
+    session: SessionId  # 0 only for OPEN_SESSION and for what a chunkserver or an administrator sends
+    commands: tuple[Command, ...]
+
+
+class Mutated(Message, frozen=True):
+    """Outcomes in the order of the commands, and the Raft index at which they were applied."""
+
+    index: int
+    outcomes: tuple[Outcome, ...]
+
+
+class Entry(Message, frozen=True):
+    """Reply of everything that makes, finds or changes one inode."""
+
+    inode: Inode
+
+
+class OpenSession(Message, frozen=True):
+    nonce: bytes  # 16 random bytes of the client: repeating the request finds the session again
+    client: str  # host:pid:mountpoint, for `shoal status`
+
+
+class SessionOpened(Message, frozen=True):
+    session: SessionId
+    ttl_ms: int
+    map: ClusterMap
+
+
+class EndSession(Message, frozen=True):
+    session: SessionId
+    expired: bool = False  # ended by the leader, not by the client
+
+
+class ReserveChunks(Message, frozen=True):
+    count: int  # 1..CHUNK_RANGE_MAX
+
+
+class ChunksReserved(Message, frozen=True):
+    first_sequence: int  # the session may use first_sequence .. first_sequence + count - 1, each with any group
+    count: int
+
+
+class Create(Message, frozen=True):
+    """Make a regular file. Exists already: EEXIST if ``exclusive``, else that file is returned unchanged."""
+
+    who: Credentials
+    parent: InodeId
+    name: bytes
+    mode: int  # permission bits with the umask already taken off
+    exclusive: bool
+
+
+class Created(Message, frozen=True):
+    inode: Inode
+    created: bool  # False: it was there already
+
+
+class Mknod(Message, frozen=True):
+    """Make a regular file, fifo, socket or device node; ``mode`` carries the type. EEXIST if the name is taken."""
+
+    who: Credentials
+    parent: InodeId
+    name: bytes
+    mode: int
+    rdev: int
+
+
+class Mkdir(Message, frozen=True):
+    who: Credentials
+    parent: InodeId
+    name: bytes
+    mode: int
+
+
+class Symlink(Message, frozen=True):
+    who: Credentials
+    parent: InodeId
+    name: bytes
+    target: bytes
+
+
+class Link(Message, frozen=True):
+    who: Credentials
+    ino: InodeId
+    new_parent: InodeId
+    new_name: bytes
+
+
+class Unlink(Message, frozen=True):
+    who: Credentials
+    parent: InodeId
+    name: bytes
+
+
+class Unlinked(Message, frozen=True):
+    """What the name led to, as it is afterwards (``nlink`` may be 0: then it is an orphan until the last close)."""
+
+    inode: Inode
+
+
+class Rmdir(Message, frozen=True):
+    who: Credentials
+    parent: InodeId
+    name: bytes
+
+
+class RenameFlags(enum.IntFlag):
+    """As renameat2(2)."""
+
+    NONE = 0
+    NOREPLACE = 1
+    EXCHANGE = 2
+
+
+class Rename(Message, frozen=True):
+    who: Credentials
+    parent: InodeId
+    name: bytes
+    new_parent: InodeId
+    new_name: bytes
+    flags: int = 0
+
+
+class Renamed(Message, frozen=True):
+    moved: Inode
+    other: Inode | None  # replaced (afterwards: nlink lowered) or exchanged inode
+
+
+class SetAttr(Message, frozen=True):
+    """Change what is not None. ``*_ns`` = -1 means the leader's present time.
+
+    ``by_handle``: the caller holds the file open for writing (ftruncate), which replaces the permission check for
+    ``size_bytes``. Truncation drops inline bytes and extents past the new size; growing makes a hole.
+    """
+
+    who: Credentials
+    ino: InodeId
+    mode: int | None = None  # permission bits
+    uid: int | None = None
+    gid: int | None = None
+    size_bytes: int | None = None
+    atime_ns: int | None = None
+    mtime_ns: int | None = None
+    by_handle: bool = False
+
+
+NOW: Final = -1
+"""In SetAttr: the leader's time. Setting it needs write permission only, as utimensat(UTIME_NOW)."""
+
+
+class XattrFlags(enum.IntEnum):
+    """As setxattr(2)."""
+
+    ANY = 0
+    CREATE = 1
+    REPLACE = 2
+
+
+class SetXattr(Message, frozen=True):
+    who: Credentials
+    ino: InodeId
+    name: bytes
+    value: bytes
+    flags: int = 0
+
+
+class RemoveXattr(Message, frozen=True):
+    who: Credentials
+    ino: InodeId
+    name: bytes
+
+
+class Patch(Message, frozen=True):
+    """Bytes for a file that is stored inline."""
+
+    offset_bytes: int
+    data: bytes
+
+
+class CommitInline(Message, frozen=True):
+    """Write into a file whose bytes are in the metadata.
+
+    Patches are applied in order. ``append``: each patch lands at the end as of then, its offset is ignored. Refused
+    with LayoutConflict if the file has extents or would grow past its ``inline_bytes_max``; nothing is changed then.
+    """
+
+    ino: InodeId
+    patches: tuple[Patch, ...]
+    append: bool = False
+
+
+class CommitExtents(Message, frozen=True):
+    """Link stored chunks into a file.
+
+    Later extents lie over earlier ones. ``append``: the extents' offsets are relative to the end of the file as of
+    this commit. ``inline_version``: a file that was inline leaves the inode with this commit, and the extents hold
+    all its bytes; refused with LayoutConflict unless this is still its ``data_version`` (a file without inline bytes
+    needs no version). ``size_bytes``: the file is at least this long afterwards (None: what the extents say).
+    Each chunk needs ``min_ack`` receipts of current epochs: durable ones if ``durable``.
+    """
+
+    ino: InodeId
+    extents: tuple[Extent, ...]
+    receipts: tuple[Receipt, ...]
+    append: bool = False
+    inline_version: int | None = None
+    size_bytes: int | None = None
+    durable: bool = False
+
+
+class Committed(Message, frozen=True):
+    """``offset_bytes``: where the first patch or extent landed. ``previous_data_version`` is the one before this
+    commit: a client whose cached map is of that version may go on with it."""
+
+    inode: Inode
+    offset_bytes: int
+    previous_data_version: int
+
+
+class Reap(Message, frozen=True):
+    """Remove an orphan's bytes, at most REAP_EXTENTS_MAX extents at a time; the leader's own."""
+
+    ino: InodeId
+
+
+class Reaped(Message, frozen=True):
+    done: bool  # False: more extents are left
+
+
+class RegisterTarget(Message, frozen=True):
+    uuid: bytes
+    node: str
+    address: str
+    capacity_bytes: int
+
+
+class TargetRegistered(Message, frozen=True):
+    target: Target
+    map_epoch: int
+
+
+class SetTargetState(Message, frozen=True):
+    target: TargetId
+    state: TargetState
+
+
+class MapChanged(Message, frozen=True):
+    map_epoch: int
+
+
+class ChunkList(Message, frozen=True):
+    """Request of ADD_GARBAGE (chunks that no file uses and no live session can commit) and DROP_GARBAGE (deleted)."""
+
+    chunks: tuple[ChunkId, ...]
+
+
+OP_TYPES: Final[dict[Op, tuple[type[Message], type[Message]]]] = {
+    Op.OPEN_SESSION: (OpenSession, SessionOpened),
+    Op.END_SESSION: (EndSession, Nothing),
+    Op.RESERVE_CHUNKS: (ReserveChunks, ChunksReserved),
+    Op.CREATE: (Create, Created),
+    Op.MKNOD: (Mknod, Entry),
+    Op.MKDIR: (Mkdir, Entry),
+    Op.SYMLINK: (Symlink, Entry),
+    Op.LINK: (Link, Entry),
+    Op.UNLINK: (Unlink, Unlinked),
+    Op.RMDIR: (Rmdir, Unlinked),
+    Op.RENAME: (Rename, Renamed),
+    Op.SETATTR: (SetAttr, Entry),
+    Op.SETXATTR: (SetXattr, Entry),
+    Op.REMOVEXATTR: (RemoveXattr, Entry),
+    Op.COMMIT_INLINE: (CommitInline, Committed),
+    Op.COMMIT_EXTENTS: (CommitExtents, Committed),
+    Op.REAP: (Reap, Reaped),
+    Op.REGISTER_TARGET: (RegisterTarget, TargetRegistered),
+    Op.SET_TARGET_STATE: (SetTargetState, MapChanged),
+    Op.ADD_GARBAGE: (ChunkList, Nothing),
+    Op.DROP_GARBAGE: (ChunkList, Nothing),
+}
+"""Request and reply struct of each operation. A test holds it complete."""
+
+# --- reads -----------------------------------------------------------------------------------------------------------
+
+
+class Lookup(Message, frozen=True):
+    who: Credentials
+    parent: InodeId
+    name: bytes  # "." and ".." are answered too
+
+
+class LookupMany(Message, frozen=True):
+    """``want_data``: the reply's payload holds the inline bytes of the regular files found, one after the other."""
+
+    who: Credentials
+    items: tuple[tuple[InodeId, bytes], ...]
+    want_data: bool = False
+
+
+class Found(Message, frozen=True):
+    """Answer to one item: ``errno`` 0 and the inode, or an errno. ``data_bytes``: its share of the payload."""
+
+    errno: int
+    inode: Inode | None = None
+    data_bytes: int = 0
+
+
+class FoundMany(Message, frozen=True):
+    """May be shorter than the request when the reply would grow too large: ask again for the rest."""
+
+    items: tuple[Found, ...]
+
+
+class GetAttr(Message, frozen=True):
+    ino: InodeId
+
+
+class ReadLink(Message, frozen=True):
+    ino: InodeId
+
+
+class LinkTarget(Message, frozen=True):
+    target: bytes
+
+
+class ReadDir(Message, frozen=True):
+    """Entries after ``cookie`` (0: from the start), in the order in which they were made.
+
+    A cookie stays valid as long as the directory lives, also when its entry is gone. "." and ".." are not listed.
+    """
+
+    who: Credentials
+    ino: InodeId
+    cookie: int
+    count: int
+
+
+class DirEntry(Message, frozen=True):
+    cookie: int  # > 2 and < 2^63: 0, 1 and 2 are left to the start, "." and ".."
+    name: bytes
+    inode: Inode
+
+
+class Listing(Message, frozen=True):
+    entries: tuple[DirEntry, ...]
+    eof: bool
+
+
+class Access(Message, frozen=True):
+    """EACCES unless ``who`` may do all of ``mask`` (4 read, 2 write, 1 execute or search)."""
+
+    who: Credentials
+    ino: InodeId
+    mask: int
+
+
+class Open(Message, frozen=True):
+    """Check permission, note that ``session`` has the file open, and say what it holds now.
+
+    ``write`` / ``read`` / ``execute`` state the access mode; ``check`` False skips the check (just created).
+    The reply's payload holds the inline bytes, if the file is inline.
+    """
+
+    who: Credentials
+    session: SessionId
+    ino: InodeId
+    read: bool
+    write: bool
+    check: bool = True
+
+
+class Opened(Message, frozen=True):
+    inode: Inode
+
+
+class Release(Message, frozen=True):
+    """The session has these inodes open no more. Unknown ones are ignored."""
+
+    session: SessionId
+    inos: tuple[InodeId, ...]
+
+
+class GetExtents(Message, frozen=True):
+    """Extents that reach into [offset, offset + length), at most ``count``, in order; and the inline bytes as the
+    payload if the file is inline."""
+
+    ino: InodeId
+    offset_bytes: int
+    length_bytes: int
+    count: int = 1000
+
+
+class ExtentMap(Message, frozen=True):
+    inode: Inode
+    extents: tuple[Extent, ...]
+    eof: bool  # no further extent in the range asked for
+
+
+class GetXattr(Message, frozen=True):
+    who: Credentials
+    ino: InodeId
+    name: bytes
+
+
+class XattrValue(Message, frozen=True):
+    value: bytes
+
+
+class ListXattr(Message, frozen=True):
+    who: Credentials
+    ino: InodeId
+
+
+class XattrNames(Message, frozen=True):
+    names: tuple[bytes, ...]
+
+
+class StatFs(Message, frozen=True):
+    """Of the pool: what fits with its replicas taken off."""
+
+
+class FsStat(Message, frozen=True):
+    capacity_bytes: int
+    free_bytes: int
+    inodes: int
+    inodes_free: int
+
+
+class GetMap(Message, frozen=True):
+    pass
+
+
+class Renew(Message, frozen=True):
+    """Keep the session alive. ``opens`` (all inodes it has open) is sent when the last reply asked for it."""
+
+    session: SessionId
+    opens: tuple[InodeId, ...] | None = None
+
+
+class Renewed(Message, frozen=True):
+    ttl_ms: int
+    map_epoch: int
+    want_opens: bool  # the leader is new and does not know what this session has open
+
+
+# --- chunkservers and operators --------------------------------------------------------------------------------------
+
+
+class TargetReport(Message, frozen=True):
+    """One target in a heartbeat. ``inventory``: some of its chunks, a different part each time; ``deleted``: orders
+    of earlier replies that are carried out."""
+
+    target: TargetId
+    epoch: int
+    capacity_bytes: int
+    used_bytes: int
+    chunks: int
+    failed: str = ""  # why the target is out of service; empty: it is well
+    deleted: tuple[ChunkId, ...] = ()
+    inventory: tuple[ChunkId, ...] = ()
+
+
+class Heartbeat(Message, frozen=True):
+    node: str
+    targets: tuple[TargetReport, ...]
+
+
+class TargetOrders(Message, frozen=True):
+    target: TargetId
+    known: bool  # False: register again
+    delete: tuple[ChunkId, ...] = ()
+
+
+class HeartbeatReply(Message, frozen=True):
+    map_epoch: int
+    orders: tuple[TargetOrders, ...]
+
+
+class GetStatus(Message, frozen=True):
+    pass
+
+
+class RaftStatus(Message, frozen=True):
+    node: int
+    leader: int  # 0: unknown
+    leader_address: str
+    term: int
+    commit_index: int
+    applied_index: int
+    members: tuple[tuple[int, str], ...]
+
+
+class TargetUsage(Message, frozen=True):
+    target: TargetId
+    capacity_bytes: int
+    used_bytes: int
+    chunks: int
+    seen_ms_ago: int
+
+
+class SessionInfo(Message, frozen=True):
+    session: SessionId
+    client: str
+    opens: int
+    renewed_ms_ago: int
+
+
+class MdsStatus(Message, frozen=True):
+    raft: RaftStatus
+    map: ClusterMap
+    usage: tuple[TargetUsage, ...]
+    sessions: tuple[SessionInfo, ...]
+    inodes: int
+    inline_files: int
+    inline_bytes: int
+    orphans: int
+    garbage_chunks: int
+    counters: dict[str, int]
+
+
+class CheckNamespace(Message, frozen=True):
+    """Check part of the namespace: inodes from ``after_ino`` on (0: from the start), about ``count`` of them."""
+
+    after_ino: InodeId
+    count: int = 10_000
+
+
+class Finding(Message, frozen=True):
+    """One broken invariant. ``kind`` is a stable word (``wrong-nlink``), ``text`` is for people."""
+
+    kind: str
+    ino: InodeId
+    text: str
+
+
+class NamespaceChecked(Message, frozen=True):
+    """``extents``: every extent of the inodes checked, with its inode, so that the caller can verify the chunks."""
+
+    next_ino: InodeId  # 0: done
+    inodes: int
+    findings: tuple[Finding, ...]
+    extents: tuple[tuple[InodeId, Extent], ...]
+
+
+class ClassifyChunks(Message, frozen=True):
+    """What the metadata know of these chunks."""
+
+    chunks: tuple[ChunkId, ...]
+
+
+class ChunkClass(enum.IntEnum):
+    LINKED = 0  # at least one extent uses it
+    RESERVED = 1  # a live session may still commit it
+    GARBAGE = 2  # waits for its deletion
+    UNKNOWN = 3  # nobody can ever use it
+
+
+class ChunkClasses(Message, frozen=True):
+    classes: tuple[int, ...]
+
+
+class ResolvePath(Message, frozen=True):
+    """Find an inode by its path from the root; the last symlink is not followed. For operators (`shoal info`)."""
+
+    path: bytes
+
+
+CLIENT: Final = "client"
+CHUNKSERVER: Final = "chunkserver"
+MDS: Final = "mds"
+ADMIN: Final = "admin"
+_CLIENTS: Final = frozenset({CLIENT, ADMIN})
+_ANY: Final = frozenset({CLIENT, CHUNKSERVER, ADMIN})
+_BULK: Final = 1 << 20
+
+MUTATE: Final = Method(100, "mds.mutate", Mutate, Mutated, roles=_ANY)
+LOOKUP: Final = Method(101, "mds.lookup", Lookup, Entry, roles=_CLIENTS)
+LOOKUP_MANY: Final = Method(102, "mds.lookup_many", LookupMany, FoundMany, 0, _BULK, _CLIENTS)
+GETATTR: Final = Method(103, "mds.getattr", GetAttr, Entry, roles=_CLIENTS)
+READLINK: Final = Method(104, "mds.readlink", ReadLink, LinkTarget, roles=_CLIENTS)
+READDIR: Final = Method(105, "mds.readdir", ReadDir, Listing, roles=_CLIENTS)
+ACCESS: Final = Method(106, "mds.access", Access, Nothing, roles=_CLIENTS)
+OPEN: Final = Method(107, "mds.open", Open, Opened, 0, _BULK, _CLIENTS)
+RELEASE: Final = Method(108, "mds.release", Release, Nothing, roles=_CLIENTS)
+GET_EXTENTS: Final = Method(109, "mds.get_extents", GetExtents, ExtentMap, 0, _BULK, _CLIENTS)
+GETXATTR: Final = Method(110, "mds.getxattr", GetXattr, XattrValue, roles=_CLIENTS)
+LISTXATTR: Final = Method(111, "mds.listxattr", ListXattr, XattrNames, roles=_CLIENTS)
+STATFS: Final = Method(112, "mds.statfs", StatFs, FsStat, roles=_CLIENTS)
+GET_MAP: Final = Method(113, "mds.get_map", GetMap, ClusterMap, roles=_ANY)
+RENEW: Final = Method(114, "mds.renew", Renew, Renewed, roles=_CLIENTS)
+HEARTBEAT: Final = Method(120, "mds.heartbeat", Heartbeat, HeartbeatReply, roles=frozenset({CHUNKSERVER}))
+STATUS: Final = Method(130, "mds.status", GetStatus, MdsStatus, roles=_CLIENTS)
+CHECK: Final = Method(131, "mds.check", CheckNamespace, NamespaceChecked, roles=frozenset({ADMIN}))
+CLASSIFY_CHUNKS: Final = Method(132, "mds.classify_chunks", ClassifyChunks, ChunkClasses, roles=frozenset({ADMIN}))
+RESOLVE: Final = Method(133, "mds.resolve", ResolvePath, Entry, roles=frozenset({ADMIN}))
+
+assert _BULK <= PAYLOAD_BYTES_MAX
