@@ -124,4 +124,3 @@ SYNC: Final = Method(202, "chunk.sync", SyncChunks, ChunksSynced, roles=_CLIENTS
 LIST: Final = Method(203, "chunk.list", ListChunks, ChunksListed, roles=_ADMIN)
 VERIFY: Final = Method(204, "chunk.verify", VerifyChunks, ChunksVerified, roles=_ADMIN)
 SERVER_STATUS: Final = Method(205, "chunk.status", GetServerStatus, ServerStatus, roles=_CLIENTS)
-

@@ -150,6 +150,10 @@ class DamagedRecord(ShoalError):
 
     code = 2006
 
+    def __init__(self, text: str = "", key: bytes = b"") -> None:
+        super().__init__(text)
+        self.key = key  # the row, so that a check can go on behind it; not sent
+
 
 class ChunkNotReserved(ShoalError):
     """A commit names a chunk that this session never reserved."""
@@ -191,6 +195,10 @@ class TargetDown(ShoalError):
 
     code = 3005
     retry = Retry.REFRESH
+
+
+class StorageFailed(Exception):
+    """This node's own disk is full, failing or damaged: one line for the operator. The process ends; a group goes on."""
 
 
 class UserError(Exception):

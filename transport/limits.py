@@ -36,8 +36,22 @@ HELLO_BYTES_MAX: Final = 4 * KIB  # all that a peer may send before it is known
 HELLO_TIMEOUT_MS: Final = 5_000
 CONNECTIONS_MAX: Final = 4_096  # per listener; further ones are closed at once and counted
 CREDITS_DEFAULT: Final = 256  # requests in flight per connection
+CREDITS_MAX: Final = 65_535
 PAYLOAD_IN_FLIGHT_BYTES_MAX: Final = 256 * MIB  # per listener: request payloads that are held at one time
 ERROR_TEXT_BYTES_MAX: Final = 512
+RECEIVE_SCRATCH_BYTES: Final = 64 * KIB  # per connection; frames up to half of it are received many at a time
+SEND_QUEUED_BYTES_MAX: Final = 8 * MIB  # unsent bytes of a connection: beyond, nothing more is taken from its peer
+NOTIFIES_QUEUED_MAX: Final = 1_024  # one-way messages of a connection that wait for their handler
+STALL_TIMEOUT_MS: Final = 30_000  # a connection that is inside a frame must move a byte in this time
+DIAL_TIMEOUT_MS: Final = 5_000  # connect, TLS handshake and hello together
+REDIAL_MS_MIN: Final = 50  # pause after the first failed dial; it doubles up to the longest
+REDIAL_MS_MAX: Final = 2_000  # a peer that is back is found within this time
+TCP_USER_TIMEOUT_MS: Final = 20_000  # unacknowledged bytes older than this break the connection (tcp(7))
+TCP_KEEPALIVE_IDLE_S: Final = 10
+TCP_KEEPALIVE_INTERVAL_S: Final = 5
+TCP_KEEPALIVE_PROBES: Final = 3  # an idle connection to a dead host is noticed after 10 + 3 * 5 s
+LISTEN_BACKLOG: Final = 1_024
+ACCEPT_PAUSE_MS: Final = 100  # after the process ran out of descriptors
 REQUEST_TIMEOUT_MS_DEFAULT: Final = 10_000
 REQUEST_TIMEOUT_MS_MAX: Final = 600_000
 
@@ -45,6 +59,15 @@ REQUEST_TIMEOUT_MS_MAX: Final = 600_000
 ENTRY_BYTES_MAX: Final = 512 * KIB  # one Raft entry; pysyncobj's fragmentation starts above its 1 MiB batch size
 ENTRY_COMMANDS_MAX: Final = 1024
 ENTRIES_IN_FLIGHT_MAX: Final = 2
+LOG_SEGMENT_BYTES: Final = 16 * MIB  # the log is deleted by whole segments; read back in 10 ms each
+LOG_BYTES_MAX: Final = 512 * MIB  # entries in memory: two checkpoints of the store (256 MiB); Overloaded beyond
+LOG_BEHIND_BYTES_MAX: Final = 64 * MIB  # kept for members that are behind; further behind needs a snapshot
+LOG_BEHIND_ENTRIES_MAX: Final = 50_000  # likewise, at most 5 s of small entries
+APPEND_BYTES_MAX: Final = 1 * MIB  # entries in one message to a follower
+APPEND_ENTRIES_MAX: Final = 1024  # likewise
+APPEND_IN_FLIGHT_MAX: Final = 64  # messages with entries on the way to one follower
+APPEND_IN_FLIGHT_BYTES_MAX: Final = 8 * MIB  # likewise: 1 GiB/s at 8 ms round trip with both syncs
+PEER_QUEUE_MAX: Final = 256  # messages waiting for the connection to one member; dropped and counted beyond
 COMMAND_BYTES_MAX: Final = 256 * KIB  # one operation; 1024 extents with two receipts each are about 120 KiB
 PROPOSALS_QUEUED_MAX: Final = 16_384  # operations that wait for an entry; Overloaded beyond
 OUTCOME_BYTES_MAX: Final = 64 * KIB  # the recorded answer of one operation
@@ -62,6 +85,7 @@ HEARTBEAT_MS: Final = 1_000
 TARGET_DOWN_MS: Final = 6_000  # six lost heartbeats
 ORDERS_PER_HEARTBEAT_MAX: Final = 1_000
 INVENTORY_PER_HEARTBEAT_MAX: Final = 1_000
+CHECKPOINT_MS: Final = 30_000  # of the store; the log grows, and recovery from a power loss replays, no longer than this
 GARBAGE_GRACE_MS_DEFAULT: Final = 900_000  # > 2 x session TTL: a reader with an old extent map still finds its chunk
 
 # --- chunkserver -----------------------------------------------------------------------------------------------------
@@ -70,6 +94,14 @@ TARGET_FULL_PERCENT: Final = 98  # PUT is refused beyond; the rest is for delete
 TARGETS_PER_SERVER_MAX: Final = 64
 CHUNK_LIST_MAX: Final = 10_000  # ids in one LIST or VERIFY message
 DISK_THREADS_PER_TARGET: Final = 8
+RECORD_ALIGN_BYTES: Final = 4 * KIB  # a filesystem block: what a punched hole gives back
+SEGMENT_FILES_OPEN_MAX: Final = 256  # descriptors that one target keeps for reading sealed segments
+INDEX_MAP_BYTES: Final = 256 * 1024 * MIB  # address space for a target's index: 10^9 chunks at about 200 bytes each
+SYNC_PERIOD_MS: Final = 5_000  # what nobody asked to sync is on disk after this at the latest
+HASH_INLINE_BYTES_MAX: Final = 256 * KIB  # hashed in the event loop (about 20 us); more goes to a thread
+READ_INLINE_BYTES_MAX: Final = 256 * KIB  # read in the event loop if it is in the page cache
+DELETES_PENDING_MAX: Final = 4 * 1_000  # delete orders of one target that wait; the service repeats what we drop
+HEARTBEAT_PATIENCE_MS: Final = 3_000  # one heartbeat looks for the leader so long; half of TARGET_DOWN_MS
 
 # --- client ----------------------------------------------------------------------------------------------------------
 FUSE_IO_BYTES_MAX: Final = 1 * MIB  # max_write and max_read
@@ -77,12 +109,33 @@ DIRTY_BYTES_DEFAULT: Final = 256 * MIB  # write-behind budget of one mount; writ
 READ_CACHE_BYTES_DEFAULT: Final = 256 * MIB
 READAHEAD_BYTES_MAX: Final = 16 * MIB
 WRITE_BACK_MS: Final = 5_000  # a dirty byte is committed after this at the latest
+DIRTY_RUN_COST_BYTES: Final = 256  # what one run of dirty bytes takes besides its bytes, as charged to the budget
+UNITS_EXTENTS_MAX: Final = 512  # extents packed into one chunk; at least two units fit one commit
+COMMIT_ATTEMPTS_MAX: Final = 8  # one flush meets a changed layout or a stale receipt this often, then it fails
+STORE_ATTEMPTS_MAX: Final = 8  # groups tried for one chunk
+PUTS_IN_FLIGHT_MAX: Final = 16  # chunks of one mount being stored; 64 MiB of default chunks fill a 10 Gbit/s link
+GETS_IN_FLIGHT_MAX: Final = 32
+FETCH_BYTES_MAX: Final = 1 * MIB  # of one GET: a reader of one block never waits for a whole large chunk
+FLUSHES_IN_FLIGHT_MAX: Final = 16  # files that write-back flushes at one time; far below SLOTS_PER_SESSION
+TARGET_AVOID_MS: Final = 5_000  # a target that failed is tried last for so long; TARGET_DOWN_MS then settles it
+SYNC_CHUNKS_MAX: Final = 1_000  # ids in one SYNC
+UNDURABLE_CHUNKS_MAX: Final = 65_536  # of one file: beyond, write-back stores durably so that fsync stays short
+EXTENTS_CACHED_MAX: Final = 1 << 18  # of one file, about 60 MB; a larger map is forgotten and fetched by pages
+STALE_PAGES_MAX: Final = 16  # extent pages that a busy file may overtake before a read gives up
+FILES_KEPT_MAX: Final = 16_384  # closed files whose extents or unsynced chunks are remembered
+READAHEAD_BYTES_MIN: Final = 256 * KIB  # first window; two FUSE readahead requests of 128 KiB
+PREFETCHES_QUEUED_MAX: Final = 64  # readahead beyond is not done: it is a hint
+PREFETCHES_IN_FLIGHT_MAX: Final = 8
 
-assert HELLO_BYTES_MAX < CONTROL_BYTES_MAX
+assert HELLO_BYTES_MAX < RECEIVE_SCRATCH_BYTES // 2 < CONTROL_BYTES_MAX
+assert CREDITS_DEFAULT <= CREDITS_MAX
 assert BLOCK_BYTES <= CHUNK_BYTES_MIN <= CHUNK_BYTES_DEFAULT <= CHUNK_BYTES_MAX
 assert CHUNK_BYTES_MAX <= PAYLOAD_BYTES_MAX <= PAYLOAD_IN_FLIGHT_BYTES_MAX
 assert INLINE_BYTES_DEFAULT <= INLINE_BYTES_MAX < COMMAND_BYTES_MAX <= ENTRY_BYTES_MAX < CONTROL_BYTES_MAX
+assert ENTRY_BYTES_MAX < APPEND_BYTES_MAX <= APPEND_IN_FLIGHT_BYTES_MAX < LOG_BEHIND_BYTES_MAX < LOG_BYTES_MAX
 assert XATTR_VALUE_BYTES_MAX < COMMAND_BYTES_MAX
 assert OUTCOME_BYTES_MAX < CONTROL_BYTES_MAX
 assert SESSION_RENEW_MS * 4 <= SESSION_TTL_MS
 assert GARBAGE_GRACE_MS_DEFAULT > 2 * SESSION_TTL_MS
+assert 2 * UNITS_EXTENTS_MAX <= EXTENTS_PER_COMMIT_MAX
+assert BLOCK_BYTES <= READAHEAD_BYTES_MIN <= READAHEAD_BYTES_MAX < READ_CACHE_BYTES_DEFAULT

@@ -1,0 +1,74 @@
+"""`shoal chunkserver run`: one chunkserver with its targets."""
+
+import socket
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from shoalfs.transport import daemon
+from shoalfs.transport.config import Config, load
+from shoalfs.transport.errors import UserError
+
+if TYPE_CHECKING:
+    from shoalfs.chunkserver.server import ServerOptions
+
+app = typer.Typer(help="The servers that hold the files' data.", rich_markup_mode=None)
+
+
+@app.callback()
+def group() -> None:
+    """The servers that hold the files' data."""
+
+
+@app.command()
+def run(
+    context: typer.Context,
+    config: Annotated[
+        str | None,
+        typer.Option("--config", envvar="SHOAL_CONFIG", metavar="FILE", help="Configuration (TOML)."),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Its name, and failure domain; else the host's.")] = None,
+    listen: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Where to serve.")] = None,
+    target: Annotated[
+        list[str] | None, typer.Option(metavar="DIR", help="A directory to keep chunks in; may be repeated.")
+    ] = None,
+    mds: Annotated[
+        list[str] | None, typer.Option(metavar="ADDRESS", help="A metadata node; may be repeated.")
+    ] = None,
+) -> None:
+    """Run one chunkserver in the foreground, until SIGTERM. A flag wins over the configuration file."""
+    chosen = load(
+        config,
+        {
+            "chunkserver.name": name,
+            "chunkserver.listen": listen,
+            "chunkserver.targets": [{"path": path} for path in target] if target else None,
+            "chunkserver.mds": mds or None,
+        },
+    )
+    from shoalfs.chunkserver import server
+    from shoalfs.transport.carrier import Carriers
+
+    daemon.run(partial(server.run, server_options(chosen), Carriers.standard(chosen.tls.paths)), context.obj)
+
+
+def server_options(config: Config) -> "ServerOptions":
+    """The server's options as it takes them. Raises UserError if a target or the metadata service is missing."""
+    from shoalfs.chunkserver.server import ServerOptions, TargetOptions
+
+    table = config.chunkserver
+    if not table.targets:
+        raise UserError("chunkserver.targets: none: name a directory with --target or in the configuration")
+    if not table.mds:
+        raise UserError(
+            "chunkserver.mds: none: name a metadata node with --mds ADDRESS or in the configuration"
+        )
+    return ServerOptions(
+        node=table.name or socket.gethostname(),
+        listen=table.listen,
+        targets=tuple(TargetOptions(target.path, target.size) for target in table.targets),
+        mds=tuple(table.mds),
+        advertise=table.advertise,
+        cluster_id=config.cluster.id_bytes or None,
+    )

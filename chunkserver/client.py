@@ -1,0 +1,148 @@
+"""What a client calls to store and fetch chunks. Trusts no server: what it returns was verified end to end.
+
+One call, one request to one target: which replicas to use, and what to do when one fails, is the caller's business.
+Much data is hashed in a thread, little in place.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+import trio
+
+from shoalfs.chunkserver.messages import (
+    GET,
+    LIST,
+    PUT,
+    SERVER_STATUS,
+    SYNC,
+    VERIFY,
+    ChunksListed,
+    GetChunk,
+    GetServerStatus,
+    ListChunks,
+    PutChunk,
+    ServerStatus,
+    SyncChunks,
+    VerifiedChunk,
+    VerifyChunks,
+)
+from shoalfs.mds.messages import Receipt, Target
+from shoalfs.transport.checksum import block_hashes, chunk_hash, damaged_block, hashes_fit
+from shoalfs.transport.errors import ChunkCorrupt, ProtocolViolation
+from shoalfs.transport.frame import Payload
+from shoalfs.transport.ids import ChunkId, InodeId
+from shoalfs.transport.limits import BLOCK_BYTES, HASH_INLINE_BYTES_MAX, REQUEST_TIMEOUT_MS_DEFAULT
+from shoalfs.transport.link import buffers_of
+from shoalfs.transport.network import Network
+
+
+async def hash_chunk(payload: Payload) -> bytes:
+    """The hash that PUT and the extent of a chunk with these bytes carry."""
+    buffers = buffers_of(payload)
+    if sum(map(len, buffers)) <= HASH_INLINE_BYTES_MAX:
+        return chunk_hash(block_hashes(buffers))
+    return chunk_hash(await trio.to_thread.run_sync(block_hashes, buffers))
+
+
+class ChunkClient:
+    """Every method raises PeerUnreachable, DeadlineExceeded and TargetDown beside what it names itself."""
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+
+    async def put(
+        self,
+        target: Target,
+        *,
+        chunk: ChunkId,
+        ino: InodeId,
+        offset_bytes: int,
+        payload: Payload,
+        chunk_hash: bytes,
+        durable: bool,
+        timeout_ms: int = REQUEST_TIMEOUT_MS_DEFAULT,
+    ) -> Receipt:
+        """Store ``payload`` as ``chunk``; it is not to change meanwhile. Repeating it is harmless.
+
+        ``durable``: the receipt comes when the chunk is on disk. Raises ChunkCorrupt (it changed on the way),
+        ChunkConflict, TargetFull. Cancelled: it may be stored or not.
+        """
+        request = PutChunk(target.id, chunk, ino, offset_bytes, chunk_hash, durable)
+        reply = await self._network.call(target.address, PUT, request, payload, timeout_ms=timeout_ms)
+        _check_receipts(target, (chunk,), (reply.body.receipt,), durable=durable)
+        return reply.body.receipt
+
+    async def get(
+        self,
+        target: Target,
+        *,
+        chunk: ChunkId,
+        chunk_bytes: int,
+        chunk_hash: bytes,
+        offset_bytes: int,
+        length_bytes: int,
+        timeout_ms: int = REQUEST_TIMEOUT_MS_DEFAULT,
+    ) -> memoryview:
+        """Exactly this range of the chunk, whose length and hash are those of its extent.
+
+        Raises ChunkMissing, and ChunkCorrupt if what came is not it. Keep the view no longer than needed: it holds
+        the blocks around the range in memory.
+        """
+        request = GetChunk(target.id, chunk, offset_bytes, length_bytes)
+        body, payload = await self._network.call(target.address, GET, request, timeout_ms=timeout_ms)
+        start = offset_bytes // BLOCK_BYTES * BLOCK_BYTES
+        end = offset_bytes + length_bytes
+        stop = min(-(-end // BLOCK_BYTES) * BLOCK_BYTES, chunk_bytes)
+        if body.offset_bytes != start or len(payload) != stop - start:
+            raise ChunkCorrupt(f"target {target.id} answered with another range of chunk {chunk:#x}")
+        if not hashes_fit(body.block_hashes, chunk_bytes, chunk_hash):
+            raise ChunkCorrupt(f"target {target.id} has another chunk {chunk:#x} than the file")
+        find = partial(damaged_block, payload, body.block_hashes, start // BLOCK_BYTES)
+        damaged = find() if len(payload) <= HASH_INLINE_BYTES_MAX else await trio.to_thread.run_sync(find)
+        if damaged is not None:
+            raise ChunkCorrupt(f"block {damaged} of chunk {chunk:#x} came damaged from target {target.id}")
+        return payload[offset_bytes - start : end - start]
+
+    async def sync(
+        self, target: Target, chunks: Sequence[ChunkId], *, timeout_ms: int = REQUEST_TIMEOUT_MS_DEFAULT
+    ) -> tuple[Receipt, ...]:
+        """Durable receipts for chunks that were stored before, in their order. Raises ChunkMissing."""
+        request = SyncChunks(target.id, tuple(chunks))
+        reply = await self._network.call(target.address, SYNC, request, timeout_ms=timeout_ms)
+        _check_receipts(target, request.chunks, reply.body.receipts, durable=True)
+        return reply.body.receipts
+
+    async def list(self, target: Target, *, after: ChunkId, count: int) -> ChunksListed:
+        """Up to ``count`` (1..CHUNK_LIST_MAX) chunks of the target with a higher id, in rising order."""
+        request = ListChunks(target.id, after, count)
+        return (await self._network.call(target.address, LIST, request)).body
+
+    async def verify(
+        self,
+        target: Target,
+        chunks: Sequence[ChunkId],
+        *,
+        deep: bool,
+        timeout_ms: int = REQUEST_TIMEOUT_MS_DEFAULT,
+    ) -> tuple[VerifiedChunk, ...]:
+        """What the target has of each chunk, in their order. ``deep``: it reads every byte first."""
+        request = VerifyChunks(target.id, tuple(chunks), deep)
+        reply = await self._network.call(target.address, VERIFY, request, timeout_ms=timeout_ms)
+        if len(reply.body.chunks) != len(chunks):
+            raise ProtocolViolation(f"{target.address} verified {len(reply.body.chunks)} of {len(chunks)}")
+        return reply.body.chunks
+
+    async def status(self, address: str) -> ServerStatus:
+        """Of the chunkserver at this address."""
+        return (await self._network.call(address, SERVER_STATUS, GetServerStatus())).body
+
+
+def _check_receipts(
+    target: Target, chunks: Sequence[ChunkId], receipts: Sequence[Receipt], *, durable: bool
+) -> None:
+    """Raises ProtocolViolation unless there is one receipt for each chunk, of this target, as durable as asked for."""
+    stated = [(receipt.chunk, receipt.target) for receipt in receipts]
+    if stated != [(chunk, target.id) for chunk in chunks] or not all(
+        receipt.durable >= durable for receipt in receipts
+    ):
+        raise ProtocolViolation(f"{target.address} sent receipts for something else")

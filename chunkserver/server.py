@@ -1,0 +1,146 @@
+"""Builds a chunkserver from its options and runs it.
+
+Order of the start: learn which cluster this is; open the targets (which recovers them); listen; register and beat.
+At the end everything that was stored is put on disk, whatever ended the server.
+
+A target whose disk does not answer is left out and shown as failed; a mistake in the options (a directory of another
+cluster, one that is in use) stops the start.
+"""
+
+import contextlib
+import logging
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Final, Never
+
+import trio
+
+from shoalfs.chunkserver.directory import cluster_of
+from shoalfs.chunkserver.disk import RealDisk
+from shoalfs.chunkserver.heartbeat import Heart
+from shoalfs.chunkserver.index import IndexDamaged
+from shoalfs.chunkserver.service import ChunkService
+from shoalfs.chunkserver.store import ChunkStore
+from shoalfs.chunkserver.target import Target, open_target
+from shoalfs.mds.client import Leader
+from shoalfs.mds.messages import CHUNKSERVER, GET_MAP, GetMap
+from shoalfs.transport.carrier import Carriers
+from shoalfs.transport.errors import PeerUnreachable, TargetDown, UserError
+from shoalfs.transport.limits import HEARTBEAT_PATIENCE_MS, TARGETS_PER_SERVER_MAX
+from shoalfs.transport.network import open_network
+from shoalfs.transport.rpc import serve
+from shoalfs.transport.session import Hello
+
+_log: Final = logging.getLogger("shoal.chunkserver.server")
+
+
+@dataclass(frozen=True)
+class TargetOptions:
+    """One directory to store in. ``size_limit_bytes`` None: as much as its filesystem holds."""
+
+    path: str
+    size_limit_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """``advertise``: the address that clients are told, None: the one it listens on. ``cluster_id`` None: that of the
+    targets, or at the first start of all what the metadata service says. ``mds``: any of its members."""
+
+    node: str
+    listen: str
+    targets: tuple[TargetOptions, ...]
+    mds: tuple[str, ...]
+    advertise: str | None = None
+    cluster_id: bytes | None = None
+
+
+async def run(
+    options: ServerOptions,
+    carriers: Carriers,
+    *,
+    task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
+) -> Never:
+    """Serve until cancelled. Started with ``nursery.start()`` it returns the address once it listens.
+
+    Raises UserError.
+    """
+    _check(options)
+    disk = RealDisk()
+    cluster_id = options.cluster_id or _cluster_of_targets(disk, options.targets)
+    if cluster_id is None:
+        cluster_id = await _ask_cluster_id(options, carriers)
+    hello = Hello(cluster_id=cluster_id, role=CHUNKSERVER, name=options.node)
+    async with contextlib.AsyncExitStack() as stack:
+        targets, dead = await _open_targets(stack, disk, options.targets, cluster_id)
+        service = ChunkService(options.node, targets, dead)
+        network = await stack.enter_async_context(open_network(carriers, hello))
+        leader = Leader(network, options.mds, HEARTBEAT_PATIENCE_MS)
+        async with trio.open_nursery() as nursery:
+            address = await nursery.start(serve, carriers, options.listen, service.rpc, hello)
+            heart = Heart(leader, options.node, options.advertise or address, targets)
+            nursery.start_soon(heart.run)
+            _log.info("%s serves %d targets on %s", options.node, len(targets), address)
+            task_status.started(address)
+    raise AssertionError("a server ends by being cancelled")
+
+
+def _check(options: ServerOptions) -> None:
+    if not options.mds:
+        raise UserError("a chunkserver needs the address of a metadata server")
+    if not 0 < len(options.targets) <= TARGETS_PER_SERVER_MAX:
+        raise UserError(
+            f"a chunkserver has 1 to {TARGETS_PER_SERVER_MAX} targets, not {len(options.targets)}"
+        )
+
+
+def _cluster_of_targets(disk: RealDisk, targets: Sequence[TargetOptions]) -> bytes | None:
+    """The cluster that the first initialised target belongs to. Opening the others compares them with it."""
+    for target in targets:
+        cluster_id = cluster_of(disk, target.path)
+        if cluster_id is not None:
+            return cluster_id
+    return None
+
+
+async def _ask_cluster_id(options: ServerOptions, carriers: Carriers) -> bytes:
+    """At the first start of all: the metadata service says which cluster this is. Waits for it as long as it takes."""
+    hello = Hello(cluster_id=b"", role=CHUNKSERVER, name=options.node)
+    async with open_network(carriers, hello) as network:
+        leader = Leader(network, options.mds, HEARTBEAT_PATIENCE_MS)
+        while True:
+            try:
+                reply = await leader.call(GET_MAP, GetMap())
+            except PeerUnreachable as error:
+                _log.warning("waiting for the metadata service to learn the cluster's id: %s", error)
+            else:
+                return reply.body.cluster_id
+
+
+async def _open_targets(
+    stack: contextlib.AsyncExitStack, disk: RealDisk, targets: Sequence[TargetOptions], cluster_id: bytes
+) -> tuple[list[Target], list[tuple[str, str]]]:
+    """The targets that can serve, and path and reason of those that cannot."""
+    opened: list[Target] = []
+    dead: list[tuple[str, str]] = []
+    for target in targets:
+        open_store = partial(
+            ChunkStore,
+            disk,
+            target.path,
+            cluster_id=cluster_id,
+            fresh_uuid=secrets.token_bytes(16),
+            clock_ns=time.time_ns,
+            size_limit_bytes=target.size_limit_bytes,
+        )
+        try:
+            opened.append(await stack.enter_async_context(open_target(open_store)))
+        except (TargetDown, OSError, IndexDamaged) as error:
+            _log.error("%s is left out: %s", target.path, error)
+            dead.append((target.path, str(error)))
+    if not opened:
+        raise UserError(f"no target can be opened; the first: {dead[0][0]}: {dead[0][1]}")
+    return opened, dead

@@ -1,0 +1,142 @@
+"""Answers the methods of chunkserver/messages.py from the targets of this server. Knows no sockets.
+
+The one rule: a target is addressed by the number that the metadata service gave it; before it has one, and for any
+number that is not ours, the answer is TargetDown, so that the caller fetches the cluster map again.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+from typing import Final
+
+from shoalfs.chunkserver.messages import (
+    GET,
+    LIST,
+    PUT,
+    SERVER_STATUS,
+    SYNC,
+    VERIFY,
+    ChunkRead,
+    ChunksListed,
+    ChunksSynced,
+    ChunkStored,
+    ChunksVerified,
+    GetChunk,
+    GetServerStatus,
+    ListChunks,
+    ListedChunk,
+    PutChunk,
+    ServerStatus,
+    SyncChunks,
+    TargetStatus,
+    VerifiedChunk,
+    VerifyChunks,
+)
+from shoalfs.chunkserver.target import Target
+from shoalfs.transport.errors import BadMessage, ChunkCorrupt, ChunkMissing, TargetDown, wire_code
+from shoalfs.transport.ids import ChunkId, TargetId
+from shoalfs.transport.limits import CHUNK_LIST_MAX
+from shoalfs.transport.rpc import Call, Service
+
+_ID_MAX: Final = (1 << 64) - 1
+
+
+class ChunkService:
+    """``dead``: path and reason of configured targets that could not be opened; they are only shown."""
+
+    def __init__(self, node: str, targets: Sequence[Target], dead: Sequence[tuple[str, str]] = ()) -> None:
+        self._node = node
+        self._targets = tuple(targets)
+        self._dead = tuple(dead)
+        self.rpc = Service()
+        self.rpc.add(PUT, self._put)
+        self.rpc.add(GET, self._get)
+        self.rpc.add(SYNC, self._sync)
+        self.rpc.add(LIST, self._list)
+        self.rpc.add(VERIFY, self._verify)
+        self.rpc.add(SERVER_STATUS, self._status)
+
+    def _target(self, number: TargetId) -> Target:
+        for target in self._targets:
+            if target.id == number and number:
+                return target
+        raise TargetDown(f"target {number} is not on {self._node}")
+
+    async def _put(self, call: Call, request: PutChunk, payload: memoryview) -> ChunkStored:
+        _check_ids(request.chunk, request.ino, request.offset_bytes)
+        receipt = await self._target(request.target).put(
+            chunk=request.chunk,
+            ino=request.ino,
+            offset_bytes=request.offset_bytes,
+            data=[payload],
+            chunk_hash=request.chunk_hash,
+            durable=request.durable,
+        )
+        return ChunkStored(receipt)
+
+    async def _get(self, call: Call, request: GetChunk, payload: memoryview) -> tuple[ChunkRead, memoryview]:
+        _check_ids(request.chunk)
+        blocks = await self._target(request.target).get(
+            request.chunk, request.offset_bytes, request.length_bytes
+        )
+        return ChunkRead(blocks.offset_bytes, blocks.chunk_bytes, blocks.block_hashes), blocks.data
+
+    async def _sync(self, call: Call, request: SyncChunks, payload: memoryview) -> ChunksSynced:
+        _check_ids(*request.chunks)
+        return ChunksSynced(await self._target(request.target).sync(request.chunks))
+
+    async def _list(self, call: Call, request: ListChunks, payload: memoryview) -> ChunksListed:
+        _check_ids(request.after)
+        if not 0 < request.count <= CHUNK_LIST_MAX:
+            raise BadMessage(f"count must be 1..{CHUNK_LIST_MAX}")
+        # One more than asked for tells whether that was all.
+        found = await self._target(request.target).chunks_after(request.after, request.count + 1)
+        listed = (ListedChunk(chunk, row.chunk_bytes, row.stored_ns) for chunk, row in found[: request.count])
+        return ChunksListed(tuple(listed), eof=len(found) <= request.count)
+
+    async def _verify(self, call: Call, request: VerifyChunks, payload: memoryview) -> ChunksVerified:
+        _check_ids(*request.chunks)
+        if len(request.chunks) > CHUNK_LIST_MAX:
+            raise BadMessage(f"at most {CHUNK_LIST_MAX} chunks")
+        target = self._target(request.target)
+        verify = partial(_verify_one, target, deep=request.deep)
+        return ChunksVerified(tuple([await verify(chunk) for chunk in request.chunks]))
+
+    async def _status(self, call: Call, request: GetServerStatus, payload: memoryview) -> ServerStatus:
+        living = [await _target_status(target) for target in self._targets]
+        dead = [TargetStatus(TargetId(0), b"", path, 0, 0, 0, 0, 0, 0, reason) for path, reason in self._dead]
+        counters = Counter(self.rpc.counters)
+        for target in self._targets:
+            counters.update(target.counters)
+        return ServerStatus(self._node, (*living, *dead), dict(counters))
+
+
+async def _verify_one(target: Target, chunk: ChunkId, *, deep: bool) -> VerifiedChunk:
+    try:
+        row = await target.verify(chunk, deep=deep)
+    except (ChunkMissing, ChunkCorrupt) as error:
+        return VerifiedChunk(wire_code(error))
+    return VerifiedChunk(0, row.chunk_bytes, row.chunk_hash)
+
+
+async def _target_status(target: Target) -> TargetStatus:
+    usage = await target.usage()
+    return TargetStatus(
+        target.id,
+        target.uuid,
+        target.path,
+        target.epoch,
+        usage.capacity_bytes,
+        usage.used_bytes,
+        usage.chunks,
+        usage.segments,
+        usage.quarantined,
+        target.failed,
+    )
+
+
+def _check_ids(*numbers: int) -> None:
+    """Raises BadMessage for a number that does not fit the store's 64 bits."""
+    for number in numbers:
+        if not 0 <= number < _ID_MAX:
+            raise BadMessage(f"{number} is no id")

@@ -1,0 +1,201 @@
+"""A target as the server uses it: the store behind threads, with group sync and receipts.
+
+What the store does blocks, so it runs in worker threads, DISK_THREADS_PER_TARGET at a time. A sync is asked for by many
+and done once: who asks while an fdatasync runs is served by the next one, of the segments asked for by then. What
+nobody asks for is synced every SYNC_PERIOD_MS.
+
+The one rule: a receipt is made after the fact it states. Its epoch is the one that the metadata service gave at the
+last registration; before the first there are no receipts, because nobody knows the target's number.
+"""
+
+import contextlib
+import logging
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Final, TypeVar
+
+import trio
+
+from shoalfs.chunkserver.index import Row
+from shoalfs.chunkserver.reader import Blocks
+from shoalfs.chunkserver.store import ChunkStore, Usage
+from shoalfs.mds.messages import Receipt
+from shoalfs.transport.errors import TargetDown, TargetFull
+from shoalfs.transport.frame import Buffer
+from shoalfs.transport.ids import ChunkId, InodeId, TargetId
+from shoalfs.transport.limits import DISK_THREADS_PER_TARGET, READ_INLINE_BYTES_MAX, SYNC_PERIOD_MS
+
+_log: Final = logging.getLogger("shoal.chunkserver.target")
+_T = TypeVar("_T")
+
+
+@dataclass(eq=False)
+class _SyncRound:
+    """One sync of one segment, and all who wait for it. ``error``: why it failed; set before ``done``."""
+
+    done: trio.Event = field(default_factory=trio.Event)
+    error: TargetDown | None = None
+
+    async def wait(self) -> None:
+        await self.done.wait()
+        if self.error is not None:
+            raise self.error
+
+
+class Target:
+    """Made by :func:`open_target`. ``id`` and ``epoch`` are 0 until :meth:`enrol`."""
+
+    def __init__(self, store: ChunkStore) -> None:
+        self.id = TargetId(0)
+        self.epoch = 0
+        self._store = store
+        self._threads = trio.CapacityLimiter(DISK_THREADS_PER_TARGET)
+        self._sync_threads = trio.CapacityLimiter(1)  # a sync must not wait behind reads
+        self._next_rounds: dict[int, _SyncRound] = {}  # segment -> the round that has not begun
+        self._sync_wanted = trio.Event()
+
+    @property
+    def path(self) -> str:
+        return self._store.path
+
+    @property
+    def uuid(self) -> bytes:
+        return self._store.uuid
+
+    @property
+    def failed(self) -> str:
+        """Why nothing is written any more; empty while all is well."""
+        return self._store.failed
+
+    @property
+    def counters(self) -> Counter[str]:
+        return self._store.counters
+
+    def enrol(self, target: TargetId, epoch: int) -> None:
+        """The metadata service knows this target by this number; receipts carry this epoch from now on."""
+        self.id = target
+        self.epoch = epoch
+
+    async def put(
+        self,
+        *,
+        chunk: ChunkId,
+        ino: InodeId,
+        offset_bytes: int,
+        data: Sequence[Buffer],
+        chunk_hash: bytes,
+        durable: bool,
+    ) -> Receipt:
+        """Store a chunk; ``durable``: and return when it is on disk. ``data`` is not to change until then.
+
+        Raises ChunkCorrupt, ChunkConflict, TargetFull, TargetDown, BadMessage. Cancelled: it may be stored or not.
+        """
+        store = partial(
+            self._store.put,
+            chunk=chunk,
+            ino=ino,
+            offset_bytes=offset_bytes,
+            data=data,
+            expected_hash=chunk_hash,
+        )
+        segment = await self._in_thread(store)
+        if durable:
+            await self._join_round(segment).wait()
+        return self._receipt(chunk, durable=durable)
+
+    async def get(self, chunk: ChunkId, offset_bytes: int, length_bytes: int) -> Blocks:
+        """The verified blocks that cover the range. Raises ChunkMissing, ChunkCorrupt, BadMessage."""
+        if length_bytes <= READ_INLINE_BYTES_MAX:  # a thread costs more than copying this from memory
+            blocks = self._store.reader.get_cached(chunk, offset_bytes, length_bytes)
+            if blocks is not None:
+                await trio.lowlevel.checkpoint()
+                return blocks
+        return await self._in_thread(self._store.reader.get, chunk, offset_bytes, length_bytes)
+
+    async def sync(self, chunks: Sequence[ChunkId]) -> tuple[Receipt, ...]:
+        """Put these chunks on disk. Raises ChunkMissing, TargetDown."""
+        segments = await self._in_thread(self._store.segments_of, chunks)
+        for round_ in [self._join_round(segment) for segment in segments]:
+            await round_.wait()
+        return tuple(self._receipt(chunk, durable=True) for chunk in chunks)
+
+    async def delete(self, chunks: Iterable[ChunkId]) -> None:
+        """The chunks are gone for good when it returns. Raises TargetDown, TargetFull."""
+        await self._in_thread(self._store.delete, tuple(chunks))
+
+    async def chunks_after(self, chunk: ChunkId, count: int) -> list[tuple[ChunkId, Row]]:
+        """Up to ``count`` chunks with a higher id, in rising order."""
+        return await self._in_thread(self._store.chunks_after, chunk, count)
+
+    async def verify(self, chunk: ChunkId, *, deep: bool) -> Row:
+        """What is stored of the chunk. ``deep``: after comparing every byte. Raises ChunkMissing, ChunkCorrupt."""
+        return await self._in_thread(partial(self._store.verify, chunk, deep=deep))
+
+    async def usage(self) -> Usage:
+        return await self._in_thread(self._store.usage)
+
+    def _receipt(self, chunk: ChunkId, *, durable: bool) -> Receipt:
+        return Receipt(chunk, self.id, self.epoch, durable)
+
+    async def _in_thread(self, work: Callable[..., _T], *arguments: object) -> _T:
+        return await trio.to_thread.run_sync(work, *arguments, limiter=self._threads)
+
+    # --- group sync --------------------------------------------------------------------------------------------------
+
+    def _join_round(self, segment: int) -> _SyncRound:
+        """The sync of the segment that begins after this call."""
+        self._sync_wanted.set()
+        return self._next_rounds.setdefault(segment, _SyncRound())
+
+    async def run_syncs(self) -> None:
+        """Carry out the syncs that are asked for, and one of everything every SYNC_PERIOD_MS. Runs until cancelled."""
+        next_full = trio.current_time() + SYNC_PERIOD_MS / 1000
+        while True:
+            with trio.move_on_at(next_full):
+                await self._sync_wanted.wait()
+            self._sync_wanted = trio.Event()
+            rounds, self._next_rounds = self._next_rounds, {}
+            for segment, round_ in rounds.items():
+                await self._run_round(segment, round_)
+            if trio.current_time() >= next_full:
+                await self._sync_everything()
+                next_full = trio.current_time() + SYNC_PERIOD_MS / 1000
+
+    async def _run_round(self, segment: int, round_: _SyncRound) -> None:
+        round_.error = TargetDown(f"{self.path} is being closed")  # for those who wait if this is cancelled
+        try:
+            await trio.to_thread.run_sync(self._store.sync, segment, limiter=self._sync_threads)
+        except TargetDown as error:
+            round_.error = error
+        else:
+            round_.error = None
+        finally:
+            round_.done.set()
+
+    async def _sync_everything(self) -> None:
+        if self.failed:
+            return
+        try:
+            await trio.to_thread.run_sync(self._store.sync_round, limiter=self._sync_threads)
+        except (TargetDown, TargetFull) as error:
+            _log.error("%s: periodic sync: %s", self.path, error)
+
+
+@contextlib.asynccontextmanager
+async def open_target(open_store: Callable[[], ChunkStore]) -> AsyncIterator[Target]:
+    """A target in service for as long as the block runs; afterwards it is put on disk and closed.
+
+    ``open_store`` runs in a thread and may take long (recovery). Raises what it raises.
+    """
+    store = await trio.to_thread.run_sync(open_store)
+    target = Target(store)
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(target.run_syncs)
+            yield target
+            nursery.cancel_scope.cancel()
+    finally:
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(store.close)

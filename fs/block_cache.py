@@ -1,0 +1,66 @@
+"""BlockCache: verified bytes of chunks, bounded, least recently used ones go first. Pure.
+
+Chunks never change, so nothing here is ever stale. What is kept is what one GET brought: a run of whole
+blocks in one buffer. Runs are kept and dropped as they came, so the bound counts exactly the memory that is
+held.
+"""
+
+from collections import OrderedDict
+from typing import NamedTuple
+
+from shoalfs.transport.ids import ChunkId
+from shoalfs.transport.limits import BLOCK_BYTES
+
+
+class Run(NamedTuple):
+    """``data`` is the chunk's bytes from block ``first`` on: whole blocks, the chunk's last one may be
+    short."""
+
+    chunk: ChunkId
+    first: int
+    data: memoryview
+
+    @property
+    def blocks(self) -> range:
+        return range(self.first, self.first + -(-len(self.data) // BLOCK_BYTES))
+
+    def block(self, block: int) -> memoryview:
+        start = (block - self.first) * BLOCK_BYTES
+        return self.data[start : start + BLOCK_BYTES]
+
+
+class BlockCache:
+    """Invariant: ``size_bytes`` is the sum of the runs and at most ``limit_bytes``; each block leads to a run
+    that is kept and has it."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit_bytes = limit_bytes
+        self.size_bytes = 0
+        self._runs: OrderedDict[tuple[ChunkId, int], Run] = OrderedDict()
+        self._by_block: dict[tuple[ChunkId, int], Run] = {}
+
+    def get(self, chunk: ChunkId, block: int) -> memoryview | None:
+        run = self._by_block.get((chunk, block))
+        if run is None:
+            return None
+        self._runs.move_to_end((chunk, run.first))
+        return run.block(block)
+
+    def __contains__(self, key: tuple[ChunkId, int]) -> bool:
+        return key in self._by_block
+
+    def put(self, run: Run) -> None:
+        if len(run.data) > self.limit_bytes or (run.chunk, run.first) in self._runs:
+            return
+        self._runs[run.chunk, run.first] = run
+        self.size_bytes += len(run.data)
+        for block in run.blocks:
+            self._by_block.setdefault((run.chunk, block), run)
+        while self.size_bytes > self.limit_bytes:
+            self._evict(self._runs.popitem(last=False)[1])
+
+    def _evict(self, run: Run) -> None:
+        self.size_bytes -= len(run.data)
+        for block in run.blocks:
+            if self._by_block.get((run.chunk, block)) is run:
+                del self._by_block[run.chunk, block]

@@ -1,0 +1,286 @@
+"""`shoal fsck`: check the namespace, that every extent has its chunks, and that every chunk has its file.
+
+This module asks; what the answers mean is decided in :mod:`shoalfs.fs.fsck`. It holds one page of the
+namespace and one page of a target's chunks at a time.
+"""
+
+import os
+import time
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
+
+import msgspec
+import typer
+
+from shoalfs.fs.cli.cluster import ConfigOption, MdsOption, Operator, StateOption, call, locate
+from shoalfs.fs.cli.output import Format, OutputOption, print_json, progress
+from shoalfs.transport.limits import CHUNK_LIST_MAX, GARBAGE_GRACE_MS_DEFAULT, REQUEST_TIMEOUT_MS_MAX
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator, Sequence
+
+    from shoalfs.chunkserver.messages import VerifiedChunk
+    from shoalfs.fs.fsck import Finding, Replica
+    from shoalfs.mds.messages import ClusterMap, NamespaceChecked, Target
+    from shoalfs.transport.ids import ChunkId, InodeId, TargetId
+    from shoalfs.transport.method import Method
+
+Q = TypeVar("Q", bound=msgspec.Struct)
+A = TypeVar("A", bound=msgspec.Struct)
+
+FINDINGS_MAX: Final = 10_000  # kept and shown; further ones are only counted
+_DEEP_CHUNKS: Final = (
+    32  # per request when all bytes are read: 2 GiB at the largest chunks, within the time limit
+)
+_WALK_ENTRIES_MAX: Final = 1_000_000  # directory entries looked at to find the paths of what was found
+
+
+@dataclass
+class Report:
+    """What was checked, and what was found."""
+
+    inodes: int = 0
+    extents: int = 0
+    replicas: int = 0
+    chunks_listed: int = 0
+    young_unknown_chunks: int = 0
+    findings: "list[Finding]" = field(default_factory=list)
+    findings_left_out: int = 0
+
+    def add(self, findings: "Sequence[Finding]") -> None:
+        room = FINDINGS_MAX - len(self.findings)
+        self.findings += findings[:room]
+        self.findings_left_out += max(0, len(findings) - room)
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "clean": not self.findings,
+            "inodes": self.inodes,
+            "extents": self.extents,
+            "replicas": self.replicas,
+            "chunks_listed": self.chunks_listed,
+            "young_unknown_chunks": self.young_unknown_chunks,
+            "findings": [found.as_json() for found in self.findings],
+            "findings_left_out": self.findings_left_out,
+        }
+
+
+def fsck(
+    deep: Annotated[bool, typer.Option("--deep", help="Read all data and compare every hash.")] = False,
+    grace_s: Annotated[
+        int, typer.Option("--grace", min=0, metavar="S", help="How old an unknown chunk may be.")
+    ] = GARBAGE_GRACE_MS_DEFAULT // 1000,
+    as_json: Annotated[bool, typer.Option("--json", help="The same as -o json.")] = False,
+    output: OutputOption = Format.TABLE,
+    mds: MdsOption = None,
+    config: ConfigOption = None,
+    state: StateOption = None,
+) -> None:
+    """Check the filesystem while it is in use. Exit code 0 if it is clean, 1 if anything was found."""
+    report = call(locate(mds, config, state), partial(check, deep=deep, grace_ms=grace_s * 1000))
+    if as_json or output is Format.JSON:
+        print_json(report.as_json())
+    else:
+        for found in report.findings:
+            typer.echo(found.line())
+        typer.echo(_summary(report))
+    if report.findings:
+        raise typer.Exit(1)
+
+
+async def check(operator: Operator, *, deep: bool, grace_ms: int) -> Report:
+    """Check everything. Raises ShoalError if the metadata service cannot be asked."""
+    from shoalfs.fs.fsck import with_paths
+    from shoalfs.mds.messages import GET_MAP, STATUS, GetMap, GetStatus
+
+    report = Report()
+    with progress() as shown:
+        inodes = (await operator.leader.call(STATUS, GetStatus())).body.inodes
+        map_ = (await operator.leader.call(GET_MAP, GetMap())).body
+        files = shown.add_task("inodes", total=inodes)
+        targets = _Targets(operator, map_, report)
+        async for page in _namespace(operator):
+            await _check_page(operator, targets, page, report, deep=deep)
+            shown.update(files, completed=report.inodes, total=max(inodes, report.inodes))
+        stored = shown.add_task("targets", total=len(map_.targets))
+        for target in map_.targets:
+            await _check_target(operator, targets, target, report, grace_ms)
+            shown.advance(stored)
+    wanted = {found.ino for found in report.findings if found.ino}
+    if wanted:
+        report.findings = with_paths(report.findings, await _find_paths(operator, wanted))
+    return report
+
+
+class _Targets:
+    """The chunkservers' targets. One that does not answer is reported once and not asked again."""
+
+    def __init__(self, operator: Operator, map_: "ClusterMap", report: Report) -> None:
+        from shoalfs.fs.fsck import holders
+
+        self.groups = holders(map_)
+        self._network = operator.network
+        self._by_id = {target.id: target for target in map_.targets}
+        self._lost: set[TargetId] = set()
+        self._report = report
+
+    async def ask(self, target: "TargetId", method: "Method[Q, A]", request: Q) -> A | None:
+        """The reply, or None if the target does not answer."""
+        from shoalfs.fs.fsck import unreachable
+        from shoalfs.transport.errors import ShoalError
+
+        if target in self._lost:
+            return None
+        address = self._by_id[target].address
+        try:
+            return (
+                await self._network.call(address, method, request, timeout_ms=REQUEST_TIMEOUT_MS_MAX)
+            ).body
+        except ShoalError as error:
+            if target not in self._lost:
+                self._lost.add(target)
+                self._report.add([unreachable(self._by_id[target], str(error))])
+            return None
+
+
+async def _namespace(operator: Operator) -> "AsyncIterator[NamespaceChecked]":
+    """The namespace page by page."""
+    from shoalfs.mds.messages import CHECK, CheckNamespace
+    from shoalfs.transport.ids import InodeId
+
+    after = InodeId(0)
+    while True:
+        page = (await operator.leader.call(CHECK, CheckNamespace(after))).body
+        yield page
+        if not page.next_ino:
+            return
+        assert page.next_ino > after, "pages go forward"
+        after = page.next_ino
+
+
+async def _check_page(
+    operator: Operator, targets: _Targets, page: "NamespaceChecked", report: Report, *, deep: bool
+) -> None:
+    """One page of inodes: the namespace's findings, and every replica of every chunk they name."""
+    import trio
+
+    from shoalfs.fs import fsck as judging
+    from shoalfs.mds.messages import ChunkClass
+
+    expected, conflicts = judging.expected_chunks(page.extents)
+    by_target, homeless = judging.replicas(expected, targets.groups)
+    report.add([*judging.of_namespace(page.findings), *conflicts, *homeless])
+    answers: dict[Replica, VerifiedChunk] = {}
+    async with trio.open_nursery() as nursery:
+        for target, chunks in by_target.items():
+            nursery.start_soon(partial(_verify, targets, target, chunks, answers, deep=deep))
+    suspects = judging.suspects(expected, answers)
+    classes = await _classify(operator, suspects)
+    linked = [chunk for chunk, known in zip(suspects, classes, strict=True) if known == ChunkClass.LINKED]
+    report.add(judging.judge(expected, targets.groups, answers, linked))
+    report.inodes += page.inodes
+    report.extents += len(page.extents)
+    report.replicas += len(answers)
+
+
+async def _verify(
+    targets: _Targets,
+    target: "TargetId",
+    chunks: "Sequence[ChunkId]",
+    answers: "dict[Replica, VerifiedChunk]",
+    *,
+    deep: bool,
+) -> None:
+    from shoalfs.chunkserver.messages import VERIFY, VerifyChunks
+    from shoalfs.fs.fsck import Replica
+
+    for batch in _batches(chunks, _DEEP_CHUNKS if deep else CHUNK_LIST_MAX):
+        reply = await targets.ask(target, VERIFY, VerifyChunks(target, tuple(batch), deep))
+        if reply is None:
+            return
+        for chunk, answer in zip(batch, reply.chunks, strict=True):
+            answers[Replica(target, chunk)] = answer
+
+
+async def _check_target(
+    operator: Operator, targets: _Targets, target: "Target", report: Report, grace_ms: int
+) -> None:
+    """Every chunk on one target: is it known?"""
+    from shoalfs.chunkserver.messages import LIST, ListChunks
+    from shoalfs.fs.fsck import unknown_chunks
+    from shoalfs.mds.messages import TargetState
+    from shoalfs.transport.ids import ChunkId
+
+    after, eof = ChunkId(0), target.state is TargetState.OUT
+    while not eof:
+        page = await targets.ask(target.id, LIST, ListChunks(target.id, after, CHUNK_LIST_MAX))
+        if page is None or not page.chunks:
+            return
+        classes = await _classify(operator, [chunk.chunk for chunk in page.chunks])
+        findings, young = unknown_chunks(
+            target.id, page.chunks, classes, now_ns=time.time_ns(), grace_ms=grace_ms
+        )
+        report.add(findings)
+        report.young_unknown_chunks += young
+        report.chunks_listed += len(page.chunks)
+        after, eof = page.chunks[-1].chunk, page.eof
+
+
+async def _classify(operator: Operator, chunks: "Sequence[ChunkId]") -> list[int]:
+    """What the metadata know of ``chunks``, in their order."""
+    from shoalfs.mds.messages import CLASSIFY_CHUNKS, ClassifyChunks
+
+    classes: list[int] = []
+    for batch in _batches(chunks, CHUNK_LIST_MAX):
+        classes += (await operator.leader.call(CLASSIFY_CHUNKS, ClassifyChunks(tuple(batch)))).body.classes
+    return classes
+
+
+async def _find_paths(operator: Operator, wanted: "set[InodeId]") -> "dict[InodeId, str]":
+    """Paths of the inodes in ``wanted``, as far as a bounded walk from the root meets them.
+
+    An inode does not know its names, so that nothing but a walk finds them. Damaged directories are left out.
+    """
+    from shoalfs.mds.messages import READDIR, ROOT_CREDENTIALS, ReadDir
+    from shoalfs.transport.errors import ShoalError
+    from shoalfs.transport.ids import ROOT_INODE
+    from shoalfs.transport.limits import READDIR_ENTRIES_MAX
+
+    found: dict[InodeId, str] = {ROOT_INODE: "/"} if ROOT_INODE in wanted else {}
+    directories = [(ROOT_INODE, "")]
+    seen = 0
+    while directories and len(found) < len(wanted) and seen < _WALK_ENTRIES_MAX:
+        ino, path = directories.pop()
+        cookie, eof = 0, False
+        while not eof:
+            request = ReadDir(ROOT_CREDENTIALS, ino, cookie, READDIR_ENTRIES_MAX)
+            try:
+                page = (await operator.leader.call(READDIR, request)).body
+            except ShoalError:
+                break  # its own finding is in the report already
+            for entry in page.entries:
+                below = f"{path}/{os.fsdecode(entry.name)}"
+                if entry.inode.ino in wanted:
+                    found.setdefault(entry.inode.ino, below)
+                if entry.inode.is_dir:
+                    directories.append((entry.inode.ino, below))
+                cookie = entry.cookie
+            seen += len(page.entries)
+            eof = page.eof or not page.entries
+    return found
+
+
+def _batches(chunks: "Sequence[ChunkId]", count: int) -> "Iterator[Sequence[ChunkId]]":
+    for start in range(0, len(chunks), count):
+        yield chunks[start : start + count]
+
+
+def _summary(report: Report) -> str:
+    number = len(report.findings) + report.findings_left_out
+    verdict = "clean" if not number else f"{number} findings, {report.findings_left_out} of them not shown"
+    return (
+        f"fsck: {verdict}: {report.inodes} inodes, {report.extents} extents, "
+        f"{report.replicas} replicas verified, "
+        f"{report.chunks_listed} chunks listed, {report.young_unknown_chunks} unknown ones within the grace"
+    )

@@ -1,0 +1,177 @@
+"""`shoal mount` and `shoal umount`."""
+
+import hashlib
+import os
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from shoalfs.fs.cli import mountinfo, mountpoint, processes
+from shoalfs.fs.cli.cluster import ConfigOption, StateOption, locate
+from shoalfs.fs.cli.output import say
+from shoalfs.fs.cli.state import StateDir, default_path
+from shoalfs.transport import daemon
+from shoalfs.transport.config import Config, load
+from shoalfs.transport.errors import UserError
+
+if TYPE_CHECKING:
+    from shoalfs.fs.mount import MountOptions
+
+_IGNORED: Final = frozenset(
+    [
+        "rw",
+        "defaults",
+        "auto",
+        "noauto",
+        "user",
+        "users",
+        "nouser",
+        "owner",
+        "group",
+        "nofail",
+        "_netdev",
+        "dev",
+        "nodev",
+        "suid",
+        "nosuid",
+        "exec",
+        "noexec",
+        "async",
+        "atime",
+        "noatime",
+        "relatime",
+        "norelatime",
+        "strictatime",
+        "diratime",
+        "nodiratime",
+    ]
+)
+"""Options that mount(8) and fstab(5) pass to every filesystem."""
+_FLUSH_S: Final = 90.0  # the process of a mount that is gone still ends its session
+
+
+def mount(
+    context: typer.Context,
+    places: Annotated[
+        list[str],
+        typer.Argument(metavar="[SOURCE] MNT", help="Where a metadata node listens; where to mount."),
+    ],
+    background: Annotated[
+        bool, typer.Option("-d", "--daemon", help="Return when the mount answers.")
+    ] = False,
+    wait_s: Annotated[float, typer.Option("--wait", metavar="S", help="With -d: how long to wait.")] = 30.0,
+    options: Annotated[
+        str,
+        typer.Option("-o", metavar="OPTIONS", help="Keys of [mount] as key=value,..., and ro, allow_other."),
+    ] = "",
+    config: ConfigOption = None,
+    state: StateOption = None,
+) -> None:
+    """Mount a cluster. SOURCE is "unix:/path" or "tcp:host:port"; several are separated by commas."""
+    if len(places) > 2:
+        raise typer.BadParameter("expected [SOURCE] MNT", param_hint="MNT")
+    point = mountpoint.absolute(places[-1])
+    source = places[0].removeprefix(mountinfo.SOURCE_PREFIX) if len(places) == 2 else None
+    overrides = parse_options(options)
+    if source is not None:
+        overrides["mount.mds"] = source.split(",")
+    chosen = load(config, overrides)
+    if not chosen.mount.mds:
+        reach = locate(None, config, state)
+        chosen = load(
+            config, {**overrides, "mount.mds": list(reach.mds), "cluster.id": reach.cluster_id.hex() or None}
+        )
+    mountpoint.make_ready(point, create=False)
+    if background:
+        _in_background(",".join(chosen.mount.mds), point, options, config, wait_s)
+    else:
+        _serve(chosen, point, context.obj)
+
+
+def umount(
+    mnt: Annotated[str, typer.Argument(metavar="MNT")],
+    lazy: Annotated[bool, typer.Option("-l", "--lazy", help="Now out of sight, gone when unused.")] = False,
+    state: StateOption = None,
+) -> None:
+    """Unmount."""
+    point = mountpoint.absolute(mnt)
+    mounted = mountinfo.mounted_at(point, mountpoint.mounts())
+    if mounted is None:
+        raise UserError(
+            f"umount: {point}: nothing is mounted there: see with `findmnt -t fuse.shoalfs` what is"
+        )
+    if not mounted.is_shoal:
+        raise UserError(f"umount: {point}: not a mount of shoalfs: use umount")
+    dead = mountpoint.condition(point) is mountpoint.Condition.DEAD
+    mountpoint.unmount(point, lazy=lazy or dead)
+    if not lazy:
+        for record in StateDir(state).records():
+            if record.point == point:
+                processes.wait_end(record.process, _FLUSH_S)
+
+
+def parse_options(text: str) -> dict[str, object]:
+    """The options of mount(8) as settings of [mount]; "-" and "_" are the same in a name.
+
+    Raises UserError for a value that is no number where one is needed; names are checked with the
+    configuration.
+    """
+    settings: dict[str, object] = {}
+    for option in filter(None, text.split(",")):
+        name, equals, value = option.partition("=")
+        if name in _IGNORED or name.startswith("x-"):
+            continue
+        key = {"ro": "read_only"}.get(name, name.replace("-", "_"))
+        if not equals:
+            settings[f"mount.{key}"] = True
+        elif key.endswith("_ms") and value.isdecimal():
+            settings[f"mount.{key}"] = int(value)
+        else:
+            settings[f"mount.{key}"] = value
+    return settings
+
+
+def mount_options(config: Config, point: str) -> "MountOptions":
+    """The mount's options as its module takes them."""
+    from shoalfs.fs.mount import MountOptions
+
+    table = config.mount
+    return MountOptions(
+        mountpoint=point,
+        metadata=tuple(table.mds),
+        cluster_id=config.cluster.id_bytes,
+        entry_timeout_ms=table.entry_timeout_ms,
+        attr_timeout_ms=table.attr_timeout_ms,
+        dirty_bytes=table.dirty_bytes,
+        cache_bytes=table.cache_bytes,
+        durable_close=table.close == "durable",
+        allow_other=os.geteuid() == 0 if table.allow_other is None else table.allow_other,
+        read_only=table.read_only,
+    )
+
+
+def _serve(config: Config, point: str, readiness: daemon.Readiness) -> None:
+    from shoalfs.fs import mount as mounting
+    from shoalfs.transport.carrier import Carriers
+
+    carriers = Carriers.standard(config.tls.paths)
+    daemon.run(partial(mounting.run, mount_options(config, point), carriers), readiness)
+
+
+def _in_background(source: str, point: str, options: str, config: str | None, wait_s: float) -> None:
+    """Start this command again without -d, in a session of its own, and wait until the mount answers."""
+    arguments = ["mount", source, point]
+    if options:
+        arguments += ["-o", options]
+    if config is not None:
+        arguments += ["--config", os.path.abspath(config)]
+    directory = os.path.join(default_path(os.environ, os.geteuid()), "log")
+    os.makedirs(directory, mode=0o700, exist_ok=True)
+    # One log per mount point: its name for people, a digest because names alone may be the same.
+    digest = hashlib.blake2b(point.encode(errors="surrogateescape"), digest_size=4).hexdigest()
+    log_path = os.path.join(directory, f"mount-{os.path.basename(point)}-{digest}.log")
+    starting = processes.Starting("mount", arguments, log_path)
+    starting.wait_ready(wait_s)
+    mountpoint.wait_answers(point, wait_s)
+    say(f"mounted {point}  pid {starting.process.pid}  log {log_path}")

@@ -1,0 +1,202 @@
+"""`shoal status`: the cluster on one screen, and one word for how it is."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+import typer
+
+from shoalfs.fs.cli.cluster import ConfigOption, MdsOption, Operator, StateOption, call, locate
+from shoalfs.fs.cli.output import Format, OutputOption, console, print_json, print_table, size
+
+if TYPE_CHECKING:
+    from shoalfs.mds.messages import MdsStatus
+
+_ASK_MS: Final = 2_000  # a member that does not answer by then counts as down
+
+
+@dataclass(frozen=True)
+class Health:
+    """``word`` is "healthy", "degraded" (everything can be read and written, with less to spare) or
+    "broken"."""
+
+    word: str
+    reasons: tuple[str, ...]
+
+
+def status(
+    output: OutputOption = Format.TABLE,
+    mds: MdsOption = None,
+    config: ConfigOption = None,
+    state: StateOption = None,
+) -> None:
+    """Show how the cluster is. Exit code 0 if all of it is up, 1 if something is down."""
+    found, members = call(locate(mds, config, state), ask)
+    health = assess(found, members)
+    if output is Format.JSON:
+        print_json(as_json(found, members, health))
+    else:
+        _print(found, members, health)
+    if health.word != "healthy":
+        raise typer.Exit(1)
+
+
+async def ask(operator: Operator) -> "tuple[MdsStatus, dict[int, bool]]":
+    """The leader's status, and which members answer. Raises ShoalError if no leader does."""
+    import trio
+
+    from shoalfs.mds.messages import STATUS, GetStatus
+
+    found = (await operator.leader.call(STATUS, GetStatus())).body
+    up: dict[int, bool] = {}
+    async with trio.open_nursery() as nursery:
+        for node, address in found.raft.members:
+            if node != found.raft.leader:
+                nursery.start_soon(partial(_probe, operator, node, address, up))
+    up[found.raft.leader] = True
+    return found, up
+
+
+async def _probe(operator: Operator, node: int, address: str, up: dict[int, bool]) -> None:
+    """A member that does not lead refuses to answer, which shows that it is there."""
+    from shoalfs.mds.messages import STATUS, GetStatus
+    from shoalfs.transport.errors import NotLeader, ShoalError
+
+    try:
+        await operator.network.call(address, STATUS, GetStatus(), timeout_ms=_ASK_MS)
+        up[node] = True
+    except NotLeader:
+        up[node] = True
+    except ShoalError:
+        up[node] = False
+
+
+def assess(found: "MdsStatus", members: Mapping[int, bool]) -> Health:
+    """What is wrong, worst first. A group is broken when none of its targets is up: its chunks cannot be
+    read."""
+    from shoalfs.mds.messages import TargetState
+
+    reading = {t.id for t in found.map.targets if t.state in (TargetState.UP, TargetState.DRAINING)}
+    broken = [group.id for group in found.map.groups if not reading.intersection(group.targets)]
+    reasons: list[str] = []
+    if broken:
+        reasons.append(f"{len(broken)} of {len(found.map.groups)} placement groups have no target that is up")
+    if not found.map.targets:
+        reasons.append("no chunkserver has registered: only small files can be written")
+    reasons += [f"mds {node} does not answer" for node, up in sorted(members.items()) if not up]
+    reasons += [
+        f"target {t.id} on {t.node} is {t.state.name.lower()}"
+        for t in found.map.targets
+        if t.state is TargetState.DOWN
+    ]
+    if not reasons:
+        return Health("healthy", ())
+    return Health("broken" if broken or not found.map.targets else "degraded", tuple(reasons))
+
+
+def as_json(found: "MdsStatus", members: Mapping[int, bool], health: Health) -> dict[str, Any]:
+    """Everything that the screen shows, exactly. Keys are only ever added."""
+    usage = {entry.target: entry for entry in found.usage}
+    return {
+        "health": health.word,
+        "reasons": list(health.reasons),
+        "cluster_id": found.map.cluster_id.hex(),
+        "leader": found.raft.leader,
+        "leader_address": found.raft.leader_address,
+        "term": found.raft.term,
+        "applied_index": found.raft.applied_index,
+        "map_epoch": found.map.epoch,
+        "members": [
+            {"node": node, "address": address, "up": members.get(node, False)}
+            for node, address in found.raft.members
+        ],
+        "pools": [
+            {"id": p.id, "name": p.name, "replicas": p.replicas, "min_ack": p.min_ack}
+            for p in found.map.pools
+        ],
+        "targets": [
+            {
+                "id": target.id,
+                "node": target.node,
+                "address": target.address,
+                "state": target.state.name.lower(),
+                "epoch": target.epoch,
+                "capacity_bytes": target.capacity_bytes,
+                "used_bytes": usage[target.id].used_bytes if target.id in usage else None,
+                "chunks": usage[target.id].chunks if target.id in usage else None,
+                "seen_ms_ago": usage[target.id].seen_ms_ago if target.id in usage else None,
+            }
+            for target in found.map.targets
+        ],
+        "groups": len(found.map.groups),
+        "sessions": [
+            {"id": s.session, "client": s.client, "opens": s.opens, "renewed_ms_ago": s.renewed_ms_ago}
+            for s in found.sessions
+        ],
+        "inodes": found.inodes,
+        "inline_files": found.inline_files,
+        "inline_bytes": found.inline_bytes,
+        "orphans": found.orphans,
+        "garbage_chunks": found.garbage_chunks,
+        "capacity_bytes": sum(target.capacity_bytes for target in found.map.targets),
+        "used_bytes": sum(entry.used_bytes for entry in found.usage),
+        "counters": dict(sorted(found.counters.items())),
+    }
+
+
+def _print(found: "MdsStatus", members: Mapping[int, bool], health: Health) -> None:
+    exact = as_json(found, members, health)
+    colour = {"healthy": "green", "degraded": "yellow", "broken": "red"}[health.word]
+    screen = console()
+    screen.print(
+        f"[bold {colour}]{health.word}[/]  cluster {exact['cluster_id']}  map epoch {exact['map_epoch']}"
+    )
+    for reason in health.reasons:
+        screen.print(f"  {reason}", markup=False)
+    screen.print(
+        f"namespace  {found.inodes} inodes, {found.inline_files} files inline ({size(found.inline_bytes)}), "
+        f"{found.orphans} orphans, {found.garbage_chunks} chunks of garbage"
+    )
+    screen.print(f"storage    {size(exact['used_bytes'])} of {size(exact['capacity_bytes'])} used\n")
+    print_table(
+        ("mds", "state", "address"),
+        [(m["node"], _role(m, found.raft.leader), m["address"]) for m in exact["members"]],
+    )
+    screen.print()
+    print_table(
+        ("pool", "name", "replicas", "min_ack"),
+        [(p["id"], p["name"], p["replicas"], p["min_ack"]) for p in exact["pools"]],
+    )
+    screen.print()
+    print_table(
+        ("target", "node", "state", "used", "capacity", "chunks", "last seen", "address"),
+        [
+            (
+                t["id"],
+                t["node"],
+                t["state"],
+                "?" if t["used_bytes"] is None else size(t["used_bytes"]),
+                size(t["capacity_bytes"]),
+                "?" if t["chunks"] is None else t["chunks"],
+                _ago(t["seen_ms_ago"]),
+                t["address"],
+            )
+            for t in exact["targets"]
+        ],
+    )
+    screen.print()
+    print_table(
+        ("session", "client", "opens", "last seen"),
+        [(s["id"], s["client"], s["opens"], _ago(s["renewed_ms_ago"])) for s in exact["sessions"]],
+    )
+
+
+def _role(member: Mapping[str, Any], leader: int) -> str:
+    if not member["up"]:
+        return "down"
+    return "leader" if member["node"] == leader else "follower"
+
+
+def _ago(ms: int | None) -> str:
+    return "not yet" if ms is None else f"{ms / 1000:.1f} s ago"

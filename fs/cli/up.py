@@ -1,0 +1,165 @@
+"""`shoal up`: a whole cluster on this machine, mounted.
+
+Every start goes the same way: the run record is written, then the process is waited for. Repeating the
+command finds the records, leaves alone what runs and starts what does not, also after a crash in the middle.
+"""
+
+import secrets
+import signal
+import time
+from typing import Annotated, Final
+
+import typer
+
+from shoalfs.fs.cli import embedded, mountpoint, processes
+from shoalfs.fs.cli.cluster import StateOption
+from shoalfs.fs.cli.down import stop_all
+from shoalfs.fs.cli.output import print_table, say
+from shoalfs.fs.cli.state import ClusterRecord, RunRecord, StateDir
+from shoalfs.transport.config import render
+from shoalfs.transport.errors import UserError
+
+READY_S: Final = 60.0  # a metadata node that replays a long journal is the slowest to start
+_WATCH_S: Final = 1.0
+
+
+def up(
+    mnt: Annotated[str, typer.Argument(metavar="MNT", help="Empty directory to mount at.")],
+    nodes: Annotated[int | None, typer.Option(help="Chunkservers; 2 if not given.")] = None,
+    replicas: Annotated[
+        int | None, typer.Option(help="Copies of every chunk; 2 if there are nodes for it.")
+    ] = None,
+    mds: Annotated[int | None, typer.Option(help="Metadata nodes, 1 or 3; 1 if not given.")] = None,
+    state: StateOption = None,
+    mkdir: Annotated[bool, typer.Option("--mkdir", help="Create MNT if it is missing.")] = False,
+    background: Annotated[
+        bool, typer.Option("-d", "--daemon", help="Return when the mount answers.")
+    ] = False,
+) -> None:
+    """Start a cluster on this machine and mount it; or start what is missing of it."""
+    directory = StateDir(state)
+    cluster = settle(directory.cluster, mds, nodes, replicas, directory.path)
+    daemons = embedded.servers(directory, cluster)  # before anything is made: paths may be too long
+    point = mountpoint.absolute(mnt)
+    directory.create()
+    with directory.locked():
+        directory.write_cluster(cluster)
+        _start_servers(directory, daemons)
+        _start_mount(directory, cluster, point, create=mkdir)
+    _report(directory, point)
+    if not background:
+        _stay(directory, point)
+
+
+def settle(
+    made: ClusterRecord | None, mds: int | None, nodes: int | None, replicas: int | None, where: str
+) -> ClusterRecord:
+    """How the cluster is, or is to be made. Raises UserError if it was made otherwise than now asked for."""
+    if made is None:
+        nodes = 2 if nodes is None else nodes
+        wanted = ClusterRecord(
+            cluster_id=secrets.token_hex(16),
+            mds=1 if mds is None else mds,
+            nodes=nodes,
+            replicas=min(2, nodes) if replicas is None else replicas,
+        )
+        embedded.check(wanted)
+        return wanted
+    for option, asked, has in (
+        ("--mds", mds, made.mds),
+        ("--nodes", nodes, made.nodes),
+        ("--replicas", replicas, made.replicas),
+    ):
+        if asked is not None and asked != has:
+            raise UserError(
+                f"{option} {asked}: {where}: this cluster was made with {has}: leave the option out, "
+                "or make another cluster with --state DIR"
+            )
+    return made
+
+
+def _start_servers(directory: StateDir, daemons: list[embedded.Daemon]) -> None:
+    """Start those that do not run: first all metadata nodes, which need each other, then all chunkservers."""
+    running = {record.name for record in directory.records() if processes.is_running(record.process)}
+    for kind in ("mds", "chunkserver"):
+        missing = [daemon for daemon in daemons if daemon.kind == kind and daemon.name not in running]
+        starting = [_start(directory, daemon) for daemon in missing]
+        for daemon, process in zip(missing, starting, strict=True):
+            process.wait_ready(READY_S)
+            say(f"started {daemon.name}  pid {process.process.pid}")
+
+
+def _start(directory: StateDir, daemon: embedded.Daemon) -> processes.Starting:
+    config_path = directory.at("conf", f"{daemon.name}.toml")
+    with open(config_path, "w", encoding="utf-8") as file:
+        file.write(render(daemon.tables))
+    log = directory.log(daemon.name)
+    starting = processes.Starting(daemon.name, daemon.arguments(config_path), log)
+    directory.write_record(RunRecord(daemon.name, daemon.kind, starting.identity, daemon.address, log))
+    return starting
+
+
+def _start_mount(directory: StateDir, cluster: ClusterRecord, point: str, *, create: bool) -> None:
+    if _is_mounted(directory, point):
+        return
+    mountpoint.make_ready(point, create=create)
+    config_path = directory.at("conf", "mount.toml")
+    with open(config_path, "w", encoding="utf-8") as file:
+        file.write(render(embedded.mount_tables(directory, cluster)))
+    log = directory.log(embedded.MOUNT)
+    starting = processes.Starting(embedded.MOUNT, ["mount", "--config", config_path, point], log)
+    directory.write_record(RunRecord(embedded.MOUNT, embedded.MOUNT, starting.identity, "", log, point))
+    starting.wait_ready(READY_S)
+    mountpoint.wait_answers(point, READY_S)
+    say(f"mounted {point}  pid {starting.process.pid}")
+
+
+def _is_mounted(directory: StateDir, point: str) -> bool:
+    """Whether the cluster's mount answers at ``point``; one that is just ending is waited for.
+
+    Raises UserError if it is mounted elsewhere.
+    """
+    for record in directory.records():
+        if record.kind != embedded.MOUNT or not processes.is_running(record.process):
+            continue
+        if mountpoint.condition(record.point) is not mountpoint.Condition.SHOAL:
+            processes.stop(record.process, READY_S)
+        elif record.point == point:
+            return True
+        else:
+            raise UserError(
+                f"mount point: {point}: this cluster is mounted at {record.point}: "
+                f"shoal umount {record.point} first, or add a mount with `shoal mount`"
+            )
+    return False
+
+
+def _report(directory: StateDir, point: str) -> None:
+    rows = [
+        (record.name, record.process.pid, record.point or record.address, record.log)
+        for record in directory.records()
+    ]
+    print_table(("process", "pid", "serves", "log"), rows)
+    option = "" if directory.path == StateDir().path else f" --state {directory.path}"
+    typer.echo(f"\nnext: df -h {point} | shoal status{option} | shoal fsck{option} | shoal down{option}")
+
+
+def _stay(directory: StateDir, point: str) -> None:
+    """Watch over the processes until Ctrl-C or SIGTERM, then take everything down; or until somebody else
+    did."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    say(f"shoalfs serves {point}; Ctrl-C unmounts it and stops the cluster")
+    told: set[str] = set()
+    try:
+        while records := directory.records():
+            ended = {
+                record.name: record.log for record in records if not processes.is_running(record.process)
+            }
+            for name in sorted(ended.keys() - told):
+                say(f"{name} has ended: read {ended[name]}; `shoal up` in another terminal restarts it")
+            told = set(ended)
+            time.sleep(_WATCH_S)
+    except KeyboardInterrupt:
+        say("stopping")
+        with directory.locked():
+            stop_all(directory)

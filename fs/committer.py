@@ -1,0 +1,284 @@
+"""Committer: stores the units of one file and links them into it. The file's lock is held by whoever calls
+it.
+
+Steps of a commit, and what is left when this client dies before the next one:
+
+1. ``PUT`` each unit to its group. *Left: chunks that no file uses; collected as garbage. The file is as
+   before.*
+2. If the commit is to be durable, ``SYNC`` what was stored without. *Left: as after 1.*
+3. ``COMMIT_EXTENTS`` (or ``COMMIT_INLINE``), in the order of writing, EXTENTS_PER_COMMIT_MAX at a time.
+   *Left: the file with the first so many commits; each is all or nothing.*
+4. Drop the bytes. *Nothing is left to do.*
+
+A commit whose answer never came may have happened. It is repeated with the next flush: linking the same chunk
+to the same place once more changes nothing, because this file's later writes are still behind it in the
+backlog.
+"""
+
+import errno
+from collections.abc import Iterable, Iterator
+from functools import partial
+
+import msgspec
+import trio
+
+from shoalfs.fs.contents import Contents
+from shoalfs.fs.fetcher import Fetcher
+from shoalfs.fs.parallel import all_of
+from shoalfs.fs.ports import Buffer, Metadata
+from shoalfs.fs.units import Backlog, Unit
+from shoalfs.fs.uploader import Uploader
+from shoalfs.mds.messages import CommitExtents, CommitInline, Committed, Op, Patch, Receipt
+from shoalfs.transport.errors import LayoutConflict, PosixError, ShoalError, StaleReceipt
+from shoalfs.transport.ids import ChunkId, TargetId
+from shoalfs.transport.limits import COMMIT_ATTEMPTS_MAX, EXTENTS_PER_COMMIT_MAX, FILE_SIZE_BYTES_MAX
+
+
+class Committer:
+    """``undurable``: chunks that this mount committed and that may not be on disk yet, with the targets that
+    have them. Invariant: a chunk is in it from its commit until min_ack of its targets have synced it."""
+
+    def __init__(
+        self, metadata: Metadata, uploader: Uploader, contents: Contents, backlog: Backlog, fetcher: Fetcher
+    ) -> None:
+        self.undurable: dict[ChunkId, tuple[TargetId, ...]] = {}
+        self._metadata = metadata
+        self._uploader = uploader
+        self._contents = contents
+        self._backlog = backlog
+        self._fetcher = fetcher
+        self._in_flight: dict[Unit, trio.Event] = {}
+
+    async def store(self, unit: Unit, *, durable: bool, shift_bytes: int = 0) -> None:
+        """Put the unit on its targets, unless it is there. Who comes second waits for the first. Cancelled or
+        failed: the unit is as before."""
+        while (landed := self._in_flight.get(unit)) is not None:
+            await landed.wait()
+        if unit.stored is not None:
+            return
+        self._in_flight[unit] = landed = trio.Event()
+        try:
+            offset = unit.offset_bytes + shift_bytes
+            unit.stored = await self._uploader.store(
+                self._contents.inode, offset, unit.payload, durable=durable
+            )
+        finally:
+            del self._in_flight[unit]
+            landed.set()
+
+    async def commit(self, *, durable: bool) -> None:
+        """Commit everything that is in the backlog now. If ``durable``, what this mount committed before is
+        on disk afterwards as well. Raises ShoalError; then what is not committed is still in the backlog."""
+        failure: ShoalError | None = None
+        for _ in range(COMMIT_ATTEMPTS_MAX):
+            try:
+                await self._commit_backlog(durable=durable)
+                break
+            except (LayoutConflict, StaleReceipt) as error:
+                failure = error
+                await self._refresh(error, self._backlog.units)
+        else:
+            assert failure is not None
+            raise failure
+        if durable:
+            await self._sync_committed()
+
+    async def append(self, data: Buffer, *, durable: bool) -> int:
+        """Put ``data`` at the end of the file in one commit of its own, and return where it landed. Raises
+        ShoalError. After PeerUnreachable, DeadlineExceeded or a cancellation it may have landed."""
+        size = self._contents.inode.chunk_bytes
+        view = memoryview(data).cast("B")
+        units = [Unit([(start, view[start : start + size])]) for start in range(0, len(view), size)]
+        failure: ShoalError | None = None
+        for _ in range(COMMIT_ATTEMPTS_MAX):
+            try:
+                if self._fits_inline(self._contents.inode.size_bytes + len(view)):
+                    return await self._append_inline(view)
+                return await self._append_extents(units, durable=durable)
+            except (LayoutConflict, StaleReceipt) as error:
+                failure = error
+                await self._refresh(error, units)
+        assert failure is not None
+        raise failure
+
+    async def _refresh(self, error: ShoalError, units: Iterable[Unit]) -> None:
+        """Learn what the refused commit did not know."""
+        if isinstance(error, LayoutConflict):
+            await self._fetcher.refetch()
+            return
+        epochs = {target.id: target.epoch for target in (await self._metadata.refresh_map()).targets}
+        stored = [unit for unit in units if unit.stored is not None]
+        stale = [unit for unit in stored if not _all_current(unit, epochs)]
+        for unit in stale or stored:
+            unit.stored = None
+
+    def _fits_inline(self, end_bytes: int) -> bool:
+        inode = self._contents.inode
+        return self._contents.is_inline and max(inode.size_bytes, end_bytes) <= inode.inline_bytes_max
+
+    async def _commit_backlog(self, *, durable: bool) -> None:
+        units = self._backlog.units
+        for unit in units:
+            # Truncated away while it was on its way, or to be committed inline: wait only for its memory.
+            if unit in self._in_flight and (not unit.parts or self._contents.is_inline):
+                await self._in_flight[unit].wait()
+        self._backlog.drop([unit for unit in units if not unit.parts])
+        units = tuple(unit for unit in units if unit.parts)
+        if not units:
+            return
+        if self._fits_inline(self._backlog.end_bytes):
+            await self._commit_inline()
+        else:
+            await self._commit_extents(units, durable=durable)
+
+    async def _commit_inline(self) -> None:
+        units = self._backlog.units
+        patches = tuple(_patches(self._backlog.read(0, FILE_SIZE_BYTES_MAX)))
+        request = CommitInline(self._contents.inode.ino, patches)
+        reply = await self._metadata.mutate(Op.COMMIT_INLINE, request, Committed)
+        self._contents.committed_inline(reply, patches)
+        self._backlog.drop(units)
+
+    async def _append_inline(self, view: memoryview) -> int:
+        patches = (Patch(0, bytes(view)),)
+        request = CommitInline(self._contents.inode.ino, patches, append=True)
+        reply = await self._metadata.mutate(Op.COMMIT_INLINE, request, Committed)
+        self._contents.committed_inline(reply, (Patch(reply.offset_bytes, patches[0].data),))
+        return reply.offset_bytes
+
+    async def _commit_extents(self, units: tuple[Unit, ...], *, durable: bool) -> None:
+        fill, version = await self._fill()
+        await self._store_all([*fill, *units], durable=durable)
+        batches = list(_batches(units))
+        for index, batch in enumerate(batches):
+            linked = [*fill, *batch] if index == 0 else batch
+            extents = [extent for unit in linked for extent in unit.extents()]
+            request = CommitExtents(
+                self._contents.inode.ino,
+                tuple(extents),
+                _receipts(linked),
+                inline_version=version if index == 0 else None,
+                durable=durable,
+            )
+            reply = await self._metadata.mutate(Op.COMMIT_EXTENTS, request, Committed)
+            self._contents.committed_extents(reply, extents)
+            self._backlog.drop(batch)
+            self._remember(linked, durable=durable)
+
+    async def _append_extents(self, units: list[Unit], *, durable: bool) -> int:
+        """Where the file is inline its end is known exactly, and the commit is refused if that is no longer
+        so; else the service finds the end."""
+        fill, version = await self._fill()
+        inode = self._contents.inode
+        promote = self._contents.is_inline
+        base = inode.size_bytes if promote else 0
+        version = inode.data_version if promote else version
+        await self._store_all(fill, durable=durable)
+        await self._store_all(units, durable=durable, shift_bytes=inode.size_bytes)
+        linked = [*fill, *units]
+        extents = [extent for unit in fill for extent in unit.extents()]
+        extents += [extent for unit in units for extent in unit.extents(shift_bytes=base)]
+        request = CommitExtents(
+            inode.ino,
+            tuple(extents),
+            _receipts(linked),
+            append=not promote,
+            inline_version=version,
+            durable=durable,
+        )
+        reply = await self._metadata.mutate(Op.COMMIT_EXTENTS, request, Committed)
+        landed = base if promote else reply.offset_bytes
+        if not promote:
+            extents = [msgspec.structs.replace(e, offset_bytes=e.offset_bytes + landed) for e in extents]
+        self._contents.committed_extents(reply, extents)
+        self._remember(linked, durable=durable)
+        return landed
+
+    async def _fill(self) -> tuple[list[Unit], int | None]:
+        """What has to be linked below everything else when the file leaves its inode: its inline bytes, and
+        the data version at which they are all of it. Nothing if it has extents or is empty."""
+        inline = await self._fetcher.inline()
+        if not inline:
+            return [], None
+        return [Unit([(0, inline)])], self._contents.inode.data_version
+
+    async def _store_all(self, units: list[Unit], *, durable: bool, shift_bytes: int = 0) -> None:
+        """Store all units, durably if asked for, whatever was stored before. The uploader bounds how many at
+        once."""
+        store = partial(self.store, durable=durable, shift_bytes=shift_bytes)
+        await all_of([partial(store, unit) for unit in units])
+        if not durable or not units:
+            return
+        need = self._uploader.min_ack(self._contents.inode.pool)
+        volatile = {
+            unit.stored.chunk: unit for unit in units if unit.stored and unit.stored.durable_receipts < need
+        }
+        held = {chunk: _holders(unit) for chunk, unit in volatile.items()}
+        for chunk, receipts in (await self._uploader.sync(held)).items():
+            unit = volatile[chunk]
+            assert unit.stored is not None
+            unit.stored = unit.stored._replace(receipts=receipts) if len(receipts) >= need else None
+        await all_of([partial(store, unit) for unit in units])
+
+    async def _sync_committed(self) -> None:
+        """Put on disk what was committed without. Raises PosixError(EIO) if that is not possible."""
+        need = self._uploader.min_ack(self._contents.inode.pool)
+        held = dict(self.undurable)
+        if not held:
+            return
+        receipts = await self._uploader.sync(held)
+        lacking = {chunk for chunk in held if len(receipts[chunk]) < need}
+        if lacking:
+            # Chunks that were overwritten or cut off since may be collected: nobody needs them on disk.
+            lacking &= await self._fetcher.linked_chunks()
+        for chunk in held.keys() - lacking:
+            self.undurable.pop(chunk, None)
+        if lacking:
+            raise PosixError(errno.EIO, f"{len(lacking)} chunks could not be synced on {need} targets")
+
+    def _remember(self, units: Iterable[Unit], *, durable: bool) -> None:
+        if not durable:
+            self.undurable.update((unit.stored.chunk, _holders(unit)) for unit in units if unit.stored)
+
+
+def _holders(unit: Unit) -> tuple[TargetId, ...]:
+    return tuple(receipt.target for receipt in unit.stored.receipts) if unit.stored else ()
+
+
+def _all_current(unit: Unit, epochs: dict[TargetId, int]) -> bool:
+    assert unit.stored is not None
+    return all(epochs.get(receipt.target) == receipt.target_epoch for receipt in unit.stored.receipts)
+
+
+def _receipts(units: Iterable[Unit]) -> tuple[Receipt, ...]:
+    return tuple(receipt for unit in units if unit.stored for receipt in unit.stored.receipts)
+
+
+def _patches(pieces: Iterable[tuple[int, memoryview]]) -> Iterator[Patch]:
+    """Neighbours joined."""
+    start, data = 0, bytearray()
+    for offset, view in pieces:
+        if data and start + len(data) != offset:
+            yield Patch(start, bytes(data))
+            data.clear()
+        if not data:
+            start = offset
+        data += view
+    if data:
+        yield Patch(start, bytes(data))
+
+
+def _batches(units: Iterable[Unit]) -> Iterator[list[Unit]]:
+    """Stored units in order, at most EXTENTS_PER_COMMIT_MAX extents together, one of them left to the inline
+    bytes."""
+    batch: list[Unit] = []
+    count = 1
+    for unit in units:
+        extents = len(unit.extents())
+        if batch and count + extents > EXTENTS_PER_COMMIT_MAX:
+            yield batch
+            batch, count = [], 1
+        batch.append(unit)
+        count += extents
+    if batch:
+        yield batch

@@ -1,0 +1,131 @@
+"""DataPath: builds the parts that carry the bytes of one mount, and owns its files' data.
+
+There is one FileData per inode as long as anything of it is worth keeping: dirty bytes, chunks that are not
+known to be on disk, or cached extents. So a file that is opened again finds what its last close left.
+"""
+
+from collections import Counter, OrderedDict
+from functools import partial
+from itertools import islice
+
+import trio
+
+from shoalfs.fs.file import FileData, Services
+from shoalfs.fs.flush import WriteBack
+from shoalfs.fs.parallel import settle_all
+from shoalfs.fs.ports import Chunks, Metadata
+from shoalfs.fs.prefetch import Prefetcher
+from shoalfs.fs.reader import ChunkReader
+from shoalfs.fs.uploader import Uploader
+from shoalfs.mds.messages import Inode
+from shoalfs.transport.errors import ShoalError
+from shoalfs.transport.ids import InodeId
+from shoalfs.transport.limits import (
+    DIRTY_BYTES_DEFAULT,
+    FILES_KEPT_MAX,
+    FLUSHES_IN_FLIGHT_MAX,
+    READ_CACHE_BYTES_DEFAULT,
+)
+
+
+class DataPath:
+    """``counters`` are for people: see docs/data_path.md."""
+
+    def __init__(
+        self,
+        metadata: Metadata,
+        chunks: Chunks,
+        *,
+        dirty_bytes: int = DIRTY_BYTES_DEFAULT,
+        cache_bytes: int = READ_CACHE_BYTES_DEFAULT,
+    ) -> None:
+        self.counters: Counter[str] = Counter()
+        self._write_back = WriteBack(dirty_bytes)
+        self._prefetcher = Prefetcher(self.counters)
+        self._files: OrderedDict[InodeId, FileData] = OrderedDict()  # the one that was used last is the last
+        self._crowded = trio.Event()
+        self._services = Services(
+            metadata=metadata,
+            uploader=Uploader(metadata, chunks, self.counters),
+            reader=ChunkReader(metadata, chunks, self.counters, cache_bytes=cache_bytes),
+            budget=self._write_back.budget,
+            counters=self.counters,
+            wrote=self._wrote,
+            cleaned=self._write_back.cleaned,
+            prefetch=self._prefetcher.ask,
+        )
+
+    @property
+    def dirty_bytes(self) -> int:
+        """Memory held by bytes that are not committed."""
+        return self._services.budget.used_bytes
+
+    def file(self, inode: Inode) -> FileData:
+        """The data of this file, found or made. Whoever opens it also calls its ``refresh``."""
+        file = self._files.get(inode.ino)
+        if file is None:
+            file = FileData(self._services, inode)
+        self._keep(file)
+        return file
+
+    def find(self, ino: InodeId) -> FileData | None:
+        """The data of this file if it is kept, open or not. For rename: what of it needs an fsync?"""
+        return self._files.get(ino)
+
+    async def run(self) -> None:
+        """Write-back and readahead, until cancelled. Call :meth:`flush_all` before the end."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._write_back.run)
+            nursery.start_soon(self._prefetcher.run)
+            nursery.start_soon(self._forget_files)
+
+    async def flush_all(self, *, durable: bool) -> list[ShoalError]:
+        """Commit everything that is dirty, once (syncfs, unmount); with ``durable`` also sync what was
+        committed before. Returns the errors of the files that failed."""
+        return await _flush_each(
+            [file for file in self._files.values() if (file.needs_fsync if durable else file.is_dirty)],
+            durable=durable,
+        )
+
+    def lose_all(self, error: ShoalError) -> None:
+        """The session is gone: what is not committed never can be."""
+        for file in self._files.values():
+            file.lose(error)
+
+    def _wrote(self, file: FileData) -> None:
+        self._keep(file)
+        self._write_back.wrote(file)
+
+    def _keep(self, file: FileData) -> None:
+        """Remember the file as the one used last."""
+        self._files[file.ino] = file
+        self._files.move_to_end(file.ino)
+        if len(self._files) > FILES_KEPT_MAX:
+            self._crowded.set()
+
+    async def _forget_files(self) -> None:
+        """Keep FILES_KEPT_MAX files. One is forgotten only when all of it is committed and on disk, so that
+        an fsync through a later open has nothing to make up for. One that cannot be synced is kept, as the
+        newest."""
+        while True:
+            await self._crowded.wait()
+            self._crowded = trio.Event()
+            while len(self._files) > FILES_KEPT_MAX:
+                oldest = list(islice(self._files.values(), FLUSHES_IN_FLIGHT_MAX))
+                failures = await _flush_each([file for file in oldest if file.needs_fsync], durable=True)
+                for file in oldest:
+                    if file.needs_fsync:
+                        self._files.move_to_end(file.ino)
+                    else:
+                        self._files.pop(file.ino, None)
+                if failures:
+                    break  # with the next file that is opened or written we try again
+
+
+async def _flush_each(files: list[FileData], *, durable: bool) -> list[ShoalError]:
+    failures: list[ShoalError] = []
+    for start in range(0, len(files), FLUSHES_IN_FLIGHT_MAX):
+        batch = files[start : start + FLUSHES_IN_FLIGHT_MAX]
+        results = await settle_all([partial(file.flush, durable=durable) for file in batch])
+        failures += [result for result in results if isinstance(result, ShoalError)]
+    return failures

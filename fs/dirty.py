@@ -1,0 +1,147 @@
+"""Dirty: the bytes of one file that programs wrote and that no chunk holds yet. Pure.
+
+A file is seen in windows of ``window_bytes`` (its chunk size), so that a file that is written from end to end
+becomes one chunk per window. Within a window the bytes lie in runs: a run is a bytearray that grows at its
+end and never crosses a window's border. Bytes that are written again are overwritten in place, so runs never
+overlap, and a program that writes in small steps costs no copying beyond the growth of the run.
+
+``take_*`` hands bytes over as parts of units (`fs/units.py`); they are no longer dirty here then.
+"""
+
+from collections.abc import Iterator
+
+from sortedcontainers import SortedDict
+
+from shoalfs.fs.ports import Buffer
+from shoalfs.fs.units import Unit
+from shoalfs.transport.limits import DIRTY_RUN_COST_BYTES, UNITS_EXTENTS_MAX
+
+
+class Dirty:
+    """Invariants: runs do not overlap and are not empty; ``_window_bytes[w]`` is the sum of the runs of
+    window w; ``full`` are the windows for which that sum is ``window_bytes``."""
+
+    def __init__(self, window_bytes: int) -> None:
+        assert window_bytes > 0
+        self._size = window_bytes
+        self._runs: SortedDict[int, bytearray] = SortedDict()
+        self._window_bytes: dict[int, int] = {}
+        self._bytes = 0  # sum of all runs
+        self.full: set[int] = set()
+
+    def __bool__(self) -> bool:
+        return bool(self._runs)
+
+    @property
+    def cost_bytes(self) -> int:
+        """The memory it takes: the bytes, and a fixed charge per run."""
+        return self._bytes + len(self._runs) * DIRTY_RUN_COST_BYTES
+
+    @property
+    def end_bytes(self) -> int:
+        """Where the last dirty byte ends; 0 if there is none."""
+        if not self._runs:
+            return 0
+        offset, run = self._runs.peekitem(-1)
+        return int(offset) + len(run)
+
+    def write(self, offset_bytes: int, data: Buffer) -> None:
+        view = memoryview(data).cast("B")
+        while view:
+            room = self._size - offset_bytes % self._size
+            self._write_in_window(offset_bytes, view[:room])
+            offset_bytes, view = offset_bytes + room, view[room:]
+
+    def read(self, start: int, end: int) -> Iterator[tuple[int, memoryview]]:
+        """The dirty parts of [start, end) as (file offset, bytes), in order. Use a view before the next
+        change."""
+        for offset in self._touching(start, end):
+            run = self._runs[offset]
+            low, high = max(start, offset), min(end, offset + len(run))
+            yield low, memoryview(run)[low - offset : high - offset]
+
+    def truncate(self, size_bytes: int) -> None:
+        """Forget what lies at ``size_bytes`` and beyond."""
+        for offset in reversed(self._touching(size_bytes, self.end_bytes)):
+            if offset >= size_bytes:
+                self._remove(offset)
+            else:
+                run = self._runs[offset]
+                self._count(offset, size_bytes - offset - len(run))
+                del run[size_bytes - offset :]
+
+    def take_full(self) -> list[Unit]:
+        """Hand over the windows that are complete, one unit each."""
+        return [self._take_window(window) for window in sorted(self.full)]
+
+    def take_all(self) -> list[Unit]:
+        """Hand over everything: complete windows one unit each, the rest packed into as few units as it
+        fills."""
+        units = self.take_full()
+        packing: list[tuple[int, bytearray]] = []
+        room = self._size
+        for offset, run in self._runs.items():
+            if packing and (len(run) > room or len(packing) == UNITS_EXTENTS_MAX):
+                units.append(Unit(packing))
+                packing, room = [], self._size
+            packing.append((offset, run))
+            room -= len(run)
+        if packing:
+            units.append(Unit(packing))
+        self._runs.clear()
+        self._window_bytes.clear()
+        self._bytes = 0
+        return units
+
+    def _take_window(self, window: int) -> Unit:
+        start = window * self._size
+        offsets = list(self._runs.irange(start, start + self._size, inclusive=(True, False)))
+        runs = [(offset, self._runs[offset]) for offset in offsets]
+        for offset in offsets:
+            self._remove(offset)
+        return Unit(runs)
+
+    def _write_in_window(self, start: int, view: memoryview) -> None:
+        at, end = start, start + len(view)
+        for offset in self._touching(start, end):
+            run = self._runs[offset]
+            if at < offset:
+                self._add(at, view[at - start : offset - start])
+                at = offset
+            stop = min(end, offset + len(run))
+            run[at - offset : stop - offset] = view[at - start : stop - start]
+            at = stop
+        if at < end:
+            self._add(at, view[at - start :])
+
+    def _add(self, offset: int, data: memoryview) -> None:
+        """Bytes where none are dirty: they lengthen the run before them, or begin a new one."""
+        self._count(offset, len(data))
+        before = self._runs.bisect_left(offset) - 1
+        if before >= 0:
+            run_offset, run = self._runs.peekitem(before)
+            if run_offset + len(run) == offset and run_offset // self._size == offset // self._size:
+                run += data
+                return
+        self._runs[offset] = bytearray(data)
+
+    def _touching(self, start: int, end: int) -> list[int]:
+        """Offsets of the runs that reach into [start, end), in order."""
+        first = self._runs.bisect_right(start) - 1
+        if first < 0 or self._runs.peekitem(first)[0] + len(self._runs.peekitem(first)[1]) <= start:
+            first += 1
+        return list(self._runs.islice(first, self._runs.bisect_left(end)))
+
+    def _remove(self, offset: int) -> None:
+        self._count(offset, -len(self._runs.pop(offset)))
+
+    def _count(self, offset: int, change: int) -> None:
+        self._bytes += change
+        window = offset // self._size
+        count = self._window_bytes.get(window, 0) + change
+        assert 0 <= count <= self._size
+        if count:
+            self._window_bytes[window] = count
+        else:
+            self._window_bytes.pop(window, None)
+        (self.full.add if count == self._size else self.full.discard)(window)

@@ -1,0 +1,391 @@
+"""FileData: the bytes of one open file on this mount, shared by all its handles.
+
+What a reader sees, from the top: bytes that are dirty, bytes that are taken for a chunk and not committed
+(the later over the earlier), the committed extents or inline bytes, zeros. Nothing beyond the size.
+
+The one rule: bytes that a program has written leave memory only when the commit that links them has
+succeeded, or when it is certain that none ever can (`lose`). One commit or change of size at a time per file,
+under ``_lock``; reads and writes go on meanwhile.
+
+Known doubt: the extents of a file that is open are believed until they prove wrong or the file is opened
+again, so a reader may see what was there at its open (close-to-open consistency).
+"""
+
+import errno
+import logging
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import msgspec
+import trio
+
+from shoalfs.fs.budget import DirtyBudget
+from shoalfs.fs.committer import Committer
+from shoalfs.fs.contents import Contents
+from shoalfs.fs.dirty import Dirty
+from shoalfs.fs.extents import Span
+from shoalfs.fs.fetcher import Fetcher
+from shoalfs.fs.parallel import all_of, settle_all
+from shoalfs.fs.ports import Buffer, Metadata
+from shoalfs.fs.readahead import Readahead
+from shoalfs.fs.reader import ChunkReader
+from shoalfs.fs.units import Backlog, Unit
+from shoalfs.fs.uploader import Uploader
+from shoalfs.fs.write_errors import WriteErrors
+from shoalfs.mds.messages import NOW, Entry, Extent, Inode, Op, SetAttr
+from shoalfs.transport.errors import PosixError, SessionGone, ShoalError
+from shoalfs.transport.ids import InodeId
+from shoalfs.transport.limits import FILE_SIZE_BYTES_MAX, UNDURABLE_CHUNKS_MAX
+
+log = logging.getLogger("shoal.fs.file")
+
+_GONE = frozenset({errno.ENOENT, errno.ESTALE})  # the inode is no more: its bytes can never be committed
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What the files of one mount share. ``wrote`` is told of each write, ``cleaned`` when a
+    file has nothing dirty any more, ``prefetch`` of each range that will probably be read."""
+
+    metadata: Metadata
+    uploader: Uploader
+    reader: ChunkReader
+    budget: DirtyBudget
+    counters: Counter[str]
+    wrote: Callable[["FileData"], None]
+    cleaned: Callable[["FileData"], None]
+    prefetch: Callable[["FileData", int, int], None]
+
+
+class FileData:
+    """Errors: every method that touches bytes raises ShoalError. A failed commit is also remembered in
+    ``errors``, for each handle to be told once. Cancelled: bytes written stay; whether a commit under way
+    happened is not known, and it is repeated."""
+
+    def __init__(self, services: Services, inode: Inode) -> None:
+        self.errors = WriteErrors()
+        self._services = services
+        self._contents = Contents(inode)
+        self._dirty = Dirty(inode.chunk_bytes)
+        self._backlog = Backlog()
+        self._fetcher = Fetcher(services.metadata, self._contents)
+        self._committer = Committer(
+            services.metadata, services.uploader, self._contents, self._backlog, self._fetcher
+        )
+        self._readahead = Readahead()
+        self._lock = trio.Lock()
+        self._charged_bytes = (
+            0  # Invariant: what _dirty and _backlog cost, whenever a method of this class returns
+        )
+        self._written_ns = 0  # when a program last wrote here, by this machine's clock
+        self._lost: ShoalError | None = None  # set once; from then on there is only EIO (or ESTALE)
+
+    # --- what it is -----------------------------------------------------------------------------------------
+
+    @property
+    def ino(self) -> InodeId:
+        return self._contents.inode.ino
+
+    @property
+    def committed_inode(self) -> Inode:
+        """The newest attributes that the metadata service has told."""
+        return self._contents.inode
+
+    @property
+    def inode(self) -> Inode:
+        """The attributes with what is written here and not committed laid over them."""
+        inode = self._contents.inode
+        if not self.is_dirty:
+            return inode
+        mtime_ns = max(inode.mtime_ns, self._written_ns)
+        return msgspec.structs.replace(
+            inode, size_bytes=self.size_bytes, mtime_ns=mtime_ns, ctime_ns=max(inode.ctime_ns, mtime_ns)
+        )
+
+    @property
+    def size_bytes(self) -> int:
+        return max(self._contents.inode.size_bytes, self._dirty.end_bytes, self._backlog.end_bytes)
+
+    @property
+    def is_dirty(self) -> bool:
+        """Something here is not committed."""
+        return bool(self._dirty) or bool(self._backlog)
+
+    @property
+    def has_backlog(self) -> bool:
+        return bool(self._backlog)
+
+    @property
+    def has_full_window(self) -> bool:
+        """A chunk's worth of dirty bytes is complete."""
+        return bool(self._dirty.full)
+
+    @property
+    def needs_fsync(self) -> bool:
+        """Something that this mount wrote may not be on disk yet."""
+        return self.is_dirty or bool(self._committer.undurable)
+
+    def changed_elsewhere(self, inode: Inode) -> bool:
+        """True if ``inode``, an answer of the service, shows that others have changed the bytes."""
+        known = self._contents.inode
+        return inode.version > known.version and inode.data_version != known.data_version
+
+    def refresh(self, inode: Inode, inline: Buffer | None = None) -> None:
+        """Take in an answer to open or getattr, with the inline bytes if it brought them. What is cached of
+        the file is kept if its data version is the same; what is dirty is always kept."""
+        self._contents.learn(inode, inline)
+
+    # --- reading --------------------------------------------------------------------------------------------
+
+    async def read(self, offset_bytes: int, size_bytes: int) -> Buffer:
+        """The bytes there, at most ``size_bytes``, fewer only at the end of the file. Raises PosixError(EIO)
+        if some of them cannot be had from any replica."""
+        self._raise_if_lost()
+        end = min(offset_bytes + size_bytes, self.size_bytes)
+        if offset_bytes >= end:
+            return b""
+        self._read_ahead(offset_bytes, end)
+        pieces, gaps = self._in_memory(offset_bytes, end)
+        for found in await all_of([partial(self._committed, *gap) for gap in gaps]):
+            pieces += found
+        return _joined(offset_bytes, end, pieces)
+
+    async def prefetch(self, start: int, end: int) -> None:
+        """Bring committed bytes into the cache. A hint: what cannot be had is left to whoever asks for it."""
+        if start >= self._contents.inode.size_bytes:
+            return
+        try:
+            found = await self._fetcher.committed(start, min(end, self._contents.inode.size_bytes))
+            spans = [] if isinstance(found, bytes) else found
+            await all_of([partial(self._services.reader.read, span) for span in _extents(spans)])
+        except ShoalError as error:
+            self._services.counters["prefetches_failed"] += 1
+            log.debug("readahead of inode %d failed: %s", self.ino, error)
+
+    def _read_ahead(self, start: int, end: int) -> None:
+        ahead = self._readahead.advance(start, end - start)
+        if ahead is not None and ahead[0] < self._contents.inode.size_bytes and not self._contents.is_inline:
+            self._services.prefetch(self, *ahead)
+
+    def _in_memory(self, start: int, end: int) -> tuple[list[tuple[int, Buffer]], list[tuple[int, int]]]:
+        """What of [start, end) is here, with dirty bytes copied because they may change, and what is not."""
+        pieces: list[tuple[int, Buffer]] = [
+            (offset, bytes(view)) for offset, view in self._dirty.read(start, end)
+        ]
+        gaps: list[tuple[int, int]] = []
+        for gap in _gaps(pieces, start, end):
+            taken = list(self._backlog.read(*gap))
+            pieces += taken
+            gaps += _gaps(taken, *gap)
+        return pieces, gaps
+
+    async def _committed(self, start: int, end: int) -> list[tuple[int, Buffer]]:
+        """From the inode or from chunks. If a chunk cannot be read, the reason may be old knowledge: of the
+        file (the chunk was replaced and collected) or of the cluster. Both are fetched again, once."""
+        failure: ShoalError | None = None
+        for last in (False, True):
+            found = await self._fetcher.committed(start, end)
+            if isinstance(found, bytes):
+                return [(start, found)]
+            extents = _extents(found)
+            read = await settle_all([partial(self._services.reader.read, extent) for extent in extents])
+            failure = next((result for result in read if isinstance(result, ShoalError)), None)
+            if failure is None:
+                return list(_placed(extents, read))
+            if not last:
+                self._services.counters["reads_repeated"] += 1
+                self._contents.forget()
+                await self._services.metadata.refresh_map()
+        log.error("inode %d, bytes %d to %d cannot be read: %s", self.ino, start, end, failure)
+        raise PosixError(errno.EIO, str(failure))
+
+    # --- writing --------------------------------------------------------------------------------------------
+
+    async def write(self, offset_bytes: int, data: Buffer) -> int:
+        """Take ``data``; it is visible on this mount at once. Waits for memory if this mount has too much
+        that is not committed. Raises PosixError(EFBIG), and the error that keeps this mount from committing
+        anything."""
+        if offset_bytes + len(data) > FILE_SIZE_BYTES_MAX:
+            raise PosixError(errno.EFBIG)
+        await self._services.budget.wait_room()
+        self._raise_if_lost()
+        self._dirty.write(offset_bytes, data)
+        self._written_ns = time.time_ns()
+        self._recharge()
+        self._services.wrote(self)
+        return len(data)
+
+    async def append(self, data: Buffer, *, durable: bool = False) -> int:
+        """Put ``data`` at the end of the file as of now, in one commit, whoever else appends. Returns where
+        it landed. What was written here before is committed first. If this fails with PeerUnreachable or
+        DeadlineExceeded, it may have landed all the same."""
+        if self.size_bytes + len(data) > FILE_SIZE_BYTES_MAX:
+            raise PosixError(errno.EFBIG)
+        await self._services.budget.wait_room()
+        self._services.budget.charge(len(data))
+        try:
+            async with self._committing():
+                self._take(self._dirty.take_all())
+                await self._committer.commit(durable=False)
+            async with self._changing():
+                # Whoever wrote in between lies below what is appended now or beyond the end, as if it came later.
+                return await self._committer.append(data, durable=durable) if data else self.size_bytes
+        finally:
+            self._services.budget.charge(-len(data))
+
+    async def flush(self, *, durable: bool) -> None:
+        """Commit everything written before this call, here or through other handles of this mount. If
+        ``durable``, it is on the disks of ``min_ack`` targets and of a quorum of the metadata service when
+        this returns."""
+        async with self._committing():
+            self._take(self._dirty.take_all())
+            await self._committer.commit(durable=durable or self._syncs_long)
+
+    async def commit_backlog(self) -> None:
+        """Commit what is on its way to chunks already, and leave the window that is still being filled
+        alone."""
+        async with self._committing():
+            await self._committer.commit(durable=self._syncs_long)
+
+    async def store_full_windows(self) -> None:
+        """Put windows that are complete on the chunkservers, ahead of the commit."""
+        units = self._dirty.take_full()
+        self._take(units)
+        try:
+            await all_of([partial(self._committer.store, unit, durable=False) for unit in units])
+        except SessionGone as error:
+            self.lose(error)
+        except ShoalError as error:
+            # They stay in the backlog, and the next commit tries again.
+            self._note_failure(error)
+
+    async def setattr(self, request: SetAttr) -> Inode:
+        """Change attributes, the size among them. Bytes beyond a smaller size are dropped, committed or not.
+        If a time is set, what was written before is committed first, so that the time stays as it is set."""
+        if request.mtime_ns not in (None, NOW) and self.is_dirty:
+            await self.flush(durable=False)
+        if request.size_bytes is not None and request.size_bytes > FILE_SIZE_BYTES_MAX:
+            raise PosixError(errno.EFBIG)
+        async with self._changing():
+            entry = await self._services.metadata.mutate(Op.SETATTR, request, Entry)
+            if request.size_bytes is None:
+                self._contents.learn(entry.inode)
+            else:
+                self._dirty.truncate(request.size_bytes)
+                self._backlog.truncate(request.size_bytes)
+                self._contents.truncated(entry.inode)
+        return self.inode
+
+    def discard(self) -> None:
+        """Drop what is not committed: nobody can ever read this file again (unlinked, and closed for the last
+        time)."""
+        self._dirty.truncate(0)
+        self._backlog.drop(self._backlog.units)
+        self._committer.undurable.clear()
+        self._recharge()
+
+    def lose(self, error: ShoalError) -> None:
+        """The session is gone or the inode is. If something was not committed, it never can be: it is
+        dropped, and every further call on this file fails, for what a reader would get is not what was
+        written."""
+        if self.is_dirty:
+            log.error("inode %d: bytes that were not committed are lost: %s", self.ino, error)
+            self.errors.record(error)
+            self._lost = error
+            self.discard()
+        self._contents.forget()
+
+    @property
+    def _syncs_long(self) -> bool:
+        """So much is committed and not synced that an fsync would take long: store durably from now on."""
+        return len(self._committer.undurable) >= UNDURABLE_CHUNKS_MAX
+
+    def _take(self, units: Iterable[Unit]) -> None:
+        for unit in units:
+            self._backlog.add(unit)
+        self._recharge()
+
+    def _recharge(self) -> None:
+        """Tell the budget what this file holds now."""
+        cost = self._dirty.cost_bytes + self._backlog.cost_bytes
+        self._services.budget.charge(cost - self._charged_bytes)
+        if self._charged_bytes and not cost:
+            self._services.cleaned(self)
+        self._charged_bytes = cost
+
+    def _raise_if_lost(self) -> None:
+        if self._lost is not None:
+            raise PosixError(self._lost.errno, str(self._lost))
+
+    @asynccontextmanager
+    async def _changing(self) -> AsyncIterator[None]:
+        """The only one who changes the committed file. What cannot be mended by trying again ends the
+        file."""
+        self._raise_if_lost()
+        async with self._lock:
+            self._raise_if_lost()
+            try:
+                yield
+            except SessionGone as error:
+                self.lose(error)
+                raise
+            finally:
+                self._recharge()
+
+    @asynccontextmanager
+    async def _committing(self) -> AsyncIterator[None]:
+        """As ``_changing``, for bytes of several handles: they all have to learn of a failure."""
+        async with self._changing():
+            try:
+                yield
+            except ShoalError as error:
+                self._note_failure(error)
+                if isinstance(error, PosixError) and error.errno in _GONE:
+                    self.lose(error)
+                raise
+
+    def _note_failure(self, error: ShoalError) -> None:
+        self._services.counters["write_backs_failed"] += 1
+        log.warning("inode %d: write-back failed: %s: %s", self.ino, type(error).__name__, error)
+        self.errors.record(error)
+
+
+def _extents(spans: Iterable[Span]) -> list[Extent]:
+    return [span for span in spans if isinstance(span, Extent)]
+
+
+def _placed(
+    extents: Iterable[Extent], read: Iterable[list[memoryview] | ShoalError]
+) -> Iterator[tuple[int, Buffer]]:
+    for extent, views in zip(extents, read, strict=True):
+        assert not isinstance(views, ShoalError)
+        offset = extent.offset_bytes
+        for view in views:
+            yield offset, view
+            offset += len(view)
+
+
+def _gaps(pieces: Iterable[tuple[int, Buffer]], start: int, end: int) -> list[tuple[int, int]]:
+    """What ``pieces``, in order, leave of [start, end)."""
+    gaps: list[tuple[int, int]] = []
+    for offset, data in pieces:
+        if start < offset:
+            gaps.append((start, offset))
+        start = offset + len(data)
+    if start < end:
+        gaps.append((start, end))
+    return gaps
+
+
+def _joined(start: int, end: int, pieces: list[tuple[int, Buffer]]) -> Buffer:
+    """The pieces in their places, zeros between them. No copy if one piece is all."""
+    if len(pieces) == 1 and pieces[0][0] == start and len(pieces[0][1]) == end - start:
+        return pieces[0][1]
+    whole = bytearray(end - start)
+    for offset, data in pieces:
+        whole[offset - start : offset - start + len(data)] = data
+    return whole

@@ -1,0 +1,288 @@
+"""The FUSE handlers: unpack, ask the :class:`~shoalfs.fs.vfs.Vfs`, pack. No decision is made here.
+
+The one place where an error becomes an errno for the kernel. A broken invariant is not an error: it goes through, ends
+the process, and the kernel answers "Transport endpoint is not connected" until the mount is started again.
+"""
+
+import functools
+import logging
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import pyfuse3
+
+from shoalfs.fs.credentials import CredentialsCache
+from shoalfs.fs.vfs import Vfs
+from shoalfs.mds.messages import Credentials, Inode, SetAttr
+from shoalfs.transport.errors import PosixError, ShoalError
+from shoalfs.transport.ids import InodeId
+from shoalfs.transport.limits import NAME_BYTES_MAX
+
+log = logging.getLogger("shoal.fs.operations")
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_DOT, _DOTDOT = 1, 2  # readdir cookies of "." and ".."; the service's begin after them
+_SECTOR_BYTES = 512
+_BLOCK_SIZE_BYTES = 64 * 1024  # st_blksize: what stdio and cp read and write at a time
+
+
+def _handler(
+    function: Callable[Concatenate["Operations", P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate["Operations", P], Coroutine[Any, Any, T]]:
+    """Turn the errors of the filesystem into errnos."""
+
+    @functools.wraps(function)
+    async def handle(self: "Operations", /, *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return await function(self, *args, **kwargs)
+        except PosixError as error:
+            raise pyfuse3.FUSEError(error.errno) from None
+        except ShoalError as error:
+            log.warning("%s: %s: %s", function.__name__, type(error).__name__, error)
+            raise pyfuse3.FUSEError(error.errno) from None
+
+    return handle
+
+
+class Operations(pyfuse3.Operations):
+    """One method per FUSE request."""
+
+    supports_dot_lookup = True
+    enable_writeback_cache = False  # the kernel would own size and mtime
+    enable_acl = False
+
+    def __init__(
+        self, vfs: Vfs, credentials: CredentialsCache, *, entry_timeout_s: float, attr_timeout_s: float
+    ) -> None:
+        super().__init__()
+        self._vfs = vfs
+        self._credentials = credentials
+        self._entry_timeout_s = entry_timeout_s
+        self._attr_timeout_s = attr_timeout_s
+
+    # --- packing -----------------------------------------------------------------------------------------------------
+
+    def _who(self, ctx: pyfuse3.RequestContext) -> Credentials:
+        return self._credentials.of(ctx.pid, ctx.uid, ctx.gid)
+
+    def _pack(self, inode: Inode) -> pyfuse3.EntryAttributes:
+        inode = self._vfs.view(inode)
+        attributes = pyfuse3.EntryAttributes()
+        attributes.st_ino = inode.ino
+        attributes.entry_timeout = self._entry_timeout_s
+        attributes.attr_timeout = self._attr_timeout_s
+        attributes.st_mode = inode.mode
+        attributes.st_nlink = inode.nlink
+        attributes.st_uid = inode.uid
+        attributes.st_gid = inode.gid
+        attributes.st_rdev = inode.rdev
+        attributes.st_size = inode.size_bytes
+        attributes.st_blksize = _BLOCK_SIZE_BYTES
+        attributes.st_blocks = -(-inode.used_bytes // _SECTOR_BYTES)
+        attributes.st_atime_ns = inode.atime_ns
+        attributes.st_mtime_ns = inode.mtime_ns
+        attributes.st_ctime_ns = inode.ctime_ns
+        attributes.st_birthtime_ns = inode.btime_ns
+        return attributes
+
+    def _absent(self) -> pyfuse3.EntryAttributes:
+        """A negative entry: the kernel remembers for a while that the name does not exist."""
+        attributes = pyfuse3.EntryAttributes()
+        attributes.st_ino = 0
+        attributes.entry_timeout = self._entry_timeout_s
+        return attributes
+
+    # --- names -------------------------------------------------------------------------------------------------------
+
+    @_handler
+    async def lookup(self, parent: int, name: bytes, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        inode = await self._vfs.lookup_or_none(self._who(ctx), InodeId(parent), name)
+        return self._absent() if inode is None else self._pack(inode)
+
+    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        """Inode numbers live in the metadata service; the kernel's count of its references is of no use here."""
+
+    @_handler
+    async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        return self._pack(await self._vfs.getattr(InodeId(inode)))
+
+    @_handler
+    async def setattr(
+        self,
+        inode: int,
+        attr: pyfuse3.EntryAttributes,
+        fields: pyfuse3.SetattrFields,
+        fh: int | None,
+        ctx: pyfuse3.RequestContext,
+    ) -> pyfuse3.EntryAttributes:
+        request = SetAttr(
+            who=self._who(ctx),
+            ino=InodeId(inode),
+            mode=attr.st_mode & 0o7777 if fields.update_mode else None,
+            uid=attr.st_uid if fields.update_uid else None,
+            gid=attr.st_gid if fields.update_gid else None,
+            size_bytes=attr.st_size if fields.update_size else None,
+            atime_ns=attr.st_atime_ns if fields.update_atime else None,
+            mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
+            by_handle=fh is not None,
+        )
+        return self._pack(await self._vfs.setattr(request))
+
+    @_handler
+    async def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:
+        return await self._vfs.readlink(InodeId(inode))
+
+    @_handler
+    async def mknod(
+        self, parent: int, name: bytes, mode: int, rdev: int, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        return self._pack(
+            await self._vfs.mknod(self._who(ctx), InodeId(parent), name, mode & ~ctx.umask, rdev)
+        )
+
+    @_handler
+    async def mkdir(
+        self, parent: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        return self._pack(
+            await self._vfs.mkdir(self._who(ctx), InodeId(parent), name, mode & 0o7777 & ~ctx.umask)
+        )
+
+    @_handler
+    async def symlink(
+        self, parent: int, name: bytes, target: bytes, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        return self._pack(await self._vfs.symlink(self._who(ctx), InodeId(parent), name, target))
+
+    @_handler
+    async def link(
+        self, inode: int, new_parent: int, new_name: bytes, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        return self._pack(await self._vfs.link(self._who(ctx), InodeId(inode), InodeId(new_parent), new_name))
+
+    @_handler
+    async def unlink(self, parent: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        await self._vfs.unlink(self._who(ctx), InodeId(parent), name)
+
+    @_handler
+    async def rmdir(self, parent: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        await self._vfs.rmdir(self._who(ctx), InodeId(parent), name)
+
+    @_handler
+    async def rename(
+        self,
+        parent_old: int,
+        name_old: bytes,
+        parent_new: int,
+        name_new: bytes,
+        flags: int,
+        ctx: pyfuse3.RequestContext,
+    ) -> None:
+        await self._vfs.rename(
+            self._who(ctx), InodeId(parent_old), name_old, InodeId(parent_new), name_new, flags
+        )
+
+    # --- files -------------------------------------------------------------------------------------------------------
+
+    @_handler
+    async def create(
+        self, parent: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
+    ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
+        inode, number, keep = await self._vfs.create(
+            self._who(ctx), InodeId(parent), name, mode & 0o7777 & ~ctx.umask, flags
+        )
+        return pyfuse3.FileInfo(fh=number, keep_cache=keep), self._pack(inode)
+
+    @_handler
+    async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
+        number, keep = await self._vfs.open(self._who(ctx), InodeId(inode), flags)
+        return pyfuse3.FileInfo(fh=number, keep_cache=keep)
+
+    @_handler
+    async def read(self, fh: int, off: int, size: int) -> Any:
+        return await self._vfs.read(fh, off, size)
+
+    @_handler
+    async def write(self, fh: int, off: int, buf: bytes) -> int:
+        return await self._vfs.write(fh, off, buf)
+
+    @_handler
+    async def flush(self, fh: int) -> None:
+        await self._vfs.flush(fh)
+
+    @_handler
+    async def fsync(self, fh: int, datasync: bool) -> None:
+        await self._vfs.fsync(fh)
+
+    @_handler
+    async def release(self, fh: int) -> None:
+        await self._vfs.release(fh)
+
+    # --- directories -------------------------------------------------------------------------------------------------
+
+    @_handler
+    async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
+        return self._vfs.opendir(self._who(ctx), InodeId(inode))
+
+    @_handler
+    async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        ino = self._vfs.dir_inode(fh)
+        if start_id < _DOT and not self._emit(token, b".", await self._vfs.getattr(ino), _DOT):
+            return
+        if start_id < _DOTDOT and not self._emit(token, b"..", await self._vfs.parent_of(ino), _DOTDOT):
+            return
+        cookie = start_id if start_id > _DOTDOT else 0
+        while entries := await self._vfs.readdir(fh, cookie):
+            for entry in entries:
+                if not self._emit(token, entry.name, entry.inode, entry.cookie):
+                    return
+            cookie = entries[-1].cookie
+
+    def _emit(self, token: pyfuse3.ReaddirToken, name: bytes, inode: Inode, cookie: int) -> bool:
+        """Add an entry to the reply. False if there is no room for it."""
+        return bool(pyfuse3.readdir_reply(token, name, self._pack(inode), cookie))
+
+    @_handler
+    async def releasedir(self, fh: int) -> None:
+        self._vfs.releasedir(fh)
+
+    @_handler
+    async def fsyncdir(self, fh: int, datasync: bool) -> None:
+        """Every change of a directory is on disk when the call that made it returns."""
+
+    # --- the rest ----------------------------------------------------------------------------------------------------
+
+    @_handler
+    async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
+        usage = await self._vfs.statfs()
+        stats = pyfuse3.StatvfsData()
+        stats.f_bsize = _BLOCK_SIZE_BYTES
+        stats.f_frsize = 4096
+        stats.f_blocks = usage.capacity_bytes // stats.f_frsize
+        stats.f_bfree = stats.f_bavail = usage.free_bytes // stats.f_frsize
+        stats.f_files = usage.inodes + usage.inodes_free
+        stats.f_ffree = stats.f_favail = usage.inodes_free
+        stats.f_namemax = NAME_BYTES_MAX
+        return stats
+
+    @_handler
+    async def access(self, inode: int, mode: int, ctx: pyfuse3.RequestContext) -> bool:
+        return await self._vfs.access(self._who(ctx), InodeId(inode), mode)
+
+    @_handler
+    async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
+        return await self._vfs.getxattr(self._who(ctx), InodeId(inode), name)
+
+    @_handler
+    async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext) -> None:
+        await self._vfs.setxattr(self._who(ctx), InodeId(inode), name, value)
+
+    @_handler
+    async def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        await self._vfs.removexattr(self._who(ctx), InodeId(inode), name)
+
+    @_handler
+    async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> tuple[bytes, ...]:
+        return await self._vfs.listxattr(self._who(ctx), InodeId(inode))

@@ -1,0 +1,88 @@
+"""Where a new chunk goes, and which replica is asked first. Pure: everything follows from the cluster map.
+
+Groups are ordered so that neighbours lead with different targets, and consecutive chunks of a file take
+consecutive groups: a large file is written to and read from as many disks as there are. Each file begins
+elsewhere, by a hash of its inode number, so that many small files spread as well.
+"""
+
+from collections.abc import Collection
+from typing import Final
+
+from shoalfs.mds.messages import ClusterMap, PlacementGroup, Pool, Target, TargetState
+from shoalfs.transport.errors import TargetDown
+from shoalfs.transport.ids import ChunkId, InodeId, PgId, PoolId, TargetId, chunk_pg, chunk_sequence
+
+_GOLDEN: Final = (
+    0x9E3779B97F4A7C15  # 2^64 over the golden ratio: Fibonacci hashing spreads consecutive numbers
+)
+
+
+class Placement:
+    """The cluster map, indexed. Made anew for each epoch."""
+
+    def __init__(self, cluster_map: ClusterMap) -> None:
+        self.epoch = cluster_map.epoch
+        self._targets: dict[TargetId, Target] = {target.id: target for target in cluster_map.targets}
+        self._groups: dict[PgId, PlacementGroup] = {group.id: group for group in cluster_map.groups}
+        self._pools: dict[PoolId, Pool] = {pool.id: pool for pool in cluster_map.pools}
+        self._order: dict[PoolId, list[PlacementGroup]] = {
+            pool.id: _interleaved([group for group in cluster_map.groups if group.pool == pool.id])
+            for pool in cluster_map.pools
+        }
+
+    def min_ack(self, pool: PoolId) -> int:
+        """Receipts that a commit needs for each chunk. Raises TargetDown for a pool that the map does not
+        have."""
+        if pool not in self._pools:
+            raise TargetDown(f"the cluster map has no pool {pool}")
+        return self._pools[pool].min_ack
+
+    def group_for(
+        self, pool: PoolId, ino: InodeId, index: int, avoid: Collection[TargetId]
+    ) -> PlacementGroup | None:
+        """The group for chunk number ``index`` of a file: the first from its turn on that has no target in
+        ``avoid`` and all of whose targets are up. None if there is none."""
+        groups = self._order.get(pool, [])
+        first = _hash(ino) + index
+        for step in range(len(groups)):
+            group = groups[(first + step) % len(groups)]
+            if all(self._is_up(target) and target not in avoid for target in group.targets):
+                return group
+        return None
+
+    def targets(self, group: PlacementGroup) -> list[Target]:
+        return [self._targets[target] for target in group.targets]
+
+    def target(self, target: TargetId) -> Target | None:
+        return self._targets.get(target)
+
+    def replicas(self, chunk: ChunkId, salt: int, avoid: Collection[TargetId]) -> list[Target]:
+        """Everyone who may have the chunk, in the order in which to ask. ``salt`` differs between clients, so
+        that they do not all ask the same one first; one client stays with its choice, which keeps server
+        caches warm."""
+        group = self._groups.get(chunk_pg(chunk))
+        if group is None:
+            return []
+        start = _hash(chunk_sequence(chunk) + salt) % len(group.targets)
+        turned = group.targets[start:] + group.targets[:start]
+        found = [self._targets[target] for target in turned if self._state(target) is not TargetState.OUT]
+        return sorted(found, key=lambda target: (target.state is TargetState.DOWN, target.id in avoid))
+
+    def _is_up(self, target: TargetId) -> bool:
+        return self._state(target) is TargetState.UP
+
+    def _state(self, target: TargetId) -> TargetState:
+        return self._targets[target].state if target in self._targets else TargetState.OUT
+
+
+def _interleaved(groups: list[PlacementGroup]) -> list[PlacementGroup]:
+    """First the first group of each leading target, then the second of each, and so on."""
+    by_leader: dict[TargetId, list[PlacementGroup]] = {}
+    for group in sorted(groups, key=lambda group: group.id):
+        by_leader.setdefault(group.targets[0], []).append(group)
+    rounds = max(map(len, by_leader.values()), default=0)
+    return [led[turn] for turn in range(rounds) for led in by_leader.values() if turn < len(led)]
+
+
+def _hash(number: int) -> int:
+    return (number * _GOLDEN & (1 << 64) - 1) >> 32

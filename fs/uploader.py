@@ -1,0 +1,187 @@
+"""Uploader: puts payloads on chunkservers and collects the receipts.
+
+A payload that fails in one group is stored again in another one, as another chunk. What the failed attempt
+left behind is a chunk that no file uses: the metadata service collects it when the session ends or reports
+it.
+
+Concurrency is bounded for the whole mount: PUTS_IN_FLIGHT_MAX chunks at a time.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+import trio
+
+from shoalfs.fs.avoided import Avoided
+from shoalfs.fs.parallel import settle_all
+from shoalfs.fs.placement import Placement
+from shoalfs.fs.ports import Chunks, Metadata
+from shoalfs.fs.units import Stored
+from shoalfs.mds.messages import Inode, PlacementGroup, Receipt, Target
+from shoalfs.transport.checksum import block_hashes, chunk_hash
+from shoalfs.transport.errors import ChunkMissing, PosixError, Retry, ShoalError, TargetDown, TargetFull
+from shoalfs.transport.ids import ChunkId, PoolId, TargetId, chunk_id
+from shoalfs.transport.limits import (
+    HASH_INLINE_BYTES_MAX,
+    PUTS_IN_FLIGHT_MAX,
+    REQUEST_TIMEOUT_MS_DEFAULT,
+    STORE_ATTEMPTS_MAX,
+    SYNC_CHUNKS_MAX,
+)
+
+
+class Uploader:
+    def __init__(self, metadata: Metadata, chunks: Chunks, counters: Counter[str]) -> None:
+        self._metadata = metadata
+        self._chunks = chunks
+        self._counters = counters
+        self._slots = trio.CapacityLimiter(PUTS_IN_FLIGHT_MAX)
+        self._failed = Avoided()
+        self._full = Avoided()
+        self._placement = Placement(metadata.map)
+
+    def min_ack(self, pool: PoolId) -> int:
+        return self._current().min_ack(pool)
+
+    async def store(
+        self, inode: Inode, offset_bytes: int, payload: Sequence[memoryview], *, durable: bool
+    ) -> Stored:
+        """Store ``payload`` as one chunk of this file and return who took it: at least ``min_ack`` targets.
+
+        Raises PosixError(ENOSPC) when every group has a full target, the last error when no group takes it
+        for other reasons. Cancelled: some targets may have the chunk; nothing will use it.
+        """
+        async with self._slots:
+            digest = await _hash(payload)
+            index = offset_bytes // inode.chunk_bytes
+            for attempt in range(STORE_ATTEMPTS_MAX):
+                group = await self._group(inode, index)
+                chunk = chunk_id(group.id, await self._metadata.chunk_sequence())
+                receipts, errors = await self._put(
+                    group, chunk, inode, offset_bytes, payload, digest, durable=durable
+                )
+                if len(receipts) >= self.min_ack(inode.pool):
+                    return Stored(chunk, digest, receipts)
+                await self._recover(errors, attempt)
+        raise errors[0]
+
+    async def sync(self, held: Mapping[ChunkId, Sequence[TargetId]]) -> dict[ChunkId, tuple[Receipt, ...]]:
+        """Put chunks on the disks of the targets that hold them. Returns the durable receipts of each; fewer
+        than asked for if a target did not answer or has lost the chunk. Raises nothing that a target
+        answers."""
+        by_target: dict[TargetId, list[ChunkId]] = {}
+        for chunk, targets in held.items():
+            for target in targets:
+                by_target.setdefault(target, []).append(chunk)
+        calls = [
+            partial(self._sync_batch, target, chunks[start : start + SYNC_CHUNKS_MAX])
+            for target, chunks in by_target.items()
+            for start in range(0, len(chunks), SYNC_CHUNKS_MAX)
+        ]
+        receipts: dict[ChunkId, tuple[Receipt, ...]] = dict.fromkeys(held, ())
+        for result in await settle_all(calls):
+            if isinstance(result, ShoalError):
+                self._counters["syncs_failed"] += 1
+                continue
+            for receipt in result:
+                if receipt.durable:
+                    receipts[receipt.chunk] = (*receipts[receipt.chunk], receipt)
+        return receipts
+
+    def replicas(self, chunk: ChunkId) -> tuple[TargetId, ...]:
+        """Where the cluster map has this chunk."""
+        return tuple(target.id for target in self._current().replicas(chunk, 0, ()))
+
+    def _current(self) -> Placement:
+        if self._placement.epoch != self._metadata.map.epoch:
+            self._placement = Placement(self._metadata.map)
+        return self._placement
+
+    async def _group(self, inode: Inode, index: int) -> PlacementGroup:
+        """A group that may take the chunk: without targets that failed lately if there is one, else with
+        them."""
+        full, failed = self._full.now(), self._failed.now()
+        for refreshed in (False, True):
+            if refreshed:
+                await self._metadata.refresh_map()
+            placement = self._current()
+            for avoid in ({*full, *failed}, full):
+                group = placement.group_for(inode.pool, inode.ino, index, avoid)
+                if group is not None:
+                    return group
+        if full:
+            raise PosixError(TargetFull.errno)
+        raise TargetDown(f"no placement group of pool {inode.pool} has all its targets up")
+
+    async def _put(
+        self,
+        group: PlacementGroup,
+        chunk: ChunkId,
+        inode: Inode,
+        offset_bytes: int,
+        payload: Sequence[memoryview],
+        digest: bytes,
+        *,
+        durable: bool,
+    ) -> tuple[tuple[Receipt, ...], list[ShoalError]]:
+        """One chunk to all targets of one group at the same time: the receipts and the errors."""
+
+        async def put(target: Target) -> Receipt:
+            try:
+                return await self._chunks.put(
+                    target,
+                    chunk=chunk,
+                    ino=inode.ino,
+                    offset_bytes=offset_bytes,
+                    payload=payload,
+                    chunk_hash=digest,
+                    durable=durable,
+                    timeout_ms=REQUEST_TIMEOUT_MS_DEFAULT,
+                )
+            except TargetFull:
+                self._full.add(target.id)
+                raise
+            except ShoalError:
+                self._failed.add(target.id)
+                raise
+
+        results = await settle_all([partial(put, target) for target in self._current().targets(group)])
+        errors = [result for result in results if isinstance(result, ShoalError)]
+        self._counters["puts_failed"] += len(errors)
+        return tuple(result for result in results if isinstance(result, Receipt)), errors
+
+    async def _recover(self, errors: list[ShoalError], attempt: int) -> None:
+        """What has to happen before another group is tried. Raises an error that no other group can mend."""
+        for error in errors:
+            if error.retry is Retry.NEVER:
+                raise error
+        if any(error.retry is Retry.REFRESH for error in errors):
+            await self._metadata.refresh_map()
+        elif all(error.retry is Retry.SAME for error in errors):
+            await trio.sleep(
+                0.01 * 2**attempt
+            )  # 10 ms to 1.3 s: the servers have no room for requests just now
+
+    async def _sync_batch(self, target: TargetId, chunks: Sequence[ChunkId]) -> list[Receipt]:
+        """Sync on one target. A chunk it does not have gets no receipt and does not spoil the others."""
+        found = self._current().target(target)
+        if found is None:
+            raise TargetDown(f"target {target} is no longer in the cluster map")
+        try:
+            return list(await self._chunks.sync(found, chunks))
+        except ChunkMissing:
+            if len(chunks) == 1:
+                return []
+            half = len(chunks) // 2
+            return [
+                *await self._sync_batch(target, chunks[:half]),
+                *await self._sync_batch(target, chunks[half:]),
+            ]
+
+
+async def _hash(payload: Sequence[memoryview]) -> bytes:
+    """The chunk's hash; in a thread if it would hold up the event loop."""
+    if sum(map(len, payload)) <= HASH_INLINE_BYTES_MAX:
+        return chunk_hash(block_hashes(payload))
+    return chunk_hash(await trio.to_thread.run_sync(block_hashes, payload))

@@ -1,0 +1,352 @@
+"""POSIX in terms of the metadata service and of file data, without a kernel in sight.
+
+Every FUSE handler is a translation of one method here; tests call the same methods. Names are bytes, inodes are
+:class:`~shoalfs.mds.messages.Inode` values, failures are :class:`~shoalfs.transport.errors.ShoalError`.
+
+Attributes come from the metadata service, with what this mount has written and not committed yet laid over them. That
+view belongs to the file's :class:`~shoalfs.fs.file.FileData`, of which there is one per open inode.
+
+Cancelled: any method leaves the mount usable; a mutation may or may not have been applied.
+"""
+
+import errno
+import logging
+import os
+from collections.abc import Callable
+
+from shoalfs.fs.attributes import AttributeCache
+from shoalfs.fs.file import FileData
+from shoalfs.fs.handles import DirHandle, FileHandle, Handles
+from shoalfs.fs.pages import KernelPages
+from shoalfs.fs.ports import Buffer, Metadata
+from shoalfs.fs.releases import Releases
+from shoalfs.mds import messages as m
+from shoalfs.transport.errors import PosixError, ShoalError
+from shoalfs.transport.ids import InodeId
+from shoalfs.transport.limits import READDIR_ENTRIES_MAX
+
+log = logging.getLogger("shoal.fs.vfs")
+
+_NO_XATTR = frozenset({b"system.posix_acl_access", b"system.posix_acl_default"})  # asked for by every `ls -l`
+
+
+class Vfs:
+    """The filesystem of one mount."""
+
+    def __init__(
+        self,
+        metadata: Metadata,
+        handles: Handles,
+        make: Callable[[m.Inode], FileData],
+        releases: Releases,
+        attributes: AttributeCache,
+        pages: KernelPages,
+        clock: Callable[[], float],
+        invalidate: Callable[[InodeId], None],
+        *,
+        durable_close: bool = False,
+    ) -> None:
+        """``make`` makes the data of a file that nobody had open. ``invalidate`` makes the kernel forget the pages of
+        an inode, soon; it must not wait for that."""
+        self._metadata = metadata
+        self._handles = handles
+        self._make = make
+        self._releases = releases
+        self._attributes = attributes
+        self._pages = pages
+        self._clock = clock
+        self._invalidate = invalidate
+        self._durable_close = durable_close
+
+    # --- names -------------------------------------------------------------------------------------------------------
+
+    async def lookup(self, who: m.Credentials, parent: InodeId, name: bytes) -> m.Inode:
+        reply = await self._metadata.read(m.LOOKUP, m.Lookup(who, parent, name))
+        return self._seen(reply.body.inode)
+
+    async def lookup_or_none(self, who: m.Credentials, parent: InodeId, name: bytes) -> m.Inode | None:
+        """As :meth:`lookup`, None if there is no such name."""
+        try:
+            return await self.lookup(who, parent, name)
+        except PosixError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            return None
+
+    async def getattr(self, ino: InodeId) -> m.Inode:
+        reply = await self._metadata.read(m.GETATTR, m.GetAttr(ino))
+        return self._seen(reply.body.inode)
+
+    async def mknod(self, who: m.Credentials, parent: InodeId, name: bytes, mode: int, rdev: int) -> m.Inode:
+        return self._seen(
+            (await self._metadata.mutate(m.Op.MKNOD, m.Mknod(who, parent, name, mode, rdev), m.Entry)).inode
+        )
+
+    async def mkdir(self, who: m.Credentials, parent: InodeId, name: bytes, mode: int) -> m.Inode:
+        return self._seen(
+            (await self._metadata.mutate(m.Op.MKDIR, m.Mkdir(who, parent, name, mode), m.Entry)).inode
+        )
+
+    async def symlink(self, who: m.Credentials, parent: InodeId, name: bytes, target: bytes) -> m.Inode:
+        return self._seen(
+            (await self._metadata.mutate(m.Op.SYMLINK, m.Symlink(who, parent, name, target), m.Entry)).inode
+        )
+
+    async def readlink(self, ino: InodeId) -> bytes:
+        return (await self._metadata.read(m.READLINK, m.ReadLink(ino))).body.target
+
+    async def link(self, who: m.Credentials, ino: InodeId, new_parent: InodeId, new_name: bytes) -> m.Inode:
+        return self._seen(
+            (await self._metadata.mutate(m.Op.LINK, m.Link(who, ino, new_parent, new_name), m.Entry)).inode
+        )
+
+    async def unlink(self, who: m.Credentials, parent: InodeId, name: bytes) -> m.Inode:
+        return self._seen(
+            (await self._metadata.mutate(m.Op.UNLINK, m.Unlink(who, parent, name), m.Unlinked)).inode
+        )
+
+    async def rmdir(self, who: m.Credentials, parent: InodeId, name: bytes) -> m.Inode:
+        return self._seen(
+            (await self._metadata.mutate(m.Op.RMDIR, m.Rmdir(who, parent, name), m.Unlinked)).inode
+        )
+
+    async def rename(
+        self,
+        who: m.Credentials,
+        parent: InodeId,
+        name: bytes,
+        new_parent: InodeId,
+        new_name: bytes,
+        flags: int,
+    ) -> m.Renamed:
+        """As renameat2(2). What this mount holds for the source is made durable first: the new name leads to the old
+        bytes or to the new ones, after any crash."""
+        await self._harden(who, parent, name)
+        renamed = await self._metadata.mutate(
+            m.Op.RENAME, m.Rename(who, parent, name, new_parent, new_name, flags), m.Renamed
+        )
+        self._seen(renamed.moved)
+        if renamed.other is not None:
+            self._seen(renamed.other)
+        return renamed
+
+    async def _harden(self, who: m.Credentials, parent: InodeId, name: bytes) -> None:
+        if not any(file.needs_fsync for file in self._handles.all_data()):
+            return
+        ino = (await self.lookup(who, parent, name)).ino
+        file = self._handles.data(ino)
+        if file is not None and file.needs_fsync:
+            await file.flush(durable=True)
+
+    # --- attributes --------------------------------------------------------------------------------------------------
+
+    async def setattr(self, request: m.SetAttr) -> m.Inode:
+        """Change attributes. Bytes written before are committed first, so that times set now stay as they are set."""
+        file = self._handles.data(request.ino)
+        if file is None:
+            return self._seen((await self._metadata.mutate(m.Op.SETATTR, request, m.Entry)).inode)
+        inode = await file.setattr(request)
+        self._attributes.put(file.committed_inode, self._clock())
+        return inode
+
+    async def access(self, who: m.Credentials, ino: InodeId, mask: int) -> bool:
+        try:
+            await self._metadata.read(m.ACCESS, m.Access(who, ino, mask))
+        except PosixError as error:
+            if error.errno != errno.EACCES:
+                raise
+            return False
+        return True
+
+    async def statfs(self) -> m.FsStat:
+        return (await self._metadata.read(m.STATFS, m.StatFs())).body
+
+    async def getxattr(self, who: m.Credentials, ino: InodeId, name: bytes) -> bytes:
+        if name in _NO_XATTR or await self._without_xattrs(ino):
+            raise PosixError(errno.ENODATA)
+        return (await self._metadata.read(m.GETXATTR, m.GetXattr(who, ino, name))).body.value
+
+    async def listxattr(self, who: m.Credentials, ino: InodeId) -> tuple[bytes, ...]:
+        if await self._without_xattrs(ino):
+            return ()
+        return (await self._metadata.read(m.LISTXATTR, m.ListXattr(who, ino))).body.names
+
+    async def setxattr(self, who: m.Credentials, ino: InodeId, name: bytes, value: bytes) -> None:
+        """As setxattr(2) without flags: the FUSE binding checks XATTR_CREATE and XATTR_REPLACE by asking first."""
+        reply = await self._metadata.mutate(m.Op.SETXATTR, m.SetXattr(who, ino, name, value), m.Entry)
+        self._seen(reply.inode)
+
+    async def removexattr(self, who: m.Credentials, ino: InodeId, name: bytes) -> None:
+        self._seen(
+            (await self._metadata.mutate(m.Op.REMOVEXATTR, m.RemoveXattr(who, ino, name), m.Entry)).inode
+        )
+
+    async def _without_xattrs(self, ino: InodeId) -> bool:
+        """True if the inode has no extended attribute, as far as a cache of attributes may know."""
+        file = self._handles.data(ino)
+        inode = file.inode if file is not None else self._attributes.get(ino, self._clock())
+        if inode is None:
+            inode = await self.getattr(ino)
+        return inode.xattr_bytes == 0
+
+    # --- directories -------------------------------------------------------------------------------------------------
+
+    def opendir(self, who: m.Credentials, ino: InodeId) -> int:
+        return self._handles.add_dir(DirHandle(ino, who))
+
+    async def readdir(self, number: int, cookie: int) -> tuple[m.DirEntry, ...]:
+        """Entries after ``cookie`` (0: from the start), without "." and ".."; empty at the end."""
+        handle = self._handles.dir(number)
+        page = handle.page
+        if handle.page_after <= cookie and page and cookie < page[-1].cookie:
+            return tuple(entry for entry in page if entry.cookie > cookie)
+        if handle.page_eof and page and cookie == page[-1].cookie:
+            return ()
+        request = m.ReadDir(handle.who, handle.ino, cookie, READDIR_ENTRIES_MAX)
+        listing = (await self._metadata.read(m.READDIR, request)).body
+        handle.page, handle.page_after, handle.page_eof = listing.entries, cookie, listing.eof
+        for entry in listing.entries:
+            self._seen(entry.inode)
+        return listing.entries
+
+    def releasedir(self, number: int) -> None:
+        self._handles.pop_dir(number)
+
+    async def parent_of(self, ino: InodeId) -> m.Inode:
+        """Where `..` of an open directory leads."""
+        return await self.lookup(m.ROOT_CREDENTIALS, ino, b"..")
+
+    def dir_inode(self, number: int) -> InodeId:
+        return self._handles.dir(number).ino
+
+    # --- files -------------------------------------------------------------------------------------------------------
+
+    async def create(
+        self, who: m.Credentials, parent: InodeId, name: bytes, mode: int, flags: int
+    ) -> tuple[m.Inode, int, bool]:
+        """open(2) with O_CREAT. Returns the inode, the handle, and whether the kernel may keep its pages."""
+        request = m.Create(who, parent, name, mode, exclusive=bool(flags & os.O_EXCL))
+        created = await self._metadata.mutate(m.Op.CREATE, request, m.Created)
+        if not created.created:
+            number, keep = await self.open(who, created.inode.ino, flags)
+            return self._handles.file(number).file.inode, number, keep
+        self._seen(created.inode)
+        file = self._handles.share(created.inode, self._make)
+        file.refresh(created.inode, b"")
+        return created.inode, self._add(file, flags), False
+
+    async def open(self, who: m.Credentials, ino: InodeId, flags: int) -> tuple[int, bool]:
+        """Open an existing file. Returns the handle, and whether what the kernel has cached of it still holds."""
+        access = flags & os.O_ACCMODE
+        await self._releases.settle(ino)
+        request = m.Open(who, self._metadata.session, ino, access != os.O_WRONLY, access != os.O_RDONLY)
+        reply = await self._metadata.read(m.OPEN, request)
+        inode = reply.body.inode
+        file = self._handles.share(inode, self._make)
+        try:
+            if file.changed_elsewhere(inode):
+                self._pages.spoiled(ino)
+            keep = self._pages.still_good(inode) or (file.is_dirty and self._handles.holders(ino) > 1)
+            file.refresh(inode, reply.payload)
+            if flags & os.O_TRUNC:
+                await file.setattr(m.SetAttr(who, ino, size_bytes=0, by_handle=True))
+                keep = False
+        except BaseException:
+            self._unshare(file)
+            raise
+        self._seen(inode)
+        return self._add(file, flags), keep
+
+    def _add(self, file: FileData, flags: int) -> int:
+        access = flags & os.O_ACCMODE
+        self._pages.valid_at(file.ino, file.committed_inode.data_version)
+        return self._handles.add_file(
+            FileHandle(
+                file,
+                read=access != os.O_WRONLY,
+                write=access != os.O_RDONLY,
+                append=bool(flags & os.O_APPEND),
+                sync=bool(flags & (os.O_SYNC | os.O_DSYNC)),
+                errors_seen=file.errors.sample(),
+            )
+        )
+
+    async def read(self, number: int, offset_bytes: int, size_bytes: int) -> Buffer:
+        handle = self._handles.file(number)
+        if not handle.read and not handle.write:
+            raise PosixError(errno.EBADF)
+        return await handle.file.read(offset_bytes, size_bytes)
+
+    async def write(self, number: int, offset_bytes: int, data: Buffer) -> int:
+        """Take ``data``. A handle with O_APPEND writes at the end of the file as of the commit, wherever the kernel
+        thought that was; if it thought wrong, it is told to forget what it knows of the file."""
+        handle = self._handles.file(number)
+        if not handle.write:
+            raise PosixError(errno.EBADF)
+        if handle.append:
+            landed = await handle.file.append(data, durable=handle.sync)
+            if landed != offset_bytes:
+                self._forget_pages(handle.file.ino)
+            return len(data)
+        count = await handle.file.write(offset_bytes, data)
+        if handle.sync:
+            await self._flush(handle, durable=True)
+        return count
+
+    async def flush(self, number: int) -> None:
+        """close(2), also of a duplicate: everything written is committed, or the error is returned."""
+        await self._flush(self._handles.file(number), durable=self._durable_close)
+
+    async def fsync(self, number: int) -> None:
+        await self._flush(self._handles.file(number), durable=True)
+
+    async def _flush(self, handle: FileHandle, *, durable: bool) -> None:
+        try:
+            await handle.file.flush(durable=durable)
+        finally:
+            # An error of this flush is raised as such; what is noted here is that this handle has been told.
+            handle.errors_seen, earlier = handle.file.errors.check(handle.errors_seen)
+        if earlier is not None:
+            raise earlier
+
+    async def release(self, number: int) -> None:
+        """The handle is gone; nobody is left to be told of an error. What was written through a shared mapping after
+        the close is committed now."""
+        file = self._handles.pop_file(number).file
+        last = self._handles.holders(file.ino) == 1
+        try:
+            if last and file.is_dirty and file.committed_inode.nlink:
+                await file.flush(durable=False)
+        except ShoalError as error:
+            log.error("inode %d: closed for the last time with bytes that are lost: %s", file.ino, error)
+        finally:
+            self._unshare(file)
+
+    def _unshare(self, file: FileData) -> None:
+        if self._handles.unshare(file.ino):
+            if file.is_dirty:
+                file.discard()
+            self._pages.valid_at(file.ino, file.committed_inode.data_version)
+            self._releases.add(file.ino)
+
+    # --- views -------------------------------------------------------------------------------------------------------
+
+    def view(self, inode: m.Inode) -> m.Inode:
+        """The inode with what this mount has written and not committed laid over it."""
+        file = self._handles.data(inode.ino)
+        return inode if file is None else file.inode
+
+    def _seen(self, inode: m.Inode) -> m.Inode:
+        """An answer of the service: remember it, and tell the file's data if it is open."""
+        self._attributes.put(inode, self._clock())
+        file = self._handles.data(inode.ino)
+        if file is None:
+            return inode
+        if file.changed_elsewhere(inode):
+            self._forget_pages(inode.ino)
+        file.refresh(inode)
+        return file.inode
+
+    def _forget_pages(self, ino: InodeId) -> None:
+        self._pages.spoiled(ino)
+        self._invalidate(ino)

@@ -1,0 +1,138 @@
+"""The part of the namespace check that looks at all rows at once: chunks, sessions, counters, rows of
+nothing. Pure.
+
+Holds one number per chunk in memory, and one per inode.
+"""
+
+from collections import Counter
+from itertools import chain
+
+from shoalfs.mds import keys, records
+from shoalfs.mds.check_findings import Findings
+from shoalfs.mds.txn import ReadTxn
+from shoalfs.transport.ids import ChunkId, InodeId, SessionId
+
+_NONE = InodeId(0)  # what belongs to no inode
+
+
+def check(txn: ReadTxn, findings: Findings) -> None:
+    _check_chunks(txn, findings)
+    _check_garbage(txn, findings)
+    _check_sessions(txn, findings)
+    files = _check_owners(txn, findings)
+    _check_counters(txn, files, findings)
+
+
+def _check_chunks(txn: ReadTxn, findings: Findings) -> None:
+    """Each chunk is counted as often as extents use it, with its length, and none of them is garbage."""
+    extents: Counter[ChunkId] = Counter()
+    chunk_bytes: dict[ChunkId, int] = {}
+    for key, value in findings.rows(txn, *keys.all_of(b"X")):
+        extent = findings.decoded(records.EXTENT, key, value, InodeId(keys.first_field(key)))
+        if extent is not None:
+            extents[extent.chunk] += 1
+            chunk_bytes.setdefault(extent.chunk, extent.chunk_bytes)
+    for key, value in findings.rows(txn, *keys.all_of(b"K"), _NONE):
+        use = findings.decoded(records.CHUNK_USE, key, value, _NONE)
+        chunk = ChunkId(keys.first_field(key))
+        used = extents.pop(chunk, 0)
+        if use is not None and use.extents != used:
+            findings.add(
+                "wrong-chunk-count", _NONE, f"chunk {chunk} counts {use.extents} extents, there are {used}"
+            )
+        if use is not None and used and use.chunk_bytes != chunk_bytes[chunk]:
+            findings.add("wrong-chunk-length", _NONE, f"chunk {chunk} is noted with {use.chunk_bytes} bytes")
+        if findings.get(txn, keys.garbage(chunk), _NONE) is not None:
+            findings.add("used-chunk-is-garbage", _NONE, f"chunk {chunk} is used and would be deleted")
+    for chunk, used in extents.items():
+        findings.add("chunk-not-counted", _NONE, f"chunk {chunk} is used by {used} extents and not counted")
+        if findings.get(txn, keys.garbage(chunk), _NONE) is not None:
+            findings.add("used-chunk-is-garbage", _NONE, f"chunk {chunk} is used and would be deleted")
+
+
+def _check_garbage(txn: ReadTxn, findings: Findings) -> None:
+    """The two orders of the garbage agree."""
+    for key, value in findings.rows(txn, *keys.all_of(b"Z"), _NONE):
+        row = findings.decoded(records.GARBAGE, key, value, _NONE)
+        chunk = ChunkId(keys.first_field(key))
+        if row is not None and findings.get(txn, keys.garbage_by_time(row.since_ns, chunk), _NONE) is None:
+            findings.add("wrong-garbage", _NONE, f"chunk {chunk} is garbage and would never be deleted")
+    for key, _ in findings.rows(txn, *keys.all_of(b"z"), _NONE):
+        chunk = ChunkId(keys.second_field(key))
+        row = findings.load(records.GARBAGE, txn, keys.garbage(chunk), _NONE)
+        if row is None or row.since_ns != keys.first_field(key):
+            findings.add("wrong-garbage", _NONE, f"chunk {chunk} waits for its deletion and is no garbage")
+
+
+def _check_sessions(txn: ReadTxn, findings: Findings) -> None:
+    """What is kept for a session ends with it, and a session is found by its nonce."""
+    sessions: set[int] = set()
+    for key, value in findings.rows(txn, *keys.all_of(b"S"), _NONE):
+        session = SessionId(keys.first_field(key))
+        sessions.add(session)
+        row = findings.decoded(records.SESSION, key, value, _NONE)
+        if row is not None and findings.get(txn, keys.nonce(row.nonce), _NONE) != session.to_bytes(8, "big"):
+            findings.add("wrong-nonce", _NONE, f"session {session} is not found by its nonce")
+    for key, _ in chain(
+        findings.rows(txn, *keys.all_of(b"R"), _NONE), findings.rows(txn, *keys.all_of(b"n"), _NONE)
+    ):
+        if keys.first_field(key) not in sessions:
+            findings.add(
+                "stray-row", _NONE, f"a row {key[:1]!r} is of session {keys.first_field(key)}, which is gone"
+            )
+    for key, value in findings.rows(txn, *keys.all_of(b"N"), _NONE):
+        first = keys.first_field(key)
+        chunks = findings.decoded(records.RANGE, key, value, _NONE)
+        if chunks is None:
+            continue
+        if findings.get(txn, keys.chunk_range_of(chunks.session, first), _NONE) is None:
+            findings.add(
+                "wrong-chunk-range", _NONE, f"range {first} is not found by its session {chunks.session}"
+            )
+
+
+def _check_owners(txn: ReadTxn, findings: Findings) -> Counter[str]:
+    """Rows whose inode is not there. Returns counts of what was seen, by the names of the counters."""
+    seen: Counter[str] = Counter()
+    inos: set[int] = set()
+    symlinks: set[int] = set()
+    for key, value in findings.rows(txn, *keys.all_of(b"I")):
+        ino = keys.first_field(key)
+        inos.add(ino)
+        inode = findings.decoded(records.INODE, key, value, InodeId(ino))
+        if inode is not None and inode.is_symlink:
+            symlinks.add(ino)
+    seen["inodes"] = len(inos)
+    for prefix in (b"D", b"E", b"L", b"X", b"A", b"O"):
+        for key, value in findings.rows(txn, *keys.all_of(prefix)):
+            ino = keys.first_field(key)
+            if ino not in inos:
+                findings.add(
+                    "stray-row", InodeId(ino), f"a row {prefix.decode()} is of an inode that is not there"
+                )
+            if prefix == b"L" and ino not in symlinks:
+                seen["inline_files"] += 1
+                seen["inline_bytes"] += len(value)
+            seen["orphans"] += prefix == b"O"
+    return seen
+
+
+def _check_counters(txn: ReadTxn, seen: Counter[str], findings: Findings) -> None:
+    counters = findings.load(records.COUNTERS, txn, keys.COUNTERS, _NONE)
+    if counters is None:
+        findings.add("wrong-counter", _NONE, "the counters are not there")
+        return
+    seen["garbage_chunks"] = sum(1 for _ in findings.rows(txn, *keys.all_of(b"Z"), _NONE))
+    seen["sessions"] = sum(1 for _ in findings.rows(txn, *keys.all_of(b"S"), _NONE))
+    for name in ("inodes", "inline_files", "inline_bytes", "orphans", "garbage_chunks", "sessions"):
+        if getattr(counters, name) != seen[name]:
+            findings.add(
+                "wrong-counter", _NONE, f"{name} is {getattr(counters, name)}, there are {seen[name]}"
+            )
+    highest = {"next_ino": b"I", "next_session": b"S"}
+    for name, prefix in highest.items():
+        last = max(
+            (keys.first_field(key) for key, _ in findings.rows(txn, *keys.all_of(prefix), _NONE)), default=0
+        )
+        if last >= getattr(counters, name):
+            findings.add("wrong-counter", _NONE, f"{name} is {getattr(counters, name)}, but {last} is in use")

@@ -1,0 +1,287 @@
+"""The client's stub of the metadata service: one session, found leader, retries, at most once.
+
+Whoever uses it sees a service that is sometimes slow and never ambiguous. A call is repeated, with the same (slot,
+sequence), at whichever node leads, until it is answered or ``patience_ms`` is over; the state machine applies it once.
+
+The session is renewed in the background. If the service says that the session is gone (this client was cut off or
+paused for longer than the TTL), what was not committed is lost by contract: the owner is told through ``on_lost``,
+poisons its dirty files, and a new session is opened for what comes after.
+"""
+
+import logging
+import os
+import random
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from typing import TypeVar
+
+import msgspec
+import trio
+
+from shoalfs.mds.messages import (
+    GET_MAP,
+    MUTATE,
+    RENEW,
+    ChunksReserved,
+    ClusterMap,
+    Command,
+    EndSession,
+    GetMap,
+    Mutate,
+    Op,
+    OpenSession,
+    Outcome,
+    Renew,
+    ReserveChunks,
+    SessionOpened,
+)
+from shoalfs.transport.errors import (
+    DeadlineExceeded,
+    NotLeader,
+    PeerUnreachable,
+    Retry,
+    SessionGone,
+    ShoalError,
+    from_wire,
+)
+from shoalfs.transport.ids import InodeId, SessionId
+from shoalfs.transport.limits import SESSION_RENEW_MS, SLOTS_PER_SESSION
+from shoalfs.transport.method import Message, Method, Nothing
+from shoalfs.transport.network import Network
+from shoalfs.transport.rpc import Reply
+
+log = logging.getLogger("shoal.mds.client")
+
+Q = TypeVar("Q", bound=msgspec.Struct)
+A = TypeVar("A", bound=msgspec.Struct)
+M = TypeVar("M", bound=Message)
+
+PATIENCE_MS = 120_000  # how long a call stalls through failovers before it fails
+_ATTEMPT_MS = 10_000
+_PAUSE_MIN_S, _PAUSE_MAX_S = 0.02, 1.0
+_RANGE = 1024  # chunk numbers reserved at a time
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class Leader:
+    """Finds the leader among the members and repeats calls there. Knows nothing of sessions.
+
+    ``addresses`` must not be empty; further members are learned from redirects.
+    """
+
+    def __init__(self, network: Network, addresses: Sequence[str], patience_ms: int = PATIENCE_MS) -> None:
+        assert addresses
+        self._network = network
+        self._addresses = list(addresses)
+        self._at = 0
+        self._patience_ms = patience_ms
+
+    @property
+    def address(self) -> str:
+        """The member that is asked next."""
+        return self._addresses[self._at]
+
+    async def call(self, method: Method[Q, A], request: Q) -> Reply[A]:
+        """Ask the leader; stall while there is none. Raises what the service answers, and the last transport error
+        once the patience is over. Cancelled: a mutation may still be applied."""
+        give_up = trio.current_time() + self._patience_ms / 1000
+        pause_s = _PAUSE_MIN_S
+        while True:
+            left_ms = int((give_up - trio.current_time()) * 1000)
+            try:
+                return await self._network.call(
+                    self.address, method, request, timeout_ms=max(1, min(_ATTEMPT_MS, left_ms))
+                )
+            except NotLeader as error:
+                hinted = self._follow(str(error))
+                failure: ShoalError = PeerUnreachable("the metadata service has no leader")
+            except (PeerUnreachable, DeadlineExceeded) as error:
+                self._at = (self._at + 1) % len(self._addresses)
+                hinted, failure = False, error
+            except ShoalError as error:
+                if error.retry is not Retry.SAME:
+                    raise
+                hinted, failure = False, error
+            if trio.current_time() >= give_up:
+                raise failure
+            if not hinted:
+                await trio.sleep(pause_s * random.uniform(0.5, 1.0))  # noqa: S311 - spreads retries, no secret
+                pause_s = min(2 * pause_s, _PAUSE_MAX_S)
+
+    def _follow(self, address: str) -> bool:
+        """Go where a member says the leader is. False if that tells nothing new."""
+        if not address or address == self.address:
+            self._at = (self._at + 1) % len(self._addresses)
+            return False
+        if address not in self._addresses:
+            self._addresses.append(address)
+        self._at = self._addresses.index(address)
+        return True
+
+
+class _Slots:
+    """The (slot, sequence) pairs of one session. A slot serves one command at a time."""
+
+    def __init__(self) -> None:
+        self._free = list(range(SLOTS_PER_SESSION))
+        self._seq = [0] * SLOTS_PER_SESSION
+        self._room = trio.Semaphore(SLOTS_PER_SESSION)
+
+    async def take(self) -> tuple[int, int]:
+        await self._room.acquire()
+        slot = self._free.pop()
+        self._seq[slot] += 1
+        return slot, self._seq[slot]
+
+    def give(self, slot: int) -> None:
+        self._free.append(slot)
+        self._room.release()
+
+
+class MdsClient:
+    """One session with the metadata service. Made by :func:`open_session`."""
+
+    def __init__(
+        self,
+        leader: Leader,
+        client: str,
+        opened: SessionOpened,
+        opens: Callable[[], Iterable[InodeId]],
+        on_lost: Callable[[], None],
+    ) -> None:
+        self._leader = leader
+        self._client = client
+        self._opens = opens
+        self._on_lost = on_lost
+        self._reopening = trio.Lock()
+        self._reserving = trio.Lock()
+        self._adopt(opened)
+
+    def _adopt(self, opened: SessionOpened) -> None:
+        self.session: SessionId = opened.session
+        self.ttl_ms = opened.ttl_ms
+        self._map = opened.map
+        self._slots = _Slots()
+        # Chunk numbers [next, end) are reserved for this session and not used yet.
+        self._next_sequence = self._end_sequence = 0
+
+    @property
+    def map(self) -> ClusterMap:
+        """The newest cluster map seen."""
+        return self._map
+
+    async def refresh_map(self) -> ClusterMap:
+        """Fetch the cluster map. Raises as :meth:`read`."""
+        reply = await self._leader.call(GET_MAP, GetMap())
+        if reply.body.epoch >= self._map.epoch:
+            self._map = reply.body
+        return self._map
+
+    async def read(self, method: Method[Q, A], request: Q) -> Reply[A]:
+        """Ask the leader. Raises ShoalError: what it answers, or a transport error after the patience is over."""
+        return await self._leader.call(method, request)
+
+    async def mutate(self, op: Op, request: Message, reply: type[M]) -> M:
+        """Carry out one mutation, once. Raises ShoalError: PosixError for outcomes that POSIX names, SessionGone if
+        the session ended (a new one is open when this raises). Cancelled: it may still be applied."""
+        session, slots = self.session, self._slots
+        slot, seq = await slots.take()
+        try:
+            command = Command(slot, seq, op, msgspec.Raw(_encode(request)))
+            answer = await self._leader.call(MUTATE, Mutate(session, (command,)))
+            return _body(answer.body.outcomes[0], reply)
+        except SessionGone:
+            await self._reopen(session)
+            raise
+        finally:
+            slots.give(slot)
+
+    async def chunk_sequence(self) -> int:
+        """The next chunk number that is reserved for this session. Raises as :meth:`mutate`."""
+        async with self._reserving:
+            if self._next_sequence == self._end_sequence:
+                got = await self.mutate(Op.RESERVE_CHUNKS, ReserveChunks(_RANGE), ChunksReserved)
+                self._next_sequence = got.first_sequence
+                self._end_sequence = got.first_sequence + got.count
+            self._next_sequence += 1
+            return self._next_sequence - 1
+
+    async def renew_forever(self) -> None:
+        """Keep the session alive until cancelled."""
+        opens: tuple[InodeId, ...] | None = None
+        while True:
+            session = self.session
+            try:
+                reply = await self._leader.call(RENEW, Renew(session, opens))
+            except SessionGone:
+                await self._reopen(session)
+                opens = tuple(self._opens())
+                continue
+            except ShoalError as error:
+                log.warning("the session could not be renewed: %s", error)
+                await trio.sleep(1)
+                continue
+            if reply.body.map_epoch > self._map.epoch:
+                await self.refresh_map()
+            if reply.body.want_opens:
+                opens = tuple(self._opens())
+                continue
+            opens = None
+            await trio.sleep(SESSION_RENEW_MS / 1000)
+
+    async def close(self) -> None:
+        """End the session: its locks and reservations are free at once."""
+        await self.mutate(Op.END_SESSION, EndSession(self.session), Nothing)
+
+    async def _reopen(self, lost: SessionId) -> None:
+        async with self._reopening:
+            if self.session != lost:
+                return  # another task was first
+            log.error("session %d is gone: what was not committed is lost; opening a new one", lost)
+            self._on_lost()
+            self._adopt(await _open(self._leader, self._client))
+
+
+def _body(outcome: Outcome, reply: type[M]) -> M:
+    if outcome.code:
+        raise from_wire(outcome.code, outcome.text)
+    return msgspec.msgpack.decode(outcome.body, type=reply)
+
+
+async def _open(leader: Leader, client: str) -> SessionOpened:
+    request = OpenSession(nonce=os.urandom(16), client=client)
+    command = Command(0, 0, Op.OPEN_SESSION, msgspec.Raw(_encode(request)))
+    answer = await leader.call(MUTATE, Mutate(SessionId(0), (command,)))
+    return _body(answer.body.outcomes[0], SessionOpened)
+
+
+@asynccontextmanager
+async def open_session(
+    network: Network,
+    addresses: Sequence[str],
+    client: str,
+    *,
+    opens: Callable[[], Iterable[InodeId]] = tuple,
+    on_lost: Callable[[], None] = lambda: None,
+    start_ms: int = PATIENCE_MS,
+    patience_ms: int = PATIENCE_MS,
+) -> AsyncIterator[MdsClient]:
+    """Open a session, renew it while the block runs, end it afterwards.
+
+    ``client`` names this client to operators; ``opens`` tells which inodes are open, for a leader that is new;
+    ``on_lost`` is called when the session was lost. Raises ShoalError if no leader answers within ``start_ms``; later
+    calls have ``patience_ms``.
+    """
+    opened = await _open(Leader(network, addresses, start_ms), client)
+    stub = MdsClient(Leader(network, addresses, patience_ms), client, opened, opens, on_lost)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(stub.renew_forever)
+        try:
+            yield stub
+        finally:
+            with trio.move_on_after(2, shield=True):
+                try:
+                    await stub.close()
+                except ShoalError as error:
+                    log.warning("the session could not be ended, it will expire: %s", error)
+            nursery.cancel_scope.cancel()

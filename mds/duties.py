@@ -1,0 +1,128 @@
+"""What the leader does on its own: end silent sessions, declare silent targets down, remove orphans, free chunks.
+
+Each duty looks at the store and the leader's memory, decides what to propose, and proposes it as ordinary commands of
+session 0. Nothing is lost when the leader dies in the middle of one: the next leader looks again. All duties of one
+round see one view of the store; what they decide from it is checked again by the operation that applies it.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+
+import msgspec
+import trio
+
+from shoalfs.mds import messages as m
+from shoalfs.mds import reads
+from shoalfs.mds.batcher import Batcher
+from shoalfs.mds.replicated import ReplicatedLog
+from shoalfs.mds.service import LeaderState
+from shoalfs.mds.store import LmdbStore
+from shoalfs.transport.errors import ShoalError
+from shoalfs.transport.ids import ChunkId, InodeId, SessionId
+from shoalfs.transport.method import Message
+
+log = logging.getLogger("shoal.mds.duties")
+
+ROUND_MS = 200  # how long an orphan or an expired session may wait to be noticed
+_ORPHANS_PER_ROUND = 1_000
+_CHUNKS_PER_COMMAND = 1_000
+_NOBODY = SessionId(0)
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class Duties:
+    """The leader's background work. ``grace_ms``: how long a chunk that became garbage is still readable."""
+
+    def __init__(
+        self,
+        store: LmdbStore,
+        log: ReplicatedLog,
+        batcher: Batcher,
+        state: LeaderState,
+        *,
+        now_ms: Callable[[], int],
+        now_ns: Callable[[], int],
+        grace_ms: int,
+    ) -> None:
+        self._store = store
+        self._log = log
+        self._batcher = batcher
+        self._state = state
+        self._now_ms = now_ms
+        self._now_ns = now_ns
+        self._grace_ms = grace_ms
+
+    async def run(self) -> None:
+        """One round every ROUND_MS while this node leads, until cancelled."""
+        while True:
+            await trio.sleep(ROUND_MS / 1000)
+            # The memory of a leadership begins with the first request that it answers (a renewal or a heartbeat).
+            if self._log.may_serve_reads() and self._state.term == self._log.term_as_leader():
+                try:
+                    await self.one_round()
+                except ShoalError as error:
+                    log.warning("the leader's duties were cut short, the next round repeats them: %s", error)
+
+    async def one_round(self) -> None:
+        """Do what is due now. Raises what proposing raises; what was decided is decided again next time."""
+        await self._expire_sessions()
+        await self._note_lost_targets()
+        await self._reap_orphans()
+        await self._collect_garbage()
+
+    async def _expire_sessions(self) -> None:
+        for session in self._state.sessions.expired(self._now_ms()):
+            log.warning("session %d was silent for its TTL and is ended", session)
+            await self._propose(m.Op.END_SESSION, [m.EndSession(session, expired=True)])
+            self._state.sessions.ended(session)
+
+    async def _note_lost_targets(self) -> None:
+        with self._store.read() as txn:
+            map_ = reads.cluster_map(txn)
+        for target in self._state.targets.lost(map_, self._now_ms()):
+            usage = self._state.targets.usage(target)
+            log.warning("target %d is declared down: %s", target, (usage and usage.failed) or "no heartbeat")
+            await self._propose(m.Op.SET_TARGET_STATE, [m.SetTargetState(target, m.TargetState.DOWN)])
+
+    async def _reap_orphans(self) -> None:
+        """Remove what nobody links and nobody has open. The inode may not be opened from the decision on."""
+        now_ms = self._now_ms()
+        with self._store.read() as txn:
+            orphans = reads.orphans(txn, _ORPHANS_PER_ROUND)
+        closed: Sequence[InodeId] = [i for i in orphans if not self._state.sessions.may_be_open(i, now_ms)]
+        self._state.reaping.update(closed)
+        try:
+            while closed:
+                replies = await self._propose(m.Op.REAP, [m.Reap(ino) for ino in closed])
+                closed = [
+                    ino
+                    for ino, reply in zip(closed, replies, strict=True)
+                    if not reply.code and not msgspec.msgpack.decode(reply.body, type=m.Reaped).done
+                ]
+        finally:
+            self._state.reaping.clear()
+
+    async def _collect_garbage(self) -> None:
+        garbage, strays = self._state.garbage, self._state.strays
+        if strays:
+            found = tuple(ChunkId(chunk) for chunk in list(strays)[:_CHUNKS_PER_COMMAND])
+            log.info("%d chunks belong to no file and no live session: added to the garbage", len(found))
+            await self._propose(m.Op.ADD_GARBAGE, [m.ChunkList(found)])
+            strays.difference_update(found)
+        if (room := garbage.room()) > 0:
+            with self._store.read() as txn:
+                due = reads.garbage_before(
+                    txn, self._now_ns() - self._grace_ms * 1_000_000, room, garbage.knows
+                )
+                map_ = reads.cluster_map(txn)
+            garbage.add(due, map_)
+        if done := garbage.take_done(_CHUNKS_PER_COMMAND):
+            await self._propose(m.Op.DROP_GARBAGE, [m.ChunkList(done)])
+
+    async def _propose(self, op: m.Op, requests: Sequence[Message]) -> list[m.Outcome]:
+        commands = [m.Command(0, 0, op, msgspec.Raw(_encode(request))) for request in requests]
+        _, outcomes = await self._batcher.submit(_NOBODY, commands)
+        for request, outcome in zip(requests, outcomes, strict=True):
+            if outcome.code:
+                log.warning("%s was refused: %s", request, outcome.text)
+        return outcomes

@@ -1,0 +1,108 @@
+"""Inodes in the store: load, make, change, remove, and the counters that go with them.
+
+Knows rows and records, not permissions or names. The one rule: whoever changes an inode stores the whole new
+record, with its version one higher; ``changed`` and ``content_changed`` see to that.
+"""
+
+import errno
+import stat
+
+import msgspec
+
+from shoalfs.mds import keys, records
+from shoalfs.mds.messages import Credentials, Inode, Storage
+from shoalfs.mds.txn import ReadTxn, Txn
+from shoalfs.transport.errors import BadMessage, PosixError
+from shoalfs.transport.ids import InodeId
+
+FIRST_COOKIE = 3  # 0, 1 and 2 stand for the start, "." and ".."
+_ID_MAX = (1 << 32) - 2  # of users and groups; 2^32 - 1 means "no change" to chown(2)
+
+
+def load(txn: ReadTxn, ino: InodeId) -> Inode:
+    """The inode. Raises ESTALE if there is none: the caller held on to a number whose inode is gone."""
+    inode = records.INODE.load(txn, keys.inode(ino)) if 0 < ino <= keys.U64_MAX else None
+    if inode is None:
+        raise PosixError(errno.ESTALE)
+    return inode
+
+
+def store(txn: Txn, inode: Inode) -> None:
+    txn.put(keys.inode(inode.ino), records.INODE.encode(inode))
+
+
+def changed(inode: Inode, now_ns: int, **fields: object) -> Inode:
+    """The inode with other attributes: ctime and version move."""
+    return msgspec.structs.replace(inode, version=inode.version + 1, ctime_ns=now_ns, **fields)
+
+
+def content_changed(inode: Inode, now_ns: int, **fields: object) -> Inode:
+    """The inode with other bytes, another size or other entries: mtime and data_version move too."""
+    return changed(inode, now_ns, mtime_ns=now_ns, data_version=inode.data_version + 1, **fields)
+
+
+def load_counters(txn: ReadTxn) -> records.Counters:
+    return records.COUNTERS.require(txn, keys.COUNTERS)
+
+
+def store_counters(txn: Txn, counters: records.Counters) -> None:
+    txn.put(keys.COUNTERS, records.COUNTERS.encode(counters))
+
+
+def check_credentials(who: Credentials) -> None:
+    """Raises BadMessage if the ids are none; checked where they are about to be stored."""
+    if not (0 <= who.uid <= _ID_MAX and 0 <= who.gid <= _ID_MAX):
+        raise BadMessage("a user or group id is out of range")
+
+
+def is_id(number: int) -> bool:
+    """Whether it can be a user or group id."""
+    return 0 <= number <= _ID_MAX
+
+
+def make(
+    txn: Txn, parent: Inode, *, mode: int, uid: int, gid: int, now_ns: int, rdev: int, size_bytes: int
+) -> Inode:
+    """A new inode with the next number, its layout taken from ``parent``; stored and counted, not yet linked
+    to."""
+    counters = load_counters(txn)
+    is_dir = stat.S_ISDIR(mode)
+    inode = Inode(
+        ino=InodeId(counters.next_ino),
+        mode=mode,
+        nlink=2 if is_dir else 1,
+        uid=uid,
+        gid=gid,
+        rdev=rdev,
+        size_bytes=size_bytes,
+        used_bytes=0,
+        atime_ns=now_ns,
+        mtime_ns=now_ns,
+        ctime_ns=now_ns,
+        btime_ns=now_ns,
+        version=1,
+        data_version=1,
+        storage=Storage.INLINE,
+        pool=parent.pool,
+        chunk_bytes=parent.chunk_bytes,
+        inline_bytes_max=parent.inline_bytes_max,
+        parent=parent.ino if is_dir else InodeId(0),
+        next_cookie=FIRST_COOKIE if is_dir else 0,
+    )
+    store(txn, inode)
+    counters = msgspec.structs.replace(counters, next_ino=counters.next_ino + 1, inodes=counters.inodes + 1)
+    store_counters(txn, counters)
+    return inode
+
+
+def unlinked(txn: Txn, inode: Inode, now_ns: int) -> Inode:
+    """Take one link off the inode (all of them off a directory) and store it; at 0 it becomes an orphan,
+    which keeps its bytes until the last close."""
+    inode = changed(inode, now_ns, nlink=0 if inode.is_dir else inode.nlink - 1)
+    assert inode.nlink >= 0, inode.ino
+    store(txn, inode)
+    if inode.nlink == 0:
+        txn.put(keys.orphan(inode.ino), b"")
+        counters = load_counters(txn)
+        store_counters(txn, msgspec.structs.replace(counters, orphans=counters.orphans + 1))
+    return inode

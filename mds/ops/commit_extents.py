@@ -1,0 +1,153 @@
+"""COMMIT_EXTENTS: link stored chunks into a file.
+
+This is the moment when data becomes part of the filesystem, so everything that a dead or confused writer
+could get wrong is checked here: that it may use these chunk numbers, that the chunks are still there (not
+garbage), and that enough targets in their present life said that they have them. Set-id bits go as in
+COMMIT_INLINE.
+
+Known doubt: EXTENTS_PER_FILE_MAX is not enforced, because the inode does not count its extents.
+"""
+
+import errno
+from collections import defaultdict
+
+import msgspec
+
+from shoalfs.mds import extents, inline, keys, permission, records
+from shoalfs.mds import inode as inodes
+from shoalfs.mds.messages import CommitExtents, Committed, Extent, Inode, Receipt, Storage
+from shoalfs.mds.ops.commit_inline import load_file
+from shoalfs.mds.ops.context import Context
+from shoalfs.mds.txn import ReadTxn, Txn
+from shoalfs.transport.errors import BadMessage, ChunkNotReserved, LayoutConflict, PosixError, StaleReceipt
+from shoalfs.transport.ids import ChunkId, SessionId, TargetId, chunk_pg, chunk_sequence
+from shoalfs.transport.limits import CHUNK_BYTES_MAX, EXTENTS_PER_COMMIT_MAX, FILE_SIZE_BYTES_MAX
+
+_CHUNK_HASH_BYTES = 16
+
+
+def commit_extents(txn: Txn, context: Context, request: CommitExtents) -> Committed:
+    inode = load_file(txn, request.ino)
+    inline_bytes = _check_layout(txn, inode, request)
+    base_bytes = inode.size_bytes if request.append else 0
+    placed = [msgspec.structs.replace(e, offset_bytes=e.offset_bytes + base_bytes) for e in request.extents]
+    size_bytes = _check_extents(request, placed, inode.size_bytes)
+    _check_chunks(txn, context.session, request)
+
+    delta = extents.ChunkDelta()
+    used_bytes = 0 if inode.storage is Storage.INLINE else inode.used_bytes
+    inline.store(txn, inode.ino, inline_bytes, b"" if placed else inline_bytes)
+    for extent in placed:
+        used_bytes -= extents.cut(txn, inode.ino, extent.offset_bytes, extent.end_bytes, delta)
+        extents.put(txn, inode.ino, extent, delta)
+        used_bytes += extent.length_bytes
+    delta.settle(txn, context.now_ns)
+    written = inodes.content_changed(
+        inode,
+        context.now_ns,
+        mode=permission.without_set_id(inode.mode),
+        size_bytes=size_bytes,
+        used_bytes=used_bytes if placed else inode.used_bytes,
+        storage=Storage.EXTENTS if placed else inode.storage,
+    )
+    inodes.store(txn, written)
+    first_bytes = placed[0].offset_bytes if placed else base_bytes
+    return Committed(written, first_bytes, inode.data_version)
+
+
+def _check_layout(txn: ReadTxn, inode: Inode, request: CommitExtents) -> bytes:
+    """The inline bytes that the extents replace. Raises LayoutConflict if the writer has not seen exactly
+    these."""
+    if request.inline_version is not None:
+        if inode.storage is not Storage.INLINE:
+            raise LayoutConflict("the file has moved to chunks")
+        if inode.data_version != request.inline_version:
+            raise LayoutConflict("the file's inline bytes have changed")
+    inline_bytes = inline.load(txn, inode.ino) if inode.storage is Storage.INLINE else b""
+    if inline_bytes and request.extents:
+        if request.inline_version is None:
+            raise LayoutConflict("the file has inline bytes")
+        if request.append:
+            raise BadMessage("extents that replace inline bytes say where they lie")
+    return inline_bytes
+
+
+def _check_extents(request: CommitExtents, placed: list[Extent], size_bytes: int) -> int:
+    """The file's size afterwards. Raises BadMessage or EFBIG if the extents make no sense by themselves."""
+    if len(placed) > EXTENTS_PER_COMMIT_MAX:
+        raise BadMessage(f"a commit has at most {EXTENTS_PER_COMMIT_MAX} extents")
+    for asked, extent in zip(request.extents, placed, strict=True):
+        inside = extent.chunk_offset_bytes >= 0 and extent.length_bytes > 0 and asked.offset_bytes >= 0
+        fits = extent.chunk_offset_bytes + extent.length_bytes <= extent.chunk_bytes <= CHUNK_BYTES_MAX
+        if not inside or not fits or len(extent.chunk_hash) != _CHUNK_HASH_BYTES:
+            raise BadMessage("an extent does not lie within its chunk")
+        size_bytes = max(size_bytes, extent.end_bytes)
+    if request.size_bytes is not None:
+        size_bytes = max(size_bytes, request.size_bytes)
+    if size_bytes > FILE_SIZE_BYTES_MAX:
+        raise PosixError(errno.EFBIG)
+    return size_bytes
+
+
+# --- chunks and receipts ------------------------------------------------------------------------------------
+
+
+def _check_chunks(txn: ReadTxn, session: SessionId, request: CommitExtents) -> None:
+    receipts: dict[ChunkId, list[Receipt]] = defaultdict(list)
+    for receipt in request.receipts:
+        receipts[receipt.chunk].append(receipt)
+    epochs: dict[TargetId, int] = {}
+    chunk_bytes: dict[ChunkId, int] = {}
+    for extent in request.extents:
+        chunk = extent.chunk
+        if chunk not in chunk_bytes:
+            chunk_bytes[chunk] = _check_reserved(txn, session, chunk) or extent.chunk_bytes
+            _check_receipts(txn, chunk, receipts[chunk], epochs, durable=request.durable)
+        if extent.chunk_bytes != chunk_bytes[chunk]:
+            raise BadMessage(f"chunk {chunk} has two lengths")
+
+
+def _check_reserved(txn: ReadTxn, session: SessionId, chunk: ChunkId) -> int | None:
+    """The chunk's length if an extent uses it already. Raises ChunkNotReserved if the session may not link
+    it."""
+    if not 0 < chunk <= keys.U64_MAX or not chunk_pg(chunk) or not chunk_sequence(chunk):
+        raise BadMessage(f"{chunk} is no chunk")
+    use = records.CHUNK_USE.load(txn, keys.chunk_use(chunk))
+    if use is not None:
+        return use.chunk_bytes
+    if txn.get(keys.garbage(chunk)) is not None:
+        raise ChunkNotReserved(f"chunk {chunk} is garbage")
+    if reserved_by(txn, chunk) != session:
+        raise ChunkNotReserved(f"chunk {chunk} is not reserved by session {session}")
+    return None
+
+
+def reserved_by(txn: ReadTxn, chunk: ChunkId) -> SessionId | None:
+    """The session that holds the range with the chunk's sequence number, if any does."""
+    sequence = chunk_sequence(chunk)
+    first, _ = keys.all_of(b"N")
+    for key, value in txn.range(first, keys.chunk_range(sequence + 1), reverse=True):
+        row = records.RANGE.decode(key, value)
+        return row.session if sequence < keys.first_field(key) + row.count else None
+    return None
+
+
+def _check_receipts(
+    txn: ReadTxn, chunk: ChunkId, receipts: list[Receipt], epochs: dict[TargetId, int], *, durable: bool
+) -> None:
+    """Raises StaleReceipt unless ``min_ack`` targets of the chunk's group hold it, as of their current
+    epochs."""
+    group = records.GROUP.load(txn, keys.group(chunk_pg(chunk)))
+    if group is None:
+        raise StaleReceipt(f"chunk {chunk} is of an unknown placement group")
+    holders: set[TargetId] = set()
+    for receipt in receipts:
+        if receipt.target not in group.targets or (durable and not receipt.durable):
+            continue
+        if receipt.target not in epochs:
+            epochs[receipt.target] = records.TARGET.require(txn, keys.target(receipt.target)).epoch
+        if receipt.target_epoch == epochs[receipt.target]:
+            holders.add(receipt.target)
+    min_ack = records.POOL.require(txn, keys.pool(group.pool)).min_ack
+    if len(holders) < min_ack:
+        raise StaleReceipt(f"chunk {chunk} has {len(holders)} valid receipts and needs {min_ack}")

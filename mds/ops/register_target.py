@@ -1,0 +1,64 @@
+"""REGISTER_TARGET: a chunkserver offers a disk. The same disk (uuid) is the same target, in a new epoch."""
+
+import msgspec
+
+from shoalfs.mds import cluster, keys, placement, records
+from shoalfs.mds import inode as inodes
+from shoalfs.mds.messages import RegisterTarget, Target, TargetRegistered, TargetState
+from shoalfs.mds.ops.context import Context
+from shoalfs.mds.txn import ReadTxn, Txn
+from shoalfs.transport.errors import BadMessage, Overloaded
+from shoalfs.transport.ids import TargetId
+
+_UUID_BYTES = 16
+_NAME_CHARACTERS_MAX = 255
+_TARGET_ID_MAX = (1 << 32) - 1
+
+
+def register_target(txn: Txn, context: Context, request: RegisterTarget) -> TargetRegistered:
+    """It comes up, unless an operator drains it or has taken it out: that stays. A target that is new, or
+    came up, may make new placement groups possible."""
+    _check(request)
+    map_ = cluster.load_map(txn)
+    before = _find(txn, request.uuid)
+    counters = inodes.load_counters(txn)
+    if before is None and counters.next_target > _TARGET_ID_MAX:
+        raise Overloaded("all target numbers have been used")
+    kept = (
+        before.state if before and before.state in (TargetState.DRAINING, TargetState.OUT) else TargetState.UP
+    )
+    target = Target(
+        id=before.id if before else TargetId(counters.next_target),
+        uuid=request.uuid,
+        node=request.node,
+        address=request.address,
+        epoch=before.epoch + 1 if before else 1,
+        state=kept,
+        capacity_bytes=request.capacity_bytes,
+    )
+    others = [t for t in map_.targets if t.id != target.id]
+    targets = tuple(sorted([*others, target], key=lambda t: t.id))
+    groups = placement.missing_groups(msgspec.structs.replace(map_, targets=targets))
+
+    cluster.store_target(txn, target)
+    if before is None:
+        txn.put(keys.target_uuid(request.uuid), target.id.to_bytes(4, "big"))
+        inodes.store_counters(txn, msgspec.structs.replace(counters, next_target=target.id + 1))
+    for group in groups:
+        cluster.store_group(txn, group)
+    cluster.store_epoch(txn, map_.epoch + 1)
+    return TargetRegistered(target, map_.epoch + 1)
+
+
+def _check(request: RegisterTarget) -> None:
+    if len(request.uuid) != _UUID_BYTES or request.capacity_bytes < 0:
+        raise BadMessage("a target has a uuid of 16 bytes and a capacity")
+    if max(len(request.node), len(request.address)) > _NAME_CHARACTERS_MAX:
+        raise BadMessage(f"a node's name and address have at most {_NAME_CHARACTERS_MAX} characters")
+
+
+def _find(txn: ReadTxn, uuid: bytes) -> Target | None:
+    number = txn.get(keys.target_uuid(uuid))
+    if number is None:
+        return None
+    return records.TARGET.require(txn, keys.target(TargetId(int.from_bytes(number, "big"))))

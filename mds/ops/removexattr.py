@@ -1,0 +1,25 @@
+"""REMOVEXATTR: remove an extended attribute. As removexattr(2)."""
+
+import errno
+
+from shoalfs.mds import inode as inodes
+from shoalfs.mds import keys, xattr
+from shoalfs.mds.messages import Entry, RemoveXattr
+from shoalfs.mds.ops.context import Context
+from shoalfs.mds.txn import Txn
+from shoalfs.transport.errors import PosixError
+
+
+def removexattr(txn: Txn, context: Context, request: RemoveXattr) -> Entry:
+    xattr.check_name(request.name)
+    inode = inodes.load(txn, request.ino)
+    xattr.check_write(request.who, inode, request.name)
+    key = keys.xattr(inode.ino, request.name)
+    value = txn.get(key)
+    if value is None:
+        raise PosixError(errno.ENODATA)
+    txn.delete(key)
+    xattr_bytes = inode.xattr_bytes - len(request.name) - len(value)
+    inode = inodes.changed(inode, context.now_ns, xattr_bytes=xattr_bytes)
+    inodes.store(txn, inode)
+    return Entry(inode)

@@ -1,0 +1,24 @@
+"""RMDIR: remove an empty directory. It becomes an orphan, because somebody may stand in it. As rmdir(2)."""
+
+import errno
+
+from shoalfs.mds import dentry
+from shoalfs.mds import inode as inodes
+from shoalfs.mds.messages import Rmdir, Unlinked
+from shoalfs.mds.ops.context import Context
+from shoalfs.mds.txn import Txn
+from shoalfs.transport.errors import PosixError
+
+
+def rmdir(txn: Txn, context: Context, request: Rmdir) -> Unlinked:
+    parent = dentry.search(txn, request.who, request.parent)
+    dentry.check_name(request.name)
+    if request.name in dentry.DOTS:
+        raise PosixError(errno.EINVAL if request.name == b"." else errno.ENOTEMPTY)
+    entry = dentry.require(txn, parent, request.name)
+    child = inodes.load(txn, entry.ino)
+    dentry.check_remove(request.who, parent, child, directory=True)
+    if child.size_bytes:
+        raise PosixError(errno.ENOTEMPTY)
+    inodes.store(txn, dentry.remove(txn, parent, request.name, entry, context.now_ns))
+    return Unlinked(inodes.unlinked(txn, child, context.now_ns))

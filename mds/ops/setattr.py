@@ -1,0 +1,122 @@
+"""SETATTR: mode, owner, group, times and size. As chmod(2), chown(2), utimensat(2) and truncate(2) on
+Linux."""
+
+import errno
+import stat
+from typing import Any
+
+from shoalfs.mds import extents, inline, permission
+from shoalfs.mds import inode as inodes
+from shoalfs.mds.messages import NOW, Entry, Inode, SetAttr, Storage
+from shoalfs.mds.ops.context import Context
+from shoalfs.mds.ops.make_entry import PERMISSION_BITS
+from shoalfs.mds.txn import Txn
+from shoalfs.transport.errors import PosixError
+from shoalfs.transport.limits import FILE_SIZE_BYTES_MAX
+
+
+def setattr_(txn: Txn, context: Context, request: SetAttr) -> Entry:
+    """All that is asked for, or nothing. Cutting a file removes its extents past the end at once, however
+    many."""
+    inode = inodes.load(txn, request.ino)
+    _check_owners(request, inode)
+    _check_mode(request, inode)
+    _check_times(request, inode)
+    _check_size(request, inode)
+    fields: dict[str, Any] = {"mode": _mode_after(request, inode)}
+    if request.uid is not None:
+        fields["uid"] = request.uid
+    if request.gid is not None:
+        fields["gid"] = request.gid
+    if request.size_bytes is None:
+        fields |= _times_after(request, context.now_ns)
+        inode = inodes.changed(inode, context.now_ns, **fields)
+    else:
+        fields |= _resize(txn, inode, request.size_bytes, context.now_ns)
+        fields |= {"data_version": inode.data_version + 1, "mtime_ns": context.now_ns}
+        fields |= _times_after(request, context.now_ns)
+        inode = inodes.changed(inode, context.now_ns, **fields)
+    inodes.store(txn, inode)
+    return Entry(inode)
+
+
+# --- checks -------------------------------------------------------------------------------------------------
+
+
+def _check_owners(request: SetAttr, inode: Inode) -> None:
+    who = request.who
+    for number in (request.uid, request.gid):
+        if number is not None and not inodes.is_id(number):
+            raise PosixError(errno.EINVAL)
+    if request.uid is not None and who.uid != 0 and not who.uid == inode.uid == request.uid:
+        raise PosixError(errno.EPERM)
+    if request.gid is not None and who.uid != 0:
+        permitted = request.gid == inode.gid or permission.in_group(who, request.gid)
+        if who.uid != inode.uid or not permitted:
+            raise PosixError(errno.EPERM)
+
+
+def _check_mode(request: SetAttr, inode: Inode) -> None:
+    if request.mode is not None:
+        permission.check_owner(request.who, inode)
+
+
+def _check_times(request: SetAttr, inode: Inode) -> None:
+    """Times of one's choice are the owner's to set; the present time is for whoever may write. A truncation
+    carries the present time with it, and has its own check."""
+    times = [t for t in (request.atime_ns, request.mtime_ns) if t is not None]
+    if any(t != NOW for t in times):
+        permission.check_owner(request.who, inode)
+    elif times and request.size_bytes is None and not permission.is_owner(request.who, inode):
+        permission.check(request.who, inode, permission.WRITE)
+
+
+def _check_size(request: SetAttr, inode: Inode) -> None:
+    if request.size_bytes is None:
+        return
+    if inode.is_dir:
+        raise PosixError(errno.EISDIR)
+    if not inode.is_file or request.size_bytes < 0:
+        raise PosixError(errno.EINVAL)
+    if not request.by_handle:
+        permission.check(request.who, inode, permission.WRITE)
+    if request.size_bytes > FILE_SIZE_BYTES_MAX:
+        raise PosixError(errno.EFBIG)
+
+
+# --- effects ------------------------------------------------------------------------------------------------
+
+
+def _mode_after(request: SetAttr, inode: Inode) -> int:
+    """The new mode. A set-group-id bit needs membership in the group; a change of owner, also by root, and a
+    truncation by anybody else take the set-id bits off a file."""
+    if request.mode is not None:
+        mode = stat.S_IFMT(inode.mode) | request.mode & PERMISSION_BITS
+        gid = inode.gid if request.gid is None else request.gid
+        if request.who.uid != 0 and not permission.in_group(request.who, gid):
+            mode &= ~stat.S_ISGID
+        return mode
+    chowned = request.uid is not None or request.gid is not None
+    truncated = request.size_bytes is not None and request.who.uid != 0
+    if not inode.is_dir and (chowned or truncated):
+        return permission.without_set_id(inode.mode)
+    return inode.mode
+
+
+def _times_after(request: SetAttr, now_ns: int) -> dict[str, int]:
+    wanted = {"atime_ns": request.atime_ns, "mtime_ns": request.mtime_ns}
+    return {name: now_ns if t == NOW else t for name, t in wanted.items() if t is not None}
+
+
+def _resize(txn: Txn, inode: Inode, size_bytes: int, now_ns: int) -> dict[str, int]:
+    """Drop what lies past the new size. Returns the fields of the inode that follow from it."""
+    if inode.storage is Storage.INLINE:
+        before = inline.load(txn, inode.ino)
+        inline.store(txn, inode.ino, before, before[:size_bytes])
+        return {"size_bytes": size_bytes, "used_bytes": min(len(before), size_bytes)}
+    gone_bytes = 0
+    if size_bytes < inode.size_bytes:
+        delta = extents.ChunkDelta()
+        gone_bytes = extents.cut(txn, inode.ino, size_bytes, FILE_SIZE_BYTES_MAX, delta)
+        delta.settle(txn, now_ns)
+    return {"size_bytes": size_bytes, "used_bytes": inode.used_bytes - gone_bytes}

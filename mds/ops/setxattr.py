@@ -1,0 +1,35 @@
+"""SETXATTR: set an extended attribute. As setxattr(2)."""
+
+import errno
+
+from shoalfs.mds import inode as inodes
+from shoalfs.mds import keys, xattr
+from shoalfs.mds.messages import Entry, SetXattr, XattrFlags
+from shoalfs.mds.ops.context import Context
+from shoalfs.mds.txn import Txn
+from shoalfs.transport.errors import PosixError
+from shoalfs.transport.limits import XATTR_TOTAL_BYTES_MAX, XATTR_VALUE_BYTES_MAX
+
+
+def setxattr(txn: Txn, context: Context, request: SetXattr) -> Entry:
+    if request.flags not in tuple(XattrFlags):
+        raise PosixError(errno.EINVAL)
+    xattr.check_name(request.name)
+    if len(request.value) > XATTR_VALUE_BYTES_MAX:
+        raise PosixError(errno.E2BIG)
+    inode = inodes.load(txn, request.ino)
+    xattr.check_write(request.who, inode, request.name)
+    key = keys.xattr(inode.ino, request.name)
+    before = txn.get(key)
+    if before is not None and request.flags == XattrFlags.CREATE:
+        raise PosixError(errno.EEXIST)
+    if before is None and request.flags == XattrFlags.REPLACE:
+        raise PosixError(errno.ENODATA)
+    xattr_bytes = inode.xattr_bytes + len(request.value)
+    xattr_bytes += len(request.name) if before is None else -len(before)
+    if xattr_bytes > XATTR_TOTAL_BYTES_MAX:
+        raise PosixError(errno.ENOSPC)
+    txn.put(key, request.value)
+    inode = inodes.changed(inode, context.now_ns, xattr_bytes=xattr_bytes)
+    inodes.store(txn, inode)
+    return Entry(inode)

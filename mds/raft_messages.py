@@ -1,0 +1,103 @@
+"""What the members of the metadata group say to each other. Pure: data and its checks.
+
+One method, one way: a :class:`PeerMessage` wraps one of the bodies below, and nothing else is understood.
+Entries travel behind it as raw bytes, one after the other; `entries_of` cuts them apart and checks every
+bound first.
+
+These are not pysyncobj's messages: each carries the term and the number that its receiver needs to tell a
+late message from a current one. `mds/raft.py` translates.
+"""
+
+from typing import Final, NewType
+
+from shoalfs.mds.journal import Entry
+from shoalfs.mds.journal_format import PAYLOAD_BYTES_MAX as COMMAND_BYTES_MAX
+from shoalfs.transport.errors import BadMessage
+from shoalfs.transport.ids import NodeId
+from shoalfs.transport.limits import APPEND_BYTES_MAX, APPEND_ENTRIES_MAX
+from shoalfs.transport.method import Message, Method, Nothing
+
+Sequence = NewType("Sequence", int)
+"""Counts what a leader sent to one follower in one term; the answer repeats it."""
+
+
+class Append(Message, frozen=True, tag=1):
+    """Leader to follower: entries that follow (``prev_index``, ``prev_term``); none of them: a heartbeat."""
+
+    term: int
+    sequence: Sequence
+    prev_index: int
+    prev_term: int
+    commit_index: int
+    entries: tuple[tuple[int, int], ...]  # (term, length in bytes) of each; the bytes are in the payload
+
+
+class Appended(Message, frozen=True, tag=2):
+    """The answer. Sent when the follower's disk has everything up to ``index``.
+
+    ``matches``: up to ``index`` its log is the leader's. Otherwise it is not, and the leader may try with
+    entries from ``index`` on.
+    """
+
+    term: int
+    sequence: Sequence
+    matches: bool
+    index: int
+
+
+class AskVote(Message, frozen=True, tag=3):
+    """Candidate to member. ``trial``: would you? (pre-vote; ``term`` is the term it would stand in)."""
+
+    term: int
+    last_index: int
+    last_term: int
+    trial: bool
+
+
+class Vote(Message, frozen=True, tag=4):
+    """The member's yes; it never says no."""
+
+    term: int
+    trial: bool
+
+
+class TermPassed(Message, frozen=True, tag=5):
+    """What you sent is of an old term; the term is this."""
+
+    term: int
+
+
+Body = Append | Appended | AskVote | Vote | TermPassed
+
+
+class PeerMessage(Message, frozen=True):
+    sender: NodeId
+    receiver: NodeId
+    body: Body
+
+
+PEER: Final = Method(300, "raft.peer", PeerMessage, Nothing, APPEND_BYTES_MAX, 0, frozenset({"mds"}))
+
+
+def peer_name(node: NodeId) -> str:
+    """The name that a member gives in its hello."""
+    return f"mds-{node}"
+
+
+def entries_of(append: Append, payload: memoryview) -> list[Entry]:
+    """The entries of a message, as the log keeps them. Raises BadMessage."""
+    if len(append.entries) > APPEND_ENTRIES_MAX or len(payload) > APPEND_BYTES_MAX:
+        raise BadMessage("too many entries in one message")
+    entries: list[Entry] = []
+    offset = 0
+    index, last_term = append.prev_index, append.prev_term
+    for term, size_bytes in append.entries:
+        if not 1 <= size_bytes <= COMMAND_BYTES_MAX or not last_term <= term <= append.term:
+            raise BadMessage("an entry of an impossible size or term")
+        index += 1
+        last_term = term
+        entries.append((bytes(payload[offset : offset + size_bytes]), index, term))
+        offset += size_bytes
+    if offset != len(payload) or append.prev_index < 0:
+        raise BadMessage("the entries do not fill the payload")
+    return entries

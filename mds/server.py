@@ -1,0 +1,177 @@
+"""Builds a metadata node from its parts and runs it.
+
+First start, in this order, so that a crash in any gap is repaired by starting again: the store is formatted (one
+transaction, then a durable checkpoint), then the journal is begun. A store that has applied entries but no journal has
+lost its log: refused.
+"""
+
+import logging
+import os
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from shoalfs.mds import keys, records
+from shoalfs.mds.batcher import Batcher
+from shoalfs.mds.duties import Duties
+from shoalfs.mds.journal import Journal, create_journal
+from shoalfs.mds.machine import Layout, Machine, OnDamage, check_format, format_store, load_applied
+from shoalfs.mds.messages import MDS, Pool
+from shoalfs.mds.raft_messages import PEER, peer_name
+from shoalfs.mds.raft_node import Member, RaftNode, boot_clock
+from shoalfs.mds.service import LeaderState, MdsService
+from shoalfs.mds.store import LmdbStore
+from shoalfs.transport.carrier import Carriers
+from shoalfs.transport.errors import UserError
+from shoalfs.transport.ids import NodeId, PoolId
+from shoalfs.transport.limits import (
+    CHECKPOINT_MS,
+    CHUNK_BYTES_DEFAULT,
+    GARBAGE_GRACE_MS_DEFAULT,
+    INLINE_BYTES_DEFAULT,
+)
+from shoalfs.transport.network import open_network
+from shoalfs.transport.rpc import Service, serve
+from shoalfs.transport.session import PROTOCOL_VERSION, Hello
+
+log = logging.getLogger("shoal.mds.server")
+
+CLUSTER_ID_BYTES: Final = 16
+
+
+@dataclass(frozen=True, slots=True)
+class MdsOptions:
+    """One metadata node. ``members``: address of each by number, this one included; empty: it is alone.
+
+    ``cluster_id``: 16 bytes; empty: the store's own, or a new one if this node is alone and starts for the first time.
+    ``replicas``, ``min_ack``, ``chunk_bytes`` and ``inline_bytes`` are taken when the filesystem is made and not
+    again.
+    """
+
+    data_dir: str
+    listen: str
+    node: int = 1
+    members: Mapping[int, str] | None = None
+    cluster_id: bytes = b""
+    replicas: int = 1
+    min_ack: int = 1
+    chunk_bytes: int = CHUNK_BYTES_DEFAULT
+    inline_bytes: int = INLINE_BYTES_DEFAULT
+    garbage_grace_ms: int = GARBAGE_GRACE_MS_DEFAULT
+
+
+async def run(
+    options: MdsOptions, carriers: Carriers, *, task_status: "trio.TaskStatus[str]" = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Serve until cancelled; reports its address when it listens. Raises UserError if it can not start, and what
+    makes a node unfit to go on (its disk failed, an invariant broke)."""
+    os.makedirs(options.data_dir, mode=0o700, exist_ok=True)
+    store = LmdbStore.open(os.path.join(options.data_dir, "store"))
+    try:
+        cluster_id = _prepare(store, options)
+        journal = Journal(Path(options.data_dir, "log"), cluster_id, NodeId(options.node))
+        try:
+            await _run(store, journal, cluster_id, options, carriers, task_status)
+        finally:
+            journal.close()
+    finally:
+        store.close()
+
+
+def _prepare(store: LmdbStore, options: MdsOptions) -> bytes:
+    """Make what is not there yet, in the order that the module describes. Returns the cluster's id."""
+    cluster_id = _cluster_id(store, options)
+    pool = Pool(PoolId(1), "default", options.replicas, options.min_ack)
+    format_store(store, cluster_id, [pool], Layout(options.chunk_bytes, options.inline_bytes))
+    with store.read() as txn:
+        check_format(txn)
+        applied = load_applied(txn).index
+    directory = Path(options.data_dir, "log")
+    if not directory.exists() or not any(directory.glob("*.log")):
+        if applied:
+            raise UserError(
+                f"mds: {directory}: the log is gone, the store has applied entries up to {applied}: "
+                "restore both from the same moment, or start a new node under another number"
+            )
+        store.checkpoint().write()
+        create_journal(directory, cluster_id, NodeId(options.node))
+    return cluster_id
+
+
+def _cluster_id(store: LmdbStore, options: MdsOptions) -> bytes:
+    """The store's, which must be the configured one; or, for a new store, the configured one or a new one."""
+    with store.read() as txn:
+        made = records.FORMAT.load(txn, keys.FORMAT)
+    if made is None:
+        if not options.cluster_id and options.members and len(options.members) > 1:
+            raise UserError(
+                "mds: cluster.id: several nodes need the same one: set it to 32 hex digits on all of them"
+            )
+        return options.cluster_id or secrets.token_bytes(CLUSTER_ID_BYTES)
+    if options.cluster_id not in (b"", made.cluster_id):
+        raise UserError(
+            f"mds: {options.data_dir}: holds cluster {made.cluster_id.hex()}, the configuration names "
+            f"{options.cluster_id.hex()}: choose another data_dir, or correct cluster.id"
+        )
+    return made.cluster_id
+
+
+async def _run(
+    store: LmdbStore,
+    journal: Journal,
+    cluster_id: bytes,
+    options: MdsOptions,
+    carriers: Carriers,
+    task_status: "trio.TaskStatus[str]",
+) -> None:
+    addresses = dict(options.members or {options.node: options.listen})
+    members = {NodeId(number): Member(address, address) for number, address in addresses.items()}
+    node = NodeId(options.node)
+    hello = Hello(PROTOCOL_VERSION, cluster_id, MDS, peer_name(node))
+    service = Service()
+    async with open_network(carriers, hello) as network:
+        # One damaged record must not take the only node down; in a group, the node must not answer differently.
+        machine = Machine(store, OnDamage.REFUSE if len(members) == 1 else OnDamage.STOP)
+        raft = RaftNode(node, members, journal, machine, network)
+        batcher = Batcher(raft, time.time_ns)
+        state = LeaderState()
+        MdsService(store, raft, batcher, state, _now_ms).install(service)
+        service.add(PEER, raft.handle_peer)
+        duties = Duties(
+            store,
+            raft,
+            batcher,
+            state,
+            now_ms=_now_ms,
+            now_ns=time.time_ns,
+            grace_ms=options.garbage_grace_ms,
+        )
+        async with trio.open_nursery() as nursery:
+            await nursery.start(raft.run)
+            nursery.start_soon(batcher.run)
+            nursery.start_soon(duties.run)
+            nursery.start_soon(_checkpoint_forever, store)
+            address: str = await nursery.start(serve, carriers, options.listen, service, hello)
+            log.info("metadata node %d of cluster %s listens at %s", node, cluster_id.hex(), address)
+            task_status.started(address)
+
+
+async def _checkpoint_forever(store: LmdbStore) -> None:
+    """Let the log be shortened: everything before a checkpoint is no longer needed to recover from a power loss."""
+    applied = -1
+    while True:
+        await trio.sleep(CHECKPOINT_MS / 1000)
+        with store.read() as txn:
+            now_applied = load_applied(txn).index
+        if now_applied != applied:
+            await trio.to_thread.run_sync(store.checkpoint().write)
+            applied = now_applied
+
+
+def _now_ms() -> int:
+    return int(boot_clock() * 1000)

@@ -1,0 +1,255 @@
+"""The methods of the metadata service: who may ask what, and where the answer comes from.
+
+Reads come from the leader's store without Raft, under its lease, and are answered without waiting when the lease
+holds. Mutations go through the :class:`~shoalfs.mds.batcher.Batcher`. What only the leader remembers (opens, usage)
+is noted here, in the same task step as the read that it belongs to, so that no unlink can come between.
+"""
+
+import errno
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import msgspec
+import trio
+
+from shoalfs.mds import check, reads
+from shoalfs.mds import messages as m
+from shoalfs.mds.batcher import Batcher
+from shoalfs.mds.replicated import ReplicatedLog
+from shoalfs.mds.sessions import SessionTable
+from shoalfs.mds.store import LmdbStore
+from shoalfs.mds.targets import GarbageWindow, TargetTable
+from shoalfs.mds.txn import ReadTxn
+from shoalfs.transport.errors import NotAllowed, PosixError, SessionGone
+from shoalfs.transport.ids import InodeId, SessionId, TargetId
+from shoalfs.transport.limits import ENTRY_COMMANDS_MAX, SESSION_TTL_MS
+from shoalfs.transport.frame import Payload
+from shoalfs.transport.method import Method, Nothing
+from shoalfs.transport.rpc import Call, Service
+
+Q = TypeVar("Q", bound=msgspec.Struct)
+A = TypeVar("A", bound=msgspec.Struct)
+
+_CLIENT_OPS = frozenset(m.Op) - {
+    m.Op.REAP,
+    m.Op.REGISTER_TARGET,
+    m.Op.SET_TARGET_STATE,
+    m.Op.ADD_GARBAGE,
+    m.Op.DROP_GARBAGE,
+}
+_OPS_OF_ROLE = {
+    m.CLIENT: _CLIENT_OPS,
+    m.ADMIN: _CLIENT_OPS,
+    m.CHUNKSERVER: frozenset({m.Op.REGISTER_TARGET}),
+}
+"""Which operations a peer may send. The rest is proposed by the leader itself."""
+
+
+@dataclass
+class LeaderState:
+    """What the leader remembers beside the replicated state; begun anew with each leadership."""
+
+    sessions: SessionTable = field(default_factory=lambda: SessionTable(SESSION_TTL_MS))
+    targets: TargetTable = field(default_factory=TargetTable)
+    garbage: GarbageWindow = field(default_factory=GarbageWindow)
+    # Inodes whose removal is proposed: they may not be opened any more.
+    reaping: set[InodeId] = field(default_factory=set)
+    # Chunks that a target holds and that nobody can ever use: to be added to the garbage.
+    strays: set[int] = field(default_factory=set)
+    # The leadership (Raft term) that all of this belongs to.
+    term: int = 0
+
+
+class MdsService:
+    """Handlers of all methods, over the store, the log and the leader's memory."""
+
+    def __init__(
+        self,
+        store: LmdbStore,
+        log: ReplicatedLog,
+        batcher: Batcher,
+        state: LeaderState,
+        now_ms: Callable[[], int],
+    ) -> None:
+        self._store = store
+        self._log = log
+        self._batcher = batcher
+        self._state = state
+        self._now_ms = now_ms
+        self.counters: Counter[str] = Counter()
+
+    def install(self, service: Service) -> None:
+        """Offer the methods on ``service``."""
+        plain: list[tuple[Method[Any, Any], Callable[[ReadTxn, Any], Any]]] = [
+            (m.LOOKUP, reads.lookup),
+            (m.LOOKUP_MANY, reads.lookup_many),
+            (m.GETATTR, reads.getattr_),
+            (m.READLINK, reads.readlink),
+            (m.READDIR, reads.readdir),
+            (m.ACCESS, reads.access),
+            (m.GET_EXTENTS, reads.get_extents),
+            (m.GETXATTR, reads.getxattr),
+            (m.LISTXATTR, reads.listxattr),
+            (m.GET_MAP, lambda txn, _: reads.cluster_map(txn)),
+            (m.CLASSIFY_CHUNKS, reads.classify_chunks),
+            (m.RESOLVE, reads.resolve),
+            (m.CHECK, check.check_namespace),
+            (m.STATFS, self._statfs),
+            (m.STATUS, self._status),
+        ]
+        for method, function in plain:
+            service.add(method, self._reader(function))
+        service.add(m.OPEN, self._session_reader(self._open))
+        service.add(m.RENEW, self._session_reader(self._renew))
+        service.add(m.RELEASE, self._session_reader(self._release))
+        service.add(m.HEARTBEAT, self._reader(self._heartbeat))
+        service.add(m.MUTATE, self._mutate)
+
+    # --- the two ways to answer --------------------------------------------------------------------------------------
+
+    def _reader(self, function: Callable[[ReadTxn, Q], Any]) -> Callable[[Call, Q, memoryview], Any]:
+        """A handler that answers from one consistent view of the store, and only while nobody else can lead."""
+
+        async def handle(call: Call, request: Q, payload: memoryview) -> Any:
+            while True:
+                await self._lead()
+                with self._store.read() as txn:
+                    answer = function(txn, request)
+                # The lease is checked again after reading: the clock may have jumped past it in between.
+                if self._log.may_serve_reads():
+                    self.counters["reads"] += 1
+                    return answer
+
+        return handle
+
+    def _session_reader(
+        self, function: Callable[[ReadTxn, Any], Any]
+    ) -> Callable[[Call, Any, memoryview], Any]:
+        """As :meth:`_reader`, for requests of a session that must be alive."""
+
+        def checked(txn: ReadTxn, request: Any) -> Any:
+            if not self._state.sessions.knows(request.session):
+                raise SessionGone
+            return function(txn, request)
+
+        return self._reader(checked)
+
+    async def _lead(self) -> None:
+        """Return once this node may answer: it leads, its lease holds, and its memory is of this leadership."""
+        if not self._log.may_serve_reads():
+            await self._log.read_barrier()
+        term = self._log.term_as_leader()
+        if term and term != self._state.term:
+            now_ms = self._now_ms()
+            with self._store.read() as txn:
+                sessions = reads.sessions(txn)
+            self._state.sessions.lead(sessions, now_ms)
+            self._state.targets.lead(now_ms)
+            self._state.garbage.clear()
+            self._state.strays.clear()
+            self._state.reaping.clear()
+            self._state.term = term
+
+    # --- sessions ----------------------------------------------------------------------------------------------------
+
+    def _open(self, txn: ReadTxn, request: m.Open) -> tuple[m.Opened, Payload]:
+        opened, inline = reads.open_(txn, request)
+        ino = opened.inode.ino
+        if ino in self._state.reaping:
+            raise PosixError(errno.ESTALE, "the file is being removed")
+        if not self._state.sessions.hold(request.session, ino):
+            raise PosixError(errno.ENFILE, "the session has too many files open")
+        return opened, inline
+
+    def _renew(self, txn: ReadTxn, request: m.Renew) -> m.Renewed:
+        want_opens = self._state.sessions.renew(request.session, request.opens, self._now_ms())
+        return m.Renewed(SESSION_TTL_MS, reads.map_epoch(txn), want_opens)
+
+    def _release(self, txn: ReadTxn, request: m.Release) -> Nothing:
+        self._state.sessions.release(request.session, request.inos)
+        return Nothing()
+
+    # --- mutations ---------------------------------------------------------------------------------------------------
+
+    async def _mutate(self, call: Call, request: m.Mutate, payload: memoryview) -> m.Mutated:
+        if not 0 < len(request.commands) <= ENTRY_COMMANDS_MAX:
+            raise PosixError(errno.EINVAL, f"1 to {ENTRY_COMMANDS_MAX} commands travel together")
+        allowed = _OPS_OF_ROLE[call.peer.role]
+        for command in request.commands:
+            if command.op not in allowed:
+                raise NotAllowed(f"a {call.peer.role} may not send operation {command.op}")
+        await self._lead()
+        index, outcomes = await self._batcher.submit(request.session, request.commands)
+        self.counters["mutations"] += len(outcomes)
+        for command, outcome in zip(request.commands, outcomes, strict=True):
+            if not outcome.code:
+                self._remember(request.session, command, outcome)
+        return m.Mutated(index, tuple(outcomes))
+
+    def _remember(self, session: SessionId, command: m.Command, outcome: m.Outcome) -> None:
+        """Note what a mutation means for the leader's memory: sessions that begin and end, files created open."""
+        sessions = self._state.sessions
+        if command.op == m.Op.CREATE:
+            if sessions.knows(session):
+                created = msgspec.msgpack.decode(outcome.body, type=m.Created)
+                sessions.hold(session, created.inode.ino)
+        elif command.op == m.Op.OPEN_SESSION:
+            request = msgspec.msgpack.decode(command.body, type=m.OpenSession)
+            opened = msgspec.msgpack.decode(outcome.body, type=m.SessionOpened)
+            sessions.opened(opened.session, request.client, self._now_ms())
+        elif command.op == m.Op.END_SESSION:
+            sessions.ended(msgspec.msgpack.decode(command.body, type=m.EndSession).session)
+
+    # --- chunkservers ------------------------------------------------------------------------------------------------
+
+    def _heartbeat(self, txn: ReadTxn, request: m.Heartbeat) -> m.HeartbeatReply:
+        known = {target.id: target for target in reads.cluster_map(txn).targets}
+        orders: list[m.TargetOrders] = []
+        for report in request.targets:
+            target = known.get(report.target)
+            if target is None or target.epoch != report.epoch:
+                orders.append(m.TargetOrders(report.target, known=False))
+                continue
+            self._state.targets.report(report, self._now_ms())
+            self._state.garbage.confirm(report.target, report.deleted)
+            self._state.strays.update(reads.strays(txn, report.inventory))
+            orders.append(m.TargetOrders(report.target, True, self._state.garbage.orders(report.target)))
+        return m.HeartbeatReply(reads.map_epoch(txn), tuple(orders))
+
+    # --- operators ---------------------------------------------------------------------------------------------------
+
+    def _statfs(self, txn: ReadTxn, _: m.StatFs) -> m.FsStat:
+        usage: dict[TargetId, tuple[int, int]] = {}
+        for target in reads.cluster_map(txn).targets:
+            seen = self._state.targets.usage(target.id)
+            if seen is not None:
+                usage[target.id] = (seen.capacity_bytes, seen.used_bytes)
+        return reads.statfs(txn, usage)
+
+    def _status(self, txn: ReadTxn, _: m.GetStatus) -> m.MdsStatus:
+        now_ms = self._now_ms()
+        map_ = reads.cluster_map(txn)
+        usage = [
+            m.TargetUsage(t.id, u.capacity_bytes, u.used_bytes, u.chunks, now_ms - u.seen_ms)
+            for t in map_.targets
+            if (u := self._state.targets.usage(t.id)) is not None
+        ]
+        counts = reads.counts(txn)
+        counters = dict(self.counters) | {
+            "entries": self._batcher.entries,
+            "commands": self._batcher.commands,
+        }
+        return m.MdsStatus(
+            raft=self._log.status(),
+            map=map_,
+            usage=tuple(usage),
+            sessions=tuple(m.SessionInfo(*row) for row in self._state.sessions.describe(now_ms)),
+            inodes=counts.inodes,
+            inline_files=counts.inline_files,
+            inline_bytes=counts.inline_bytes,
+            orphans=counts.orphans,
+            garbage_chunks=counts.garbage_chunks,
+            counters=counters,
+        )

@@ -1,0 +1,56 @@
+"""The rules of extended attributes, as in Linux's fs/xattr.c: namespaces, who may touch which, and limits.
+Pure.
+
+``user.*`` is for regular files and directories and follows the mode bits; ``trusted.*`` is root's and hidden
+from others; ``security.*`` everybody may read and root may write. ``system.*`` (ACLs) is not supported.
+"""
+
+import errno
+import stat
+
+from shoalfs.mds import permission
+from shoalfs.mds.messages import Credentials, Inode
+from shoalfs.transport.errors import PosixError
+from shoalfs.transport.limits import XATTR_NAME_BYTES_MAX
+
+USER = b"user."
+TRUSTED = b"trusted."
+SECURITY = b"security."
+
+
+def check_name(name: bytes) -> None:
+    """Raises ERANGE, EOPNOTSUPP or EINVAL for what cannot be the name of an attribute."""
+    if not 0 < len(name) <= XATTR_NAME_BYTES_MAX:
+        raise PosixError(errno.ERANGE)
+    if not name.startswith((USER, TRUSTED, SECURITY)):
+        raise PosixError(errno.EOPNOTSUPP)
+    if (name.endswith(b".") and name.count(b".") == 1) or b"\0" in name:
+        raise PosixError(errno.EINVAL)
+
+
+def check_read(who: Credentials, inode: Inode, name: bytes) -> None:
+    """Raises ENODATA or EACCES unless ``who`` may read the attribute."""
+    if name.startswith(TRUSTED) and who.uid != 0:
+        raise PosixError(errno.ENODATA)
+    if name.startswith(USER):
+        if not (inode.is_file or inode.is_dir):
+            raise PosixError(errno.ENODATA)
+        permission.check(who, inode, permission.READ)
+
+
+def check_write(who: Credentials, inode: Inode, name: bytes) -> None:
+    """Raises EPERM or EACCES unless ``who`` may set or remove the attribute."""
+    if not name.startswith(USER):
+        if who.uid != 0:
+            raise PosixError(errno.EPERM)
+        return
+    if not (inode.is_file or inode.is_dir):
+        raise PosixError(errno.EPERM)
+    if inode.is_dir and inode.mode & stat.S_ISVTX and not permission.is_owner(who, inode):
+        raise PosixError(errno.EPERM)
+    permission.check(who, inode, permission.WRITE)
+
+
+def visible(who: Credentials, name: bytes) -> bool:
+    """Whether a listing shows the name."""
+    return who.uid == 0 or not name.startswith(TRUSTED)

@@ -1,0 +1,83 @@
+"""Calls that Python has no function for: renameat2(2), and directory streams with telldir(3) and seekdir(3)."""
+
+import ctypes
+import os
+from pathlib import Path
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_AT_FDCWD = -100
+
+RENAME_NOREPLACE = 1
+RENAME_EXCHANGE = 2
+
+
+class _Dirent(ctypes.Structure):
+    _fields_ = (
+        ("d_ino", ctypes.c_uint64),
+        ("d_off", ctypes.c_int64),
+        ("d_reclen", ctypes.c_uint16),
+        ("d_type", ctypes.c_uint8),
+        ("d_name", ctypes.c_char * 256),
+    )
+
+
+_libc.opendir.restype = ctypes.c_void_p
+_libc.readdir64.restype = ctypes.POINTER(_Dirent)
+_libc.readdir64.argtypes = [ctypes.c_void_p]
+_libc.telldir.restype = ctypes.c_long
+_libc.telldir.argtypes = [ctypes.c_void_p]
+_libc.seekdir.argtypes = [ctypes.c_void_p, ctypes.c_long]
+_libc.rewinddir.argtypes = [ctypes.c_void_p]
+_libc.closedir.argtypes = [ctypes.c_void_p]
+
+
+def _failure(path: object) -> OSError:
+    number = ctypes.get_errno()
+    return OSError(number, os.strerror(number), str(path))
+
+
+def renameat2(source: Path, target: Path, flags: int) -> None:
+    if _libc.renameat2(_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), flags) != 0:
+        raise _failure(source)
+
+
+class DirStream:
+    """One open directory stream: opendir(3) and its relatives."""
+
+    def __init__(self, path: Path) -> None:
+        self._stream = _libc.opendir(os.fsencode(path))
+        if not self._stream:
+            raise _failure(path)
+
+    def __enter__(self) -> "DirStream":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _libc.closedir(self._stream)
+
+    def read(self) -> bytes | None:
+        """The next name, "." and ".." included; None at the end."""
+        ctypes.set_errno(0)
+        entry = _libc.readdir64(self._stream)
+        if entry:
+            return bytes(entry.contents.d_name)
+        if ctypes.get_errno():
+            raise _failure("readdir")
+        return None
+
+    def rest(self) -> list[bytes]:
+        """All names to the end, without "." and ".."."""
+        names = []
+        while (name := self.read()) is not None:
+            if name not in (b".", b".."):
+                names.append(name)
+        return names
+
+    def tell(self) -> int:
+        return int(_libc.telldir(self._stream))
+
+    def seek(self, position: int) -> None:
+        _libc.seekdir(self._stream, position)
+
+    def rewind(self) -> None:
+        _libc.rewinddir(self._stream)

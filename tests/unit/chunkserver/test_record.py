@@ -1,0 +1,79 @@
+import pytest
+from chunkserver_support import CLUSTER
+
+from shoalfs.chunkserver import record
+from shoalfs.transport.errors import ChunkCorrupt
+from shoalfs.transport.ids import ChunkId, InodeId
+from shoalfs.transport.limits import BLOCK_BYTES, CHUNK_BYTES_MAX
+
+HEADER = record.Header(
+    record.State.LIVE, 3, 8192, CLUSTER, ChunkId(1 << 63 | 5), InodeId(9), 1 << 40, 70_000, b"h" * 16, 123
+)
+
+
+def decode(data, **changes):
+    place = {"segment": 3, "position_bytes": 8192, "cluster_id": CLUSTER, **changes}
+    return record.decode(data, **place)
+
+
+def test_a_header_survives_the_trip():
+    assert decode(record.encode(HEADER)) == HEADER
+    assert decode(record.encode(HEADER.dead())).state is record.State.DEAD
+
+
+def test_the_format_is_fixed():
+    """These bytes are on people's disks."""
+    assert record.HEADER_BYTES == 96
+    assert record.encode(HEADER).hex() == (
+        "53484f414c43484b010001000300000000200000000000006"
+        "36c75737465722d636c75737465722d05000000000000800900000000000000"
+        "0000000000010000701101006868686868686868686868686868686"
+        "87b0000000000000076ee61cde2f9d0ad"
+    )
+
+
+def test_every_flipped_bit_of_a_header_is_noticed():
+    good = record.encode(HEADER)
+    for bit in range(len(good) * 8):
+        bad = bytearray(good)
+        bad[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(ChunkCorrupt):
+            decode(bad)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"segment": 4}, "belongs to segment 3"),
+        ({"position_bytes": 4096}, "offset 8192"),
+        ({"cluster_id": b"x" * 16}, "belongs to cluster"),
+    ],
+)
+def test_a_header_of_another_place_is_refused(changes, reason):
+    with pytest.raises(ChunkCorrupt, match=reason):
+        decode(record.encode(HEADER), **changes)
+
+
+def test_short_and_empty_pages_are_refused():
+    with pytest.raises(ChunkCorrupt, match="ends inside the header"):
+        decode(record.encode(HEADER)[:-1])
+    with pytest.raises(ChunkCorrupt, match="no header"):
+        decode(bytes(4096))
+
+
+@pytest.mark.parametrize("length", [0, CHUNK_BYTES_MAX + 1])
+def test_a_length_out_of_range_is_refused(length):
+    header = record.Header(record.State.LIVE, 3, 8192, CLUSTER, ChunkId(1), InodeId(9), 0, length, b"h" * 16, 1)
+    with pytest.raises(ChunkCorrupt, match="out of range"):
+        decode(record.encode(header))
+
+
+def test_data_lies_on_a_page_after_header_and_hashes():
+    assert record.data_offset(1) == record.data_offset(8 << 20) == 4096
+    assert record.data_offset(CHUNK_BYTES_MAX) == 12_288
+    assert record.record_bytes(1) == 8192
+    assert record.record_bytes(4096) == 8192
+    assert record.record_bytes(4097) == 12_288
+    head = record.head(HEADER, b"12345678abcdefgh")
+    assert len(head) == 4096
+    assert record.block_hashes_in(head, BLOCK_BYTES + 1) == b"12345678abcdefgh"

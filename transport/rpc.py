@@ -1,0 +1,532 @@
+"""Calls and their serving: one :class:`Connection` joins a link and a session, :func:`serve` accepts connections.
+
+Tasks of a connection: a reader (the one that :meth:`Connection.run` runs in), a writer, one that carries out
+notifications in their order, and one per request being served. The session's credits bound the last.
+
+Who sends: with nothing else in flight, whoever has something to say sends it himself, which saves a switch of tasks.
+Otherwise it is queued, and the writer sends all that was queued in one turn of the scheduler with one system call.
+
+The one rule: nothing that a peer sends disturbs another connection. A bad frame ends its own connection, is counted
+and logged once. An exception of a handler that is not a ShoalError is a bug: it leaves :func:`serve`.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Generic, NamedTuple, Never
+
+import trio
+
+from shoalfs.transport.carrier import Carriers
+from shoalfs.transport.errors import (
+    DeadlineExceeded,
+    PeerUnreachable,
+    ProtocolViolation,
+    ShoalError,
+    VersionMismatch,
+    WrongCluster,
+)
+from shoalfs.transport.frame import Buffer, Decoder, Frame, Kind, Payload
+from shoalfs.transport.limits import (
+    ACCEPT_PAUSE_MS,
+    CONNECTIONS_MAX,
+    HELLO_TIMEOUT_MS,
+    NOTIFIES_QUEUED_MAX,
+    PAYLOAD_IN_FLIGHT_BYTES_MAX,
+    REQUEST_TIMEOUT_MS_DEFAULT,
+    REQUEST_TIMEOUT_MS_MAX,
+    SEND_QUEUED_BYTES_MAX,
+)
+from shoalfs.transport.link import Link, Listener, buffers_of, size_of, stall_limit
+from shoalfs.transport.method import A, AnyMethod, Method, Q
+from shoalfs.transport.session import (
+    Answered,
+    Asked,
+    Event,
+    Greeted,
+    Hello,
+    Late,
+    Refused,
+    Rejected,
+    Session,
+)
+
+log = logging.getLogger("shoal.transport.rpc")
+_CARRY_REQUESTS: Final = frozenset({Kind.REQUEST, Kind.NOTIFY})
+
+_NO_PAYLOAD: Final = memoryview(b"")
+
+
+class Reply(NamedTuple, Generic[A]):
+    """What a call returns. The payload's memory belongs to the caller."""
+
+    body: A
+    payload: memoryview
+
+
+@dataclass(slots=True)
+class Call:
+    """What a handler knows about the request beside its message. ``deadline`` is on trio's clock; when it passes the
+    handler is cancelled, since nobody waits for the answer. A notification has none (inf)."""
+
+    peer: Hello
+    deadline: float
+    connection: "Connection"
+
+
+Handler = Callable[[Call, Q, memoryview], Awaitable[A | tuple[A, Payload]]]
+
+
+class Service:
+    """What this side answers to. ``counters`` are for operators: connections, requests, frames_bad and the like."""
+
+    def __init__(self) -> None:
+        self.counters: Counter[str] = Counter()
+        self._handlers: dict[int, Handler[Any, Any]] = {}
+        self._methods: dict[int, AnyMethod] = {}
+
+    @property
+    def methods(self) -> Mapping[int, AnyMethod]:
+        return self._methods
+
+    def add(self, method: Method[Q, A], handler: Handler[Q, A]) -> None:
+        """Answer ``method`` with what ``await handler(call, request, payload)`` returns: the answer, or the answer
+        and a payload, whose buffers must not change any more.
+
+        A ShoalError that it raises is the answer, too. It is cancelled at the request's deadline and when the
+        connection ends. Handlers of one connection run side by side, those of notifications one after the other.
+        """
+        assert method.number not in self._methods, method
+        self._methods[method.number] = method
+        self._handlers[method.number] = handler
+
+    def handler(self, method: AnyMethod) -> Handler[Any, Any]:
+        return self._handlers[method.number]
+
+
+class PayloadRoom:
+    """How many bytes of request payloads a listener's connections hold together.
+
+    Invariant: held_bytes <= limit, except that small frames which came in one read with others may lie above it, by
+    less than RECEIVE_SCRATCH_BYTES per connection.
+    """
+
+    def __init__(self, limit_bytes: int = PAYLOAD_IN_FLIGHT_BYTES_MAX) -> None:
+        self.held_bytes = 0
+        self._limit_bytes = limit_bytes
+        self._waiting = trio.lowlevel.ParkingLot()
+
+    async def wait_for(self, size_bytes: int) -> None:
+        """Wait until there is room for so much, or nothing is held at all."""
+        while self.held_bytes and self.held_bytes + size_bytes > self._limit_bytes:
+            await self._waiting.park()
+
+    def take(self, size_bytes: int) -> None:
+        self.held_bytes += size_bytes
+
+    def give_back(self, size_bytes: int) -> None:
+        if size_bytes:
+            self.held_bytes -= size_bytes
+            assert self.held_bytes >= 0
+            self._waiting.unpark_all()
+
+
+@dataclass(slots=True)
+class _Waiter:
+    """A task that is parked until its call is answered."""
+
+    task: trio.lowlevel.Task
+    answer: Answered | None = None  # set before the task is woken
+
+
+class Connection:
+    """One connection, either side. :meth:`greet`, then :meth:`run`, which lasts as long as the connection."""
+
+    def __init__(
+        self, link: Link, hello: Hello, service: Service, room: PayloadRoom, *, dialler: bool
+    ) -> None:
+        self._link = link
+        self._service = service
+        self._room = room
+        self._dialler = dialler
+        self._session = Session(hello, service.methods, dialler=dialler)
+        self._decoder = Decoder(self._session.admit)
+        self._scope = trio.CancelScope()
+        self._ended: str | None = None  # why; set once
+        self._fault: ShoalError | None = None  # what a send met; ends the connection
+        # Calls:
+        self._waiting: dict[int, _Waiter] = {}  # by request id
+        self._want_credit = trio.lowlevel.ParkingLot()
+        # Sending: `_queue` waits for the writer; `_link_bytes` were given to the link, which still has some of them.
+        # Invariant: _queued_bytes is the size of both.
+        self._queue: list[Buffer] = []
+        self._link_bytes = 0
+        self._queued_bytes = 0
+        self._writer_idle = trio.lowlevel.ParkingLot()
+        self._queue_shrunk = trio.lowlevel.ParkingLot()
+        # Receiving: room that is taken for the large frame being received.
+        self._reserved_bytes = 0
+        self._notify_in, self._notify_out = trio.open_memory_channel[Asked](NOTIFIES_QUEUED_MAX)
+
+    def __repr__(self) -> str:
+        return f"<Connection {self._link.name} to {self.peer.role} {self.peer.name!r}>"
+
+    @property
+    def peer(self) -> Hello:
+        """What the other side said of itself."""
+        return self._session.peer
+
+    @property
+    def backlogged(self) -> bool:
+        """More is queued for this peer than it should be."""
+        return self._queued_bytes > SEND_QUEUED_BYTES_MAX
+
+    # --- the calling side --------------------------------------------------------------------------------------------
+    async def call(
+        self,
+        method: Method[Q, A],
+        request: Q,
+        payload: Payload = b"",
+        *,
+        timeout_ms: int = REQUEST_TIMEOUT_MS_DEFAULT,
+    ) -> Reply[A]:
+        """Ask the peer and wait for its answer; waits for credit first if too many requests are outstanding.
+
+        Raises the error that the peer answered; DeadlineExceeded; PeerUnreachable if the connection is or gets closed;
+        BadMessage if the request is too large or the answer does not fit its schema.
+
+        Cancelled: the request may or may not be carried out; a late answer is dropped. The payload's buffers may
+        still be waiting to be sent then: they must not be changed afterwards.
+        """
+        assert 0 < timeout_ms <= REQUEST_TIMEOUT_MS_MAX, timeout_ms
+        deadline = trio.current_time() + timeout_ms / 1000
+        buffers = buffers_of(payload)
+        size = size_of(buffers)
+        with trio.move_on_at(deadline):
+            await trio.lowlevel.checkpoint_if_cancelled()
+            while not self._session.may_request and self._ended is None:
+                await self._want_credit.park()
+            remaining_ms = max(0, round((deadline - trio.current_time()) * 1000))
+            request_id, head = self._session.request(method, request, size, remaining_ms)
+            self._send([head, *buffers], size)
+            answer = await self._answer_to(request_id)
+            if isinstance(answer.outcome, ShoalError):
+                raise answer.outcome
+            return Reply(answer.outcome, answer.payload)
+        raise DeadlineExceeded(f"{method} to {self._link.name}: no answer within {timeout_ms} ms")
+
+    async def notify(self, method: Method[Q, A], request: Q, payload: Payload = b"") -> None:
+        """Send a one-way message; in order with others. Waits while this connection is backlogged.
+
+        Raises PeerUnreachable if the connection is closed, BadMessage if it is too large. Returning says nothing
+        about its arrival.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        while self.backlogged and self._ended is None:
+            await self._queue_shrunk.park()
+        buffers = buffers_of(payload)
+        size = size_of(buffers)
+        self._send([self._session.notification(method, request, size), *buffers], size)
+
+    def close(self, reason: str = "closed by this side") -> None:
+        """End the connection: outstanding calls raise PeerUnreachable, :meth:`run` returns soon."""
+        if self._ended is not None:
+            return
+        self._ended = f"{self._link.name}: {reason}"
+        self._session.close()
+        for request_id in list(self._waiting):
+            self._wake(Answered(request_id, PeerUnreachable(self._ended), _NO_PAYLOAD))
+        self._want_credit.unpark_all()
+        self._queue_shrunk.unpark_all()
+        self._scope.cancel()
+
+    async def _answer_to(self, request_id: int) -> Answered:
+        """Park this task until the answer comes or the connection ends."""
+
+        def abort(_: object) -> trio.lowlevel.Abort:
+            del self._waiting[request_id]
+            self._session.abandon(request_id)
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        waiter = self._waiting[request_id] = _Waiter(trio.lowlevel.current_task())
+        await trio.lowlevel.wait_task_rescheduled(abort)
+        assert waiter.answer is not None
+        return waiter.answer
+
+    def _wake(self, answer: Answered) -> None:
+        waiter = self._waiting.pop(answer.request_id)
+        waiter.answer = answer
+        trio.lowlevel.reschedule(waiter.task)
+
+    # --- the life of the connection ----------------------------------------------------------------------------------
+    async def greet(self) -> None:
+        """Handshake and hello. The caller bounds the time. Raises ShoalError, and has closed the link then, also when
+        cancelled; the peer is told why it is refused."""
+        try:
+            await self._link.handshake()
+            if self._dialler:
+                await self._send_first(self._session.greeting())
+            event = await self._first_event()
+            if isinstance(event, Refused):
+                raise event.reason
+            assert isinstance(event, Greeted), event
+            if event.answer:
+                await self._send_first(event.answer)
+        except BaseException as error:
+            if isinstance(error, (ProtocolViolation, VersionMismatch, WrongCluster)):
+                self._refuse(error)
+            self._link.close()
+            raise
+
+    async def run(self) -> None:
+        """Serve and carry calls until the connection ends or is closed, or this is cancelled; then it is closed.
+
+        Raises what a handler raises, unless that is a ShoalError.
+        """
+        try:
+            with self._scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._write_loop)
+                    nursery.start_soon(self._notify_loop)
+                    try:
+                        await self._read_loop(nursery)
+                    finally:
+                        # At once, and not only when the tasks in the nursery have ended.
+                        self.close(str(self._fault) if self._fault else "cancelled")
+        finally:
+            self._room.give_back(self._reserved_bytes)
+            self._link.close()
+
+    async def _first_event(self) -> Event:
+        while (frame := self._decoder.next_frame()) is None:
+            if not await self._receive():
+                raise PeerUnreachable(f"{self._link.name}: closed before its hello")
+        return self._session.receive(frame, trio.current_time())
+
+    async def _read_loop(self, nursery: trio.Nursery) -> None:
+        try:
+            while True:
+                while (frame := self._decoder.next_frame()) is not None:
+                    await self._dispatch(frame, nursery)
+                await self._make_room()
+                if not await self._receive():
+                    return self.close("closed by the peer")
+        except ProtocolViolation as error:
+            self._service.counters["frames_bad"] += 1
+            log.warning("closing %s: %s", self._link.name, error)
+            self._refuse(error)
+            self.close(str(error))
+        except ShoalError as error:
+            self.close(str(error))
+
+    async def _receive(self) -> bool:
+        """Receive some bytes; False at the end of the stream. Raises ProtocolViolation if that is inside a frame."""
+        decoder = self._decoder
+        if decoder.inside_frame:
+            with stall_limit(self._link):
+                count = await self._link.receive_into(decoder.writable())
+        else:
+            count = await self._link.receive_into(decoder.writable())
+        if count == 0:
+            decoder.end()
+            return False
+        decoder.received(count)
+        return True
+
+    async def _make_room(self) -> None:
+        """Wait until it is right to receive more.
+
+        A peer that does not fetch its answers gets no more requests taken; but who waits for answers himself must go
+        on reading, lest both sides wait for each other.
+        """
+        while self.backlogged and not self._waiting:
+            await self._queue_shrunk.park()
+        large = self._decoder.large
+        if large is None or large.kind not in _CARRY_REQUESTS:
+            await self._room.wait_for(0)
+        elif not self._reserved_bytes:
+            await self._room.wait_for(large.payload_bytes)
+            self._room.take(large.payload_bytes)
+            self._reserved_bytes = large.payload_bytes
+
+    async def _dispatch(self, frame: Frame, nursery: trio.Nursery) -> None:
+        event = self._session.receive(frame, trio.current_time())
+        if isinstance(event, Answered):
+            self._wake(event)
+            self._want_credit.unpark()
+        elif isinstance(event, Asked):
+            self._room.take(frame.payload.nbytes - self._reserved_bytes)
+            self._reserved_bytes = 0
+            if event.request_id:
+                nursery.start_soon(self._serve_request, event)
+            else:
+                await self._notify_in.send(event)
+        elif isinstance(event, Late):
+            self._want_credit.unpark()
+        elif isinstance(event, Rejected):
+            self._service.counters["requests_refused"] += 1
+            self._room.give_back(self._reserved_bytes)
+            self._reserved_bytes = 0
+            if event.answer:
+                self._send([event.answer], 0)
+        else:
+            assert isinstance(event, Refused), event
+            raise PeerUnreachable(f"the peer closed it: {event.reason}")
+
+    # --- the serving side --------------------------------------------------------------------------------------------
+    async def _serve_request(self, asked: Asked) -> None:
+        try:
+            answer, size = await self._answer(asked)
+            if self._ended is None:
+                self._send(answer, size)
+        finally:
+            self._room.give_back(asked.payload.nbytes)
+
+    async def _answer(self, asked: Asked) -> tuple[list[Buffer], int]:
+        """Carry out a request: the frame of its answer, and how long the payload in it is."""
+        counters = self._service.counters
+        counters["requests"] += 1
+        error: ShoalError
+        try:
+            with trio.move_on_at(asked.deadline):
+                result = await self._handle(asked)
+                body, payload = result if isinstance(result, tuple) else (result, b"")
+                buffers = buffers_of(payload)
+                size = size_of(buffers)
+                head = self._session.reply(asked.request_id, asked.method, body, size)
+                return [head, *buffers], size
+            counters["requests_expired"] += 1
+            error = DeadlineExceeded(f"{asked.method}: not done in time")
+        except ShoalError as raised:
+            error = raised
+        return [self._session.error(asked.request_id, error)], 0
+
+    async def _handle(self, asked: Asked) -> Any:
+        if trio.current_time() >= asked.deadline:
+            raise DeadlineExceeded(f"{asked.method}: expired before it was begun")
+        call = Call(self.peer, asked.deadline, self)
+        return await self._service.handler(asked.method)(call, asked.request, asked.payload)
+
+    async def _notify_loop(self) -> None:
+        async for asked in self._notify_out:
+            self._service.counters["notifications"] += 1
+            try:
+                await self._handle(asked)
+            except ShoalError as error:
+                log.debug("%s from %s failed: %s", asked.method, self._link.name, error)
+            finally:
+                self._room.give_back(asked.payload.nbytes)
+
+    # --- sending -----------------------------------------------------------------------------------------------------
+    def _send(self, buffers: list[Buffer], payload_bytes: int) -> None:
+        """Send or queue a frame. Never raises: a broken link ends the connection."""
+        size = len(buffers[0]) + payload_bytes
+        if self._queue or self._link_bytes or self._session.in_flight > 1:
+            self._queue += buffers
+            self._queued_bytes += size
+            self._writer_idle.unpark()
+            return
+        try:
+            if self._link.send_now(buffers):
+                return
+        except ShoalError as error:
+            return self._broken(error)
+        self._link_bytes = size
+        self._queued_bytes += size
+        self._writer_idle.unpark()
+
+    async def _write_loop(self) -> None:
+        try:
+            while True:
+                if not self._queue and not self._link_bytes:
+                    await self._writer_idle.park()
+                if self._link_bytes:
+                    await self._link.drain()
+                else:
+                    batch, self._queue = self._queue, []
+                    self._link_bytes = self._queued_bytes
+                    if not self._link.send_now(batch):
+                        await self._link.drain()
+                self._queued_bytes -= self._link_bytes
+                self._link_bytes = 0
+                self._queue_shrunk.unpark_all()
+        except ShoalError as error:
+            self._broken(error)
+
+    def _broken(self, error: ShoalError) -> None:
+        """The link does not send. The reader closes: a caller may not be parked yet."""
+        self._fault = error
+        self._scope.cancel()
+
+    async def _send_first(self, head: bytes) -> None:
+        if not self._link.send_now([head]):
+            await self._link.drain()
+
+    def _refuse(self, reason: ShoalError) -> None:
+        """Tell the peer why, if that is possible without waiting and without cutting a frame in two."""
+        if self._queue or self._link_bytes:
+            return
+        try:
+            self._link.send_now([self._session.refusal(reason)])
+        except ShoalError as error:
+            log.debug("%s did not hear that it was refused: %s", self._link.name, error)
+
+
+async def serve(
+    carriers: Carriers,
+    address: str,
+    service: Service,
+    hello: Hello,
+    *,
+    task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
+) -> Never:
+    """Listen on ``address`` and serve every connection, until cancelled; then all connections are closed.
+
+    Started with ``await nursery.start(...)`` it returns the actual address once it listens. Raises UserError if it
+    cannot listen, and whatever a handler raises that is not a ShoalError.
+    """
+    listener = await carriers.listen(address)
+    room = PayloadRoom()
+    counters = service.counters
+    try:
+        async with trio.open_nursery() as nursery:
+            task_status.started(listener.address)
+            while True:
+                link = await _accept(listener, counters)
+                if len(nursery.child_tasks) >= CONNECTIONS_MAX:
+                    counters["connections_refused"] += 1
+                    link.close()
+                    continue
+                counters["connections"] += 1
+                connection = Connection(link, hello, service, room, dialler=False)
+                nursery.start_soon(_serve_connection, connection, link.name, counters)
+    finally:
+        listener.close()
+
+
+async def _accept(listener: Listener, counters: Counter[str]) -> Link:
+    while True:
+        try:
+            return await listener.accept()
+        except OSError as error:  # out of descriptors or memory: some come back when connections end
+            counters["accepts_failed"] += 1
+            log.warning("cannot accept on %s: %s", listener.address, error)
+            await trio.sleep(ACCEPT_PAUSE_MS / 1000)
+
+
+async def _serve_connection(connection: Connection, name: str, counters: Counter[str]) -> None:
+    try:
+        with trio.fail_after(HELLO_TIMEOUT_MS / 1000):
+            await connection.greet()
+    except PeerUnreachable as error:  # somebody looked whether the port answers
+        counters["hellos_missing"] += 1
+        log.debug("no hello: %s", error)
+    except trio.TooSlowError:
+        counters["hellos_missing"] += 1
+        log.warning("closing %s: no hello within %d ms", name, HELLO_TIMEOUT_MS)
+    except ShoalError as error:
+        counters["frames_bad" if isinstance(error, ProtocolViolation) else "hellos_refused"] += 1
+        log.warning("closing %s: %s", name, error)
+    else:
+        await connection.run()
