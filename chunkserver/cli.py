@@ -54,7 +54,7 @@ def run(
 
 
 def server_options(config: Config) -> "ServerOptions":
-    """The server's options as it takes them. Raises UserError if a target or the metadata service is missing."""
+    """The server's options as it takes them. Raises UserError if targets or metadata nodes are missing."""
     from shoalfs.chunkserver.server import ServerOptions, TargetOptions
 
     table = config.chunkserver
@@ -66,9 +66,12 @@ def server_options(config: Config) -> "ServerOptions":
         )
     return ServerOptions(
         node=table.name or socket.gethostname(),
-        listen=table.listen,
-        targets=tuple(TargetOptions(target.path, target.size) for target in table.targets),
-        mds=tuple(table.mds),
-        advertise=table.advertise,
+        listen=str(table.listen),
+        targets=tuple(
+            TargetOptions(target.path, None if target.size is None else int(target.size))
+            for target in table.targets
+        ),
+        mds=tuple(map(str, table.mds)),
+        advertise=None if table.advertise is None else str(table.advertise),
         cluster_id=config.cluster.id_bytes or None,
     )

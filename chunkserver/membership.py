@@ -27,7 +27,6 @@ from shoalfs.transport.limits import (
     ORDERS_PER_HEARTBEAT_MAX,
 )
 
-
 _NO_TARGET: Final = TargetId(0)
 _NO_CHUNK: Final = ChunkId(0)  # below all ids
 

@@ -92,11 +92,22 @@ class MemoryDisk:
                 file.locked_by = None
             self._faults.clear()
 
-    def contents(self, path: str) -> bytearray:
-        """The file's bytes as the system sees them, to look at or to damage (platter follows at the next sync)."""
+    def contents(self, path: str) -> bytes:
+        """The file's bytes as the system sees them."""
+        return bytes(self._names[path].data)
+
+    def rot(self, path: str, offset: int, data: bytes) -> None:
+        """Change bytes behind the system's back, in its memory and on the platter."""
         file = self._names[path]
-        file.dirty.update(range(-(-len(file.data) // SECTOR_BYTES)))
-        return file.data
+        for copy in (file.data, file.platter):
+            copy[offset : offset + len(data)] = data[: max(0, len(copy) - offset)]
+
+    def cut(self, path: str, size: int) -> None:
+        """Shorten the file behind the system's back."""
+        file = self._names[path]
+        for copy in (file.data, file.platter):
+            del copy[size:]
+        file.dirty = {sector for sector in file.dirty if sector * SECTOR_BYTES < size}
 
     def _begin(self, operation: str) -> None:
         self.calls[operation] += 1
@@ -202,12 +213,12 @@ class MemoryDisk:
         with self._lock:
             self._begin("punch_hole")
             file = self._file(fd)
-            length = max(0, min(length, len(file.data) - offset))
-            file.data[offset : offset + length] = bytes(length)
-            file.dirty.update(_sectors(offset, length))
+            inside = max(0, min(length, len(file.data) - offset))
+            file.data[offset : offset + inside] = bytes(inside)
+            file.dirty.update(_sectors(offset, inside))
             file.holes.update(
                 page
-                for page in _pages(offset, length)
+                for page in _pages(offset, inside)
                 if page * _PAGE_BYTES >= offset and (page + 1) * _PAGE_BYTES <= offset + length
             )
 

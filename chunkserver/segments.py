@@ -145,6 +145,11 @@ class Segments:
         with self._lock:
             return self._unsealed[number].watermark_bytes
 
+    def watermarks(self) -> dict[int, int]:
+        """Of every segment that is not sealed."""
+        with self._lock:
+            return {number: segment.watermark_bytes for number, segment in self._unsealed.items()}
+
     def finish(self, place: Place) -> None:
         """The record is written and in the index."""
         with self._lock:

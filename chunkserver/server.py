@@ -100,7 +100,11 @@ def _check(options: ServerOptions) -> None:
 def _cluster_of_targets(disk: RealDisk, targets: Sequence[TargetOptions]) -> bytes | None:
     """The cluster that the first initialised target belongs to. Opening the others compares them with it."""
     for target in targets:
-        cluster_id = cluster_of(disk, target.path)
+        try:
+            cluster_id = cluster_of(disk, target.path)
+        except OSError as error:  # opening it will fail, too, and be shown
+            _log.warning("%s cannot be read: %s", target.path, error)
+            continue
         if cluster_id is not None:
             return cluster_id
     return None

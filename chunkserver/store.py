@@ -242,10 +242,10 @@ class ChunkStore:
                 self._segments.sync(number)
             sealed = self._segments.seal_full()
         with self._writing():
-            if sealed:
-                with self._index.write() as changes:
-                    for number in sealed:
-                        changes.raise_watermark(number, self._segments.end(number))
+            ends = {number: self._segments.end(number) for number in sealed} | self._segments.watermarks()
+            with self._index.write() as changes:
+                for number, watermark in ends.items():
+                    changes.raise_watermark(number, watermark)
             self._remove_empty(sealed)
 
     # --- DELETE ------------------------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """A target as the server uses it: the store behind threads, with group sync and receipts.
 
-What the store does blocks, so it runs in worker threads, DISK_THREADS_PER_TARGET at a time. A sync is asked for by many
-and done once: who asks while an fdatasync runs is served by the next one, of the segments asked for by then. What
-nobody asks for is synced every SYNC_PERIOD_MS.
+What the store does blocks, so it runs in worker threads, DISK_THREADS_PER_TARGET at a time; small PUTs share one. A
+sync is asked for by many and done once: who asks while an fdatasync runs is served by the next one, of the segments
+asked for by then. What nobody asks for is synced every SYNC_PERIOD_MS.
 
 The one rule: a receipt is made after the fact it states. Its epoch is the one that the metadata service gave at the
 last registration; before the first there are no receipts, because nobody knows the target's number.
@@ -14,18 +14,24 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Final, TypeVar
+from typing import Final, Never, TypeVar
 
 import trio
 
 from shoalfs.chunkserver.index import Row
+from shoalfs.chunkserver.job_queue import JobQueue
 from shoalfs.chunkserver.reader import Blocks
 from shoalfs.chunkserver.store import ChunkStore, Usage
 from shoalfs.mds.messages import Receipt
 from shoalfs.transport.errors import TargetDown, TargetFull
 from shoalfs.transport.frame import Buffer
 from shoalfs.transport.ids import ChunkId, InodeId, TargetId
-from shoalfs.transport.limits import DISK_THREADS_PER_TARGET, READ_INLINE_BYTES_MAX, SYNC_PERIOD_MS
+from shoalfs.transport.limits import (
+    DISK_THREADS_PER_TARGET,
+    PUT_QUEUED_BYTES_MAX,
+    READ_INLINE_BYTES_MAX,
+    SYNC_PERIOD_MS,
+)
 
 _log: Final = logging.getLogger("shoal.chunkserver.target")
 _T = TypeVar("_T")
@@ -52,6 +58,7 @@ class Target:
         self.epoch = 0
         self._store = store
         self._threads = trio.CapacityLimiter(DISK_THREADS_PER_TARGET)
+        self._small_puts = JobQueue()
         self._sync_threads = trio.CapacityLimiter(1)  # a sync must not wait behind reads
         self._next_rounds: dict[int, _SyncRound] = {}  # segment -> the round that has not begun
         self._sync_wanted = trio.Event()
@@ -100,7 +107,8 @@ class Target:
             data=data,
             expected_hash=chunk_hash,
         )
-        segment = await self._in_thread(store)
+        small = sum(map(len, data)) <= PUT_QUEUED_BYTES_MAX
+        segment = await (self._small_puts.run(store) if small else self._in_thread(store))
         if durable:
             await self._join_round(segment).wait()
         return self._receipt(chunk, durable=durable)
@@ -149,7 +157,11 @@ class Target:
         self._sync_wanted.set()
         return self._next_rounds.setdefault(segment, _SyncRound())
 
-    async def run_syncs(self) -> None:
+    async def run_small_puts(self) -> Never:
+        """Store the small chunks. Runs until cancelled."""
+        await self._small_puts.serve()
+
+    async def run_syncs(self) -> Never:
         """Carry out the syncs that are asked for, and one of everything every SYNC_PERIOD_MS. Runs until cancelled."""
         next_full = trio.current_time() + SYNC_PERIOD_MS / 1000
         while True:
@@ -194,6 +206,7 @@ async def open_target(open_store: Callable[[], ChunkStore]) -> AsyncIterator[Tar
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(target.run_syncs)
+            nursery.start_soon(target.run_small_puts)
             yield target
             nursery.cancel_scope.cancel()
     finally:

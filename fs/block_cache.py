@@ -50,12 +50,15 @@ class BlockCache:
         return key in self._by_block
 
     def put(self, run: Run) -> None:
-        if len(run.data) > self.limit_bytes or (run.chunk, run.first) in self._runs:
+        if len(run.data) > self.limit_bytes:
             return
+        replaced = self._runs.pop((run.chunk, run.first), None)
+        if replaced is not None:
+            self._evict(replaced)
         self._runs[run.chunk, run.first] = run
         self.size_bytes += len(run.data)
         for block in run.blocks:
-            self._by_block.setdefault((run.chunk, block), run)
+            self._by_block[run.chunk, block] = run
         while self.size_bytes > self.limit_bytes:
             self._evict(self._runs.popitem(last=False)[1])
 

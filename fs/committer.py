@@ -29,7 +29,7 @@ from shoalfs.fs.ports import Buffer, Metadata
 from shoalfs.fs.units import Backlog, Unit
 from shoalfs.fs.uploader import Uploader
 from shoalfs.mds.messages import CommitExtents, CommitInline, Committed, Op, Patch, Receipt
-from shoalfs.transport.errors import LayoutConflict, PosixError, ShoalError, StaleReceipt
+from shoalfs.transport.errors import ChunkNotReserved, LayoutConflict, PosixError, ShoalError, StaleReceipt
 from shoalfs.transport.ids import ChunkId, TargetId
 from shoalfs.transport.limits import COMMIT_ATTEMPTS_MAX, EXTENTS_PER_COMMIT_MAX, FILE_SIZE_BYTES_MAX
 
@@ -74,7 +74,7 @@ class Committer:
             try:
                 await self._commit_backlog(durable=durable)
                 break
-            except (LayoutConflict, StaleReceipt) as error:
+            except (LayoutConflict, StaleReceipt, ChunkNotReserved) as error:
                 failure = error
                 await self._refresh(error, self._backlog.units)
         else:
@@ -95,17 +95,19 @@ class Committer:
                 if self._fits_inline(self._contents.inode.size_bytes + len(view)):
                     return await self._append_inline(view)
                 return await self._append_extents(units, durable=durable)
-            except (LayoutConflict, StaleReceipt) as error:
+            except (LayoutConflict, StaleReceipt, ChunkNotReserved) as error:
                 failure = error
                 await self._refresh(error, units)
         assert failure is not None
         raise failure
 
     async def _refresh(self, error: ShoalError, units: Iterable[Unit]) -> None:
-        """Learn what the refused commit did not know."""
+        """Learn what the refused commit did not know, and give up chunks that cannot be linked any more."""
         if isinstance(error, LayoutConflict):
             await self._fetcher.refetch()
             return
+        # Of ChunkNotReserved we know no epoch that is wrong: a commit whose answer was lost did link the chunk, and
+        # somebody else has written over it since.
         epochs = {target.id: target.epoch for target in (await self._metadata.refresh_map()).targets}
         stored = [unit for unit in units if unit.stored is not None]
         stale = [unit for unit in stored if not _all_current(unit, epochs)]
@@ -148,7 +150,8 @@ class Committer:
 
     async def _commit_extents(self, units: tuple[Unit, ...], *, durable: bool) -> None:
         fill, version = await self._fill()
-        await self._store_all([*fill, *units], durable=durable)
+        await self._store_all(fill, durable=True)
+        await self._store_all([*units], durable=durable)
         batches = list(_batches(units))
         for index, batch in enumerate(batches):
             linked = [*fill, *batch] if index == 0 else batch
@@ -173,7 +176,7 @@ class Committer:
         promote = self._contents.is_inline
         base = inode.size_bytes if promote else 0
         version = inode.data_version if promote else version
-        await self._store_all(fill, durable=durable)
+        await self._store_all(fill, durable=True)
         await self._store_all(units, durable=durable, shift_bytes=inode.size_bytes)
         linked = [*fill, *units]
         extents = [extent for unit in fill for extent in unit.extents()]
@@ -196,7 +199,10 @@ class Committer:
 
     async def _fill(self) -> tuple[list[Unit], int | None]:
         """What has to be linked below everything else when the file leaves its inode: its inline bytes, and
-        the data version at which they are all of it. Nothing if it has extents or is empty."""
+        the data version at which they are all of it. Nothing if it has extents or is empty.
+
+        Inline bytes are on a quorum's disks, and somebody may rely on it: their chunk is always stored
+        durably."""
         inline = await self._fetcher.inline()
         if not inline:
             return [], None
@@ -237,8 +243,9 @@ class Committer:
             raise PosixError(errno.EIO, f"{len(lacking)} chunks could not be synced on {need} targets")
 
     def _remember(self, units: Iterable[Unit], *, durable: bool) -> None:
-        if not durable:
-            self.undurable.update((unit.stored.chunk, _holders(unit)) for unit in units if unit.stored)
+        for unit in units:
+            if unit.stored and not durable and unit.stored.durable_receipts < len(unit.stored.receipts):
+                self.undurable[unit.stored.chunk] = _holders(unit)
 
 
 def _holders(unit: Unit) -> tuple[TargetId, ...]:

@@ -47,9 +47,9 @@ class Contents:
             return False
         if len(self.extents) > EXTENTS_CACHED_MAX:
             self.extents.forget()
+        self.extents.know(start, FILE_SIZE_BYTES_MAX if end is None else end)
         for extent in extents:
             self.extents.overlay(extent)
-        self.extents.know(start, FILE_SIZE_BYTES_MAX if end is None else end)
         return True
 
     def committed_extents(self, reply: Committed, extents: Iterable[Extent]) -> None:
@@ -60,10 +60,9 @@ class Contents:
         elif self._follows(reply):
             # The file left its inode with this commit, so these extents are all it has.
             self.inline = None
-            self.extents.forget()
+            self.extents.truncate(0)
             for extent in extents:
                 self.extents.overlay(extent)
-            self.extents.know(0, FILE_SIZE_BYTES_MAX)
         else:
             self.forget()
         self._adopt(reply.inode)
@@ -87,7 +86,7 @@ class Contents:
             self.forget()
             if inode.size_bytes == 0:
                 self.inline = b""
-                self.extents.know(0, FILE_SIZE_BYTES_MAX)
+                self.extents.truncate(0)
         self._adopt(inode)
 
     def forget(self) -> None:

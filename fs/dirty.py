@@ -52,13 +52,13 @@ class Dirty:
             self._write_in_window(offset_bytes, view[:room])
             offset_bytes, view = offset_bytes + room, view[room:]
 
-    def read(self, start: int, end: int) -> Iterator[tuple[int, memoryview]]:
-        """The dirty parts of [start, end) as (file offset, bytes), in order. Use a view before the next
-        change."""
+    def read(self, start: int, end: int) -> Iterator[tuple[int, bytes]]:
+        """The dirty parts of [start, end) as (file offset, bytes), in order. Copies: a run that is looked at
+        cannot grow."""
         for offset in self._touching(start, end):
             run = self._runs[offset]
             low, high = max(start, offset), min(end, offset + len(run))
-            yield low, memoryview(run)[low - offset : high - offset]
+            yield low, bytes(memoryview(run)[low - offset : high - offset])
 
     def truncate(self, size_bytes: int) -> None:
         """Forget what lies at ``size_bytes`` and beyond."""

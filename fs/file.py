@@ -172,10 +172,8 @@ class FileData:
             self._services.prefetch(self, *ahead)
 
     def _in_memory(self, start: int, end: int) -> tuple[list[tuple[int, Buffer]], list[tuple[int, int]]]:
-        """What of [start, end) is here, with dirty bytes copied because they may change, and what is not."""
-        pieces: list[tuple[int, Buffer]] = [
-            (offset, bytes(view)) for offset, view in self._dirty.read(start, end)
-        ]
+        """What of [start, end) is here, and what is not."""
+        pieces: list[tuple[int, Buffer]] = [*self._dirty.read(start, end)]
         gaps: list[tuple[int, int]] = []
         for gap in _gaps(pieces, start, end):
             taken = list(self._backlog.read(*gap))
@@ -232,7 +230,7 @@ class FileData:
                 self._take(self._dirty.take_all())
                 await self._committer.commit(durable=False)
             async with self._changing():
-                # Whoever wrote in between lies below what is appended now or beyond the end, as if it came later.
+                # What is written meanwhile goes where it was meant to, as if it came after.
                 return await self._committer.append(data, durable=durable) if data else self.size_bytes
         finally:
             self._services.budget.charge(-len(data))
@@ -265,8 +263,10 @@ class FileData:
 
     async def setattr(self, request: SetAttr) -> Inode:
         """Change attributes, the size among them. Bytes beyond a smaller size are dropped, committed or not.
-        If a time is set, what was written before is committed first, so that the time stays as it is set."""
-        if request.mtime_ns not in (None, NOW) and self.is_dirty:
+        Before anything but the size changes, what was written is committed: a commit sets the times and takes
+        set-id bits away."""
+        others = (request.mode, request.uid, request.gid) != (None, None, None)
+        if self.is_dirty and (request.size_bytes is None or others or request.mtime_ns not in (None, NOW)):
             await self.flush(durable=False)
         if request.size_bytes is not None and request.size_bytes > FILE_SIZE_BYTES_MAX:
             raise PosixError(errno.EFBIG)

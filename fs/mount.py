@@ -69,7 +69,7 @@ def fuse_options(options: MountOptions) -> set[str]:
     by the metadata service; device nodes and suid programs of the mount are inert, as on every network filesystem
     that users can mount."""
     chosen = set(pyfuse3.default_options)
-    chosen |= {f"fsname={FSTYPE}:{options.metadata[0]}", f"subtype={FSTYPE}", "max_read=1048576"}
+    chosen |= {f"fsname={FSTYPE}:{options.metadata[0]}", f"subtype={FSTYPE}"}
     chosen |= {"default_permissions", "nosuid", "nodev"}
     if options.allow_other:
         chosen.add("allow_other")
@@ -182,7 +182,6 @@ async def _answer_kernel(options: MountOptions, vfs: Vfs, task_status: "trio.Tas
             "may mount"
         ) from error
     try:
-        _set_read_ahead(options.mountpoint)
         fuse_wait.install(_fuse_descriptor())
         async with trio.open_nursery() as nursery:
             serving = trio.CancelScope(shield=True)
@@ -193,6 +192,8 @@ async def _answer_kernel(options: MountOptions, vfs: Vfs, task_status: "trio.Tas
                 nursery.cancel_scope.cancel()
 
             nursery.start_soon(serve)
+            # In a thread, because it asks the very filesystem that this thread serves; then the mount answers.
+            await trio.to_thread.run_sync(_set_read_ahead, options.mountpoint)
             task_status.started()
             try:
                 await trio.sleep_forever()
@@ -207,7 +208,7 @@ async def _answer_kernel(options: MountOptions, vfs: Vfs, task_status: "trio.Tas
 
 async def _unmount(mountpoint: str) -> None:
     """Unmount as a person would. A mount that is in use is left to its end: its users get errors."""
-    if not os.path.ismount(mountpoint):
+    if not await trio.to_thread.run_sync(os.path.ismount, mountpoint):
         return
     done = await trio.run_process(["fusermount3", "-u", mountpoint], check=False, capture_stderr=True)
     if done.returncode:

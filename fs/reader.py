@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from itertools import takewhile
+from typing import TypeAlias
 
 import trio
 
@@ -22,6 +23,8 @@ from shoalfs.mds.messages import Extent
 from shoalfs.transport.errors import ChunkCorrupt, ChunkMissing, ShoalError, from_wire, wire_code
 from shoalfs.transport.ids import ChunkId
 from shoalfs.transport.limits import BLOCK_BYTES, FETCH_BYTES_MAX, GETS_IN_FLIGHT_MAX
+
+_Block: TypeAlias = tuple[ChunkId, int]
 
 _FETCH_BLOCKS = FETCH_BYTES_MAX // BLOCK_BYTES
 
@@ -45,7 +48,7 @@ class ChunkReader:
         self._chunks = chunks
         self._counters = counters
         self._slots = trio.CapacityLimiter(GETS_IN_FLIGHT_MAX)
-        self._flights: dict[tuple[ChunkId, int], _Flight] = {}
+        self._flights: dict[_Block, _Flight] = {}
         self._failed = Avoided()
         self._placement = Placement(metadata.map)
 

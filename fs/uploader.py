@@ -13,17 +13,16 @@ from functools import partial
 
 import trio
 
+from shoalfs.chunkserver.client import hash_chunk
 from shoalfs.fs.avoided import Avoided
 from shoalfs.fs.parallel import settle_all
 from shoalfs.fs.placement import Placement
 from shoalfs.fs.ports import Chunks, Metadata
 from shoalfs.fs.units import Stored
 from shoalfs.mds.messages import Inode, PlacementGroup, Receipt, Target
-from shoalfs.transport.checksum import block_hashes, chunk_hash
 from shoalfs.transport.errors import ChunkMissing, PosixError, Retry, ShoalError, TargetDown, TargetFull
 from shoalfs.transport.ids import ChunkId, PoolId, TargetId, chunk_id
 from shoalfs.transport.limits import (
-    HASH_INLINE_BYTES_MAX,
     PUTS_IN_FLIGHT_MAX,
     REQUEST_TIMEOUT_MS_DEFAULT,
     STORE_ATTEMPTS_MAX,
@@ -53,7 +52,7 @@ class Uploader:
         for other reasons. Cancelled: some targets may have the chunk; nothing will use it.
         """
         async with self._slots:
-            digest = await _hash(payload)
+            digest = await hash_chunk(payload)
             index = offset_bytes // inode.chunk_bytes
             for attempt in range(STORE_ATTEMPTS_MAX):
                 group = await self._group(inode, index)
@@ -178,10 +177,3 @@ class Uploader:
                 *await self._sync_batch(target, chunks[:half]),
                 *await self._sync_batch(target, chunks[half:]),
             ]
-
-
-async def _hash(payload: Sequence[memoryview]) -> bytes:
-    """The chunk's hash; in a thread if it would hold up the event loop."""
-    if sum(map(len, payload)) <= HASH_INLINE_BYTES_MAX:
-        return chunk_hash(block_hashes(payload))
-    return chunk_hash(await trio.to_thread.run_sync(block_hashes, payload))

@@ -49,13 +49,13 @@ def server_options(config: Config) -> "MdsOptions":
     table = config.mds
     return MdsOptions(
         node=table.node,
-        listen=table.listen,
-        members=dict(table.peers) or None,
+        listen=str(table.listen),
+        members={number: str(address) for number, address in table.peers.items()} or None,
         data_dir=table.data_dir,
         cluster_id=config.cluster.id_bytes,
         replicas=table.replicas,
         min_ack=table.acknowledgements,
-        chunk_bytes=table.chunk_bytes,
-        inline_bytes=table.inline_bytes,
+        chunk_bytes=int(table.chunk_bytes),
+        inline_bytes=int(table.inline_bytes),
         garbage_grace_ms=table.garbage_grace_ms,
     )

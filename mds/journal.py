@@ -1,5 +1,4 @@
-"""The replicated log and Raft's hard state on disk: segments of checksummed records, in a directory of their
-own.
+"""The replicated log and Raft's hard state on disk: segments of checksummed records, in their own directory.
 
 It does not know Raft's rules, nor what entries mean. The one rule: nothing counts as durable before
 `batch_written`, and what was durable is never cut away; a log that lost such bytes refuses to open.
@@ -255,8 +254,11 @@ class Journal:
 
         The caller knows that the state machine has them on disk, and that no member needs them from here.
         """
+        # One segment stays, and it must be on disk: the newest is not, while the batch that begins it is under way.
+        is_beginning = self._under_way is not None and self._under_way.segment is not None
+        most = len(self._segments) - (2 if is_beginning else 1)
         count = 0
-        while count < len(self._segments) - 1 and self._segments[count].index_max <= index:
+        while count < most and self._segments[count].index_max <= index:
             count += 1
         paths = tuple(segment.path for segment in self._segments[:count])
         del self._segments[:count]

@@ -25,8 +25,8 @@ from shoalfs.mds import cluster, keys, records
 from shoalfs.mds import inode as inodes
 from shoalfs.mds.entry import decode_entry
 from shoalfs.mds.messages import OP_TYPES, Command, Inode, Op, Outcome, Pool
-from shoalfs.mds.ops import OPERATIONS
 from shoalfs.mds.ops.context import Context
+from shoalfs.mds.ops.table import OPERATIONS
 from shoalfs.mds.records import Applied, Recorded
 from shoalfs.mds.txn import ReadTxn, Txn
 from shoalfs.transport.errors import (

@@ -15,7 +15,8 @@ PAGE_BYTES_MIN: Final = 4096
 _MAGIC: Final = 0xBEEFC0DE
 _VERSION: Final = 1
 _META_FLAG: Final = 0x08
-# Page header: number, pad, flags, bounds. Meta: magic, version, address, map size, two trees, last page, transaction.
+# Page header: number, pad, flags, bounds.
+# Meta: magic, version, address, map size, two trees, last page, transaction.
 _HEADER: Final = struct.Struct("<QHHI")
 _META: Final = struct.Struct("<IIQQ 48s 48s QQ")
 

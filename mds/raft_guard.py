@@ -20,6 +20,8 @@ from typing import Any, Final, NamedTuple
 from shoalfs.mds.journal import Entry, Journal, JournalRefused
 from shoalfs.mds.raft import Core, RaftTimes, step_clock
 from shoalfs.mds.raft_messages import (
+    COMMAND,
+    NO_OP,
     Append,
     Appended,
     AskVote,
@@ -29,7 +31,7 @@ from shoalfs.mds.raft_messages import (
     Vote,
     entries_of,
 )
-from shoalfs.mds.raft_peers import Fit, Follower, fit, fitting, quorum_agreed_at
+from shoalfs.mds.raft_peers import Follower, fit, fitting, quorum_agreed_at
 from shoalfs.mds.replicated import StateMachine
 from shoalfs.transport.errors import BadMessage, Overloaded
 from shoalfs.transport.ids import NodeId
@@ -39,10 +41,9 @@ from shoalfs.transport.limits import (
     LOG_BEHIND_BYTES_MAX,
     LOG_BEHIND_ENTRIES_MAX,
     LOG_BYTES_MAX,
+    PEER_QUEUE_MAX,
 )
 
-_COMMAND: Final = b"\x00"  # the first byte of an entry in the log; pysyncobj's numbers
-_NO_OP: Final = b"\x01"
 _LEASE_SHARE: Final = 0.85  # of the shortest election timeout: clocks may differ by 15 % over 0.4 s
 _NOW_OR_NEVER: Final = float("-inf")
 
@@ -113,6 +114,7 @@ class GuardedRaft:
 
     @property
     def commit_index(self) -> int:
+        """Never beyond this disk. (pysyncobj counts the leader itself as soon as it has appended.)"""
         return min(self._core.commit_index, self._journal.durable_index)
 
     @property
@@ -135,9 +137,7 @@ class GuardedRaft:
         return now < self._lease_until(now)
 
     def _lease_until(self, now: float) -> float:
-        """Until then no majority can vote for another: each ignores candidates for election_min after a
-        message.
-        """
+        """Until then no majority votes for another: after a message each ignores candidates for election_min."""
         lease = self._times.election_min * _LEASE_SHARE
         return quorum_agreed_at(self._followers.values(), now) + lease
 
@@ -150,7 +150,8 @@ class GuardedRaft:
     def propose(self, entry: bytes, now: float) -> tuple[int, int]:
         """Append; returns (index, term), under which it will come out of `take_applied`. Only while leading.
 
-        Followers get it with the next `flush`. Raises Overloaded while the store's checkpoint is so far behind that the log fills the memory.
+        Followers get it with the next `flush`. Raises Overloaded while the store's checkpoint is so far behind
+        that the log fills the memory.
         """
         assert self.is_leader
         assert 0 < len(entry) <= ENTRY_BYTES_MAX, len(entry)
@@ -158,7 +159,7 @@ class GuardedRaft:
             raise Overloaded("the store has no checkpoint for too long a part of the log")
         self._enter(now)
         index, term = self._journal.last_index + 1, self.term
-        self._journal.append(index, term, _COMMAND + entry)
+        self._journal.append(index, term, COMMAND + entry)
         return index, term
 
     def flush(self, now: float) -> None:
@@ -241,10 +242,10 @@ class GuardedRaft:
     def _emit(self, peer: NodeId, body: Body, payload: Sequence[bytes] = (), *, after: int = 0) -> None:
         """Send once the journal is durable up to position ``after``."""
         outgoing = Outgoing(PeerMessage(self.node, peer, body), payload)
-        if after > self._journal.durable_position:
-            self._held.append((after, outgoing))
-        else:
+        if after <= self._journal.durable_position:
             self._out.append(outgoing)
+        elif len(self._held) < PEER_QUEUE_MAX * len(self.peers):
+            self._held.append((after, outgoing))  # beyond, it is lost like any message
 
     # --- elections ------------------------------------------------------------------------------------------
     def _refuses_votes(self) -> bool:
@@ -258,9 +259,7 @@ class GuardedRaft:
         return self._now < max(self._started_at, self._leader_heard_at) + wait
 
     def _consider_standing(self) -> None:
-        """When the leader has been silent for long, ask who would vote for us, before any term is
-        disturbed.
-        """
+        """When the leader is silent for long, ask who would vote for us, before any term is disturbed."""
         core = self._core
         if core.is_leader or core.election_deadline >= self._now or not self.peers:
             return
@@ -400,8 +399,7 @@ class GuardedRaft:
         assert not (self.is_leader and append.term == self.term), f"node {sender} leads this term too"
         self._leader_heard_at = self._now
         self._trial = None
-        fitted = fit(self._journal, append.prev_index, append.prev_term, entries)
-        self._check_fit(fitted, append)
+        fitted = fit(self._journal, self._core.commit_index, append.prev_index, append.prev_term, entries)
         self._core.deliver(
             sender,
             {
@@ -421,15 +419,6 @@ class GuardedRaft:
             after=journal.hard_state_position if is_durable else journal.position,
         )
 
-    def _check_fit(self, fitted: Fit, append: Append) -> None:
-        """What is committed is the same everywhere; if it is not, this node must not go on."""
-        settled = self._core.commit_index
-        assert fitted.keep >= settled, (
-            f"term {append.term} voids entry {fitted.keep + 1}, but {settled} is committed"
-        )
-        if not fitted.matches:
-            assert fitted.index > settled, (fitted, settled)
-
     # --- applying -------------------------------------------------------------------------------------------
     def apply_committed(self) -> int:
         """From the core: apply what is committed and durable here. Returns the new applied index."""
@@ -446,7 +435,7 @@ class GuardedRaft:
 
 
 def _payload(command: bytes) -> bytes:
-    assert command[:1] in (_COMMAND, _NO_OP), command[:1]
+    assert command[:1] in (COMMAND, NO_OP), command[:1]
     return command[1:]
 
 

@@ -5,7 +5,7 @@ Entries travel behind it as raw bytes, one after the other; `entries_of` cuts th
 bound first.
 
 These are not pysyncobj's messages: each carries the term and the number that its receiver needs to tell a
-late message from a current one. `mds/raft.py` translates.
+late message from a current one. `mds/raft_guard.py` translates.
 """
 
 from typing import Final, NewType
@@ -17,7 +17,10 @@ from shoalfs.transport.ids import NodeId
 from shoalfs.transport.limits import APPEND_BYTES_MAX, APPEND_ENTRIES_MAX
 from shoalfs.transport.method import Message, Method, Nothing
 
-Sequence = NewType("Sequence", int)
+COMMAND: Final = b"\x00"  # the first byte of an entry says what follows; pysyncobj's numbers
+NO_OP: Final = b"\x01"  # a leader's first entry; nothing follows
+
+SendNumber = NewType("SendNumber", int)
 """Counts what a leader sent to one follower in one term; the answer repeats it."""
 
 
@@ -25,7 +28,7 @@ class Append(Message, frozen=True, tag=1):
     """Leader to follower: entries that follow (``prev_index``, ``prev_term``); none of them: a heartbeat."""
 
     term: int
-    sequence: Sequence
+    sequence: SendNumber
     prev_index: int
     prev_term: int
     commit_index: int
@@ -40,7 +43,7 @@ class Appended(Message, frozen=True, tag=2):
     """
 
     term: int
-    sequence: Sequence
+    sequence: SendNumber
     matches: bool
     index: int
 
@@ -94,6 +97,8 @@ def entries_of(append: Append, payload: memoryview) -> list[Entry]:
     for term, size_bytes in append.entries:
         if not 1 <= size_bytes <= COMMAND_BYTES_MAX or not last_term <= term <= append.term:
             raise BadMessage("an entry of an impossible size or term")
+        if payload[offset : offset + 1] not in (COMMAND, NO_OP):
+            raise BadMessage("an entry of an unknown kind")
         index += 1
         last_term = term
         entries.append((bytes(payload[offset : offset + size_bytes]), index, term))

@@ -1,13 +1,12 @@
-"""The replicated log as a service: `GuardedRaft` given a clock, a disk thread and connections. Implements
-ReplicatedLog.
+"""The replicated log: `GuardedRaft` given a clock, a disk thread and connections. Implements ReplicatedLog.
 
 The one rule: the guard is stepped from one thread, and after each step `_settle` carries away what it left:
 results to their proposers, messages to the senders' queues, new records to the sync loop. Nothing waits for a
 timer on the way of a proposal: append, sync in a thread, apply, answer. What is proposed while a sync runs
 rides on the next one.
 
-Tasks: a timer, a sync loop, a flush loop, and a sender for each other member. If the disk or the state machine fails, the
-exception leaves `run`, and the process ends; the group goes on without this member.
+Tasks: a timer, a sync loop, a flush loop, and a sender for each other member. If the disk or the state machine
+fails, the exception leaves `run`, and the process ends; the group goes on without this member.
 """
 
 import logging
@@ -188,14 +187,18 @@ class RaftNode:
     # --- tasks ----------------------------------------------------------------------------------------------
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Take part in the group until cancelled. Raises JournalFailed, and what the state machine raises."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._tick_loop)
-            nursery.start_soon(self._sync_loop)
-            nursery.start_soon(self._flush_loop)
-            nursery.start_soon(self._compact_loop)
-            for outbox in self._outboxes.values():
-                nursery.start_soon(self._send_loop, outbox)
-            task_status.started()
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._tick_loop)
+                nursery.start_soon(self._sync_loop)
+                nursery.start_soon(self._flush_loop)
+                nursery.start_soon(self._compact_loop)
+                for outbox in self._outboxes.values():
+                    nursery.start_soon(self._send_loop, outbox)
+                task_status.started()
+        finally:
+            for waiter in self._waiting.values():
+                waiter.done.set()
 
     async def _tick_loop(self) -> None:
         while True:
@@ -218,7 +221,7 @@ class RaftNode:
             self._settle()
 
     async def _flush_loop(self) -> None:
-        """Runs after all tasks that are proposing in this round of the scheduler, so their entries go together."""
+        """Runs after all tasks that propose in this round of the scheduler, so their entries go together."""
         while True:
             await self._unsent.wait()
             self._unsent = trio.Event()

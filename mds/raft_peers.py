@@ -1,18 +1,16 @@
-"""The two ends of replication: what a leader knows of one follower, and how what it sends fits a follower's
-log.
+"""The two ends of replication: what a leader knows of a follower, and how what it sends fits a follower's log.
 
 Pure. It closes the holes of pysyncobj's own bookkeeping, where a late answer moves these numbers back or,
 from an older leadership, forward: an answer counts only for the term it was given in, the match never goes
 back, and a refusal counts only if it answers something sent after the last one that counted.
 """
 
-from collections.abc import Iterable
-from collections.abc import Sequence as ListOf
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from shoalfs.mds.journal import Entry
-from shoalfs.mds.raft_messages import Sequence
+from shoalfs.mds.raft_messages import SendNumber
 from shoalfs.transport.limits import (
     APPEND_BYTES_MAX,
     APPEND_ENTRIES_MAX,
@@ -47,7 +45,7 @@ class Follower:
     def has_room(self) -> bool:
         return len(self._sent) < APPEND_IN_FLIGHT_MAX and self._in_flight_bytes < APPEND_IN_FLIGHT_BYTES_MAX
 
-    def sent(self, now: float, entries: ListOf[Entry]) -> Sequence:
+    def sent(self, now: float, entries: Sequence[Entry]) -> SendNumber:
         """Note a message that carries ``entries``, and number it."""
         self._sequence += 1
         size_bytes = sum(len(command) for command, _, _ in entries)
@@ -57,15 +55,15 @@ class Follower:
             self.next_index = entries[-1][1] + 1
         if len(self._sent) > _REMEMBERED_MAX:
             self._forget(next(iter(self._sent)))
-        return Sequence(self._sequence)
+        return SendNumber(self._sequence)
 
-    def agreed(self, sequence: Sequence, index: int, now: float) -> None:
+    def agreed(self, sequence: SendNumber, index: int, now: float) -> None:
         """The follower has everything up to ``index`` on disk."""
         self._answered(sequence, now)
         self.match_index = max(self.match_index, index)
         self.next_index = max(self.next_index, self.match_index + 1)
 
-    def refused(self, sequence: Sequence, index: int, now: float) -> None:
+    def refused(self, sequence: SendNumber, index: int, now: float) -> None:
         """The follower's log does not match there; it asks for entries from ``index`` on."""
         self._answered(sequence, now)
         if sequence <= self._reset_at or index <= self.match_index:
@@ -76,7 +74,7 @@ class Follower:
         self._sent.clear()
         self._in_flight_bytes = 0
 
-    def _answered(self, sequence: Sequence, now: float) -> None:
+    def _answered(self, sequence: SendNumber, now: float) -> None:
         self.answered_at = now
         sent = self._sent.get(sequence)
         if sent is None:
@@ -90,7 +88,7 @@ class Follower:
         self._in_flight_bytes -= self._sent.pop(sequence).size_bytes
 
 
-def fitting(entries: ListOf[Entry]) -> list[Entry]:
+def fitting(entries: Sequence[Entry]) -> list[Entry]:
     """As many of the entries as one message may carry, at least one if there is one."""
     size_bytes = 0
     for count, (command, _, _) in enumerate(entries[:APPEND_ENTRIES_MAX]):
@@ -132,23 +130,29 @@ class Fit:
     new: list[Entry]
 
 
-def fit(log: LogView, prev_index: int, prev_term: int, entries: ListOf[Entry]) -> Fit:
+def fit(log: LogView, settled: int, prev_index: int, prev_term: int, entries: Sequence[Entry]) -> Fit:
+    """``settled``: entries up to this one are committed here, hence the same everywhere.
+
+    A leader that contradicts one of them ends this node: going on would only spread the damage.
+    """
     last = log.last_index
     if prev_index > last:
         return Fit(False, last + 1, last, [])
     if prev_index >= log.base_index and log.term_at(prev_index) != prev_term:
-        return Fit(False, _first_of_its_term(log, prev_index), last, [])
+        assert prev_index > settled, f"a leader denies entry {prev_index}, committed to {settled}"
+        return Fit(False, _first_of_its_term(log, settled, prev_index), last, [])
     verified = prev_index + len(entries)
     for nth, (_, index, term) in enumerate(entries):
         if index <= log.base_index or (index <= last and log.term_at(index) == term):
             continue
+        assert index > settled, f"a leader voids entry {index}, committed to {settled}"
         return Fit(True, verified, index - 1, list(entries[nth:]))
     return Fit(True, verified, last, [])
 
 
-def _first_of_its_term(log: LogView, index: int) -> int:
-    """The first index after the base with the term of ``index``: all of that term is probably wrong."""
+def _first_of_its_term(log: LogView, settled: int, index: int) -> int:
+    """The first index that is not settled with the term of ``index``: all of that term is probably wrong."""
     term = log.term_at(index)
-    while index - 1 > log.base_index and log.term_at(index - 1) == term:
+    while index - 1 > settled and log.term_at(index - 1) == term:
         index -= 1
     return index

@@ -26,7 +26,7 @@ from shoalfs.transport.limits import (
 from shoalfs.transport.method import Nothing
 
 INODES_MAX = 1 << 48  # of one shard
-_INODE_BYTES = 160  # an encoded inode at its largest, and what goes with it in a list
+_INODE_BYTES = 224  # an encoded inode at its largest, and what goes with it in a list
 _EXTENT_BYTES = 80
 _EXTENTS_MAX = LISTING_BYTES_MAX // _EXTENT_BYTES
 

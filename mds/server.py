@@ -87,7 +87,10 @@ def _prepare(store: LmdbStore, options: MdsOptions) -> bytes:
     """Make what is not there yet, in the order that the module describes. Returns the cluster's id."""
     cluster_id = _cluster_id(store, options)
     pool = Pool(PoolId(1), "default", options.replicas, options.min_ack)
-    format_store(store, cluster_id, [pool], Layout(options.chunk_bytes, options.inline_bytes))
+    # Every node of a group formats for itself and must come to the same bytes, so the root has no date there.
+    created_ns = 0 if options.members and len(options.members) > 1 else time.time_ns()
+    layout = Layout(options.chunk_bytes, options.inline_bytes)
+    format_store(store, cluster_id, [pool], layout, created_ns=created_ns)
     with store.read() as txn:
         check_format(txn)
         applied = load_applied(txn).index

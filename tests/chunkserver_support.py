@@ -65,6 +65,10 @@ class Rig:
     def rows(self) -> list:
         return self.store.chunks_after(ChunkId(0), 1_000_000)
 
+    def flip(self, path: str, offset: int, mask: int = 1) -> None:
+        """Flip bits of one byte of a file, in memory and on disk."""
+        self.disk.rot(path, offset, bytes([self.disk.contents(path)[offset] ^ mask]))
+
     def segment_names(self) -> list[str]:
         return self.disk.list_dir(SEGMENTS)
 

@@ -47,7 +47,11 @@ _TCP: Final = re.compile(r"tcp:(\[[0-9A-Fa-f:.%]+\]|[^:\[\]/\s]+):(\d{1,5})")
 
 
 class ByteSize(int):
-    """A number of bytes; in the file an integer or text such as "64KiB", "4 MiB", "1GiB"."""
+    """A number of bytes; in the file an integer or text such as "64KiB", "4 MiB", "1GiB".
+
+    Only in the configuration: whoever makes options of it takes ``int`` of it, and ``str`` of an
+    :class:`Address`, because messages carry nothing but the plain types.
+    """
 
     @classmethod
     def parse(cls, value: object) -> "ByteSize":

@@ -99,6 +99,7 @@ SEGMENT_FILES_OPEN_MAX: Final = 256  # descriptors that one target keeps for rea
 INDEX_MAP_BYTES: Final = 256 * 1024 * MIB  # address space for a target's index: 10^9 chunks at about 200 bytes each
 SYNC_PERIOD_MS: Final = 5_000  # what nobody asked to sync is on disk after this at the latest
 HASH_INLINE_BYTES_MAX: Final = 256 * KIB  # hashed in the event loop (about 20 us); more goes to a thread
+PUT_QUEUED_BYTES_MAX: Final = 64 * KIB  # smaller PUTs share a worker thread, larger ones write in parallel
 READ_INLINE_BYTES_MAX: Final = 256 * KIB  # read in the event loop if it is in the page cache
 DELETES_PENDING_MAX: Final = 4 * 1_000  # delete orders of one target that wait; the service repeats what we drop
 HEARTBEAT_PATIENCE_MS: Final = 3_000  # one heartbeat looks for the leader so long; half of TARGET_DOWN_MS

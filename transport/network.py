@@ -6,9 +6,9 @@ that dial met: whether another peer will do is for the caller to say.
 """
 
 import secrets
-from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Final
 
 import trio
 
@@ -18,13 +18,17 @@ from shoalfs.transport.frame import Payload
 from shoalfs.transport.limits import (
     CONNECTIONS_MAX,
     DIAL_TIMEOUT_MS,
+    PAYLOAD_IN_FLIGHT_BYTES_MAX,
     REDIAL_MS_MAX,
     REDIAL_MS_MIN,
     REQUEST_TIMEOUT_MS_DEFAULT,
 )
 from shoalfs.transport.method import A, Method, Q
-from shoalfs.transport.rpc import Connection, PayloadRoom, Reply, Service
+from shoalfs.transport.room import PayloadRoom
+from shoalfs.transport.rpc import Connection, Reply, Service
 from shoalfs.transport.session import Hello
+
+_RANDOM: Final = secrets.SystemRandom()
 
 
 def rest_ms(failures: int, chance: float) -> int:
@@ -63,7 +67,7 @@ class Network:
         self._nursery = nursery
         self._service = service
         self._chance = chance
-        self._room = PayloadRoom()
+        self._room = PayloadRoom(PAYLOAD_IN_FLIGHT_BYTES_MAX)
         self._peers: dict[str, _Peer] = {}  # Invariant: at most CONNECTIONS_MAX
 
     async def call(
@@ -143,6 +147,7 @@ class Network:
         """Begin to dial, unless that is being done or the address rests."""
         if peer.dialling is None and trio.current_time() >= peer.rests_until:
             peer.dialling = trio.Event()
+            peer.scope = trio.CancelScope()  # a scope serves once
             self._nursery.start_soon(self._connect_and_run, peer)
 
     async def _connect_and_run(self, peer: _Peer) -> None:
@@ -183,7 +188,7 @@ async def open_network(
     hello: Hello,
     service: Service | None = None,
     *,
-    chance: Callable[[], float] = secrets.SystemRandom().random,
+    chance: Callable[[], float] = _RANDOM.random,
 ) -> AsyncIterator[Network]:
     """A :class:`Network` for as long as the block lasts. ``service`` answers what the peers ask over the connections
     that this side dialled (a server's push); nothing, if it is not given. ``chance`` spreads the pauses."""

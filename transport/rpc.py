@@ -3,9 +3,6 @@
 Tasks of a connection: a reader (the one that :meth:`Connection.run` runs in), a writer, one that carries out
 notifications in their order, and one per request being served. The session's credits bound the last.
 
-Who sends: with nothing else in flight, whoever has something to say sends it himself, which saves a switch of tasks.
-Otherwise it is queued, and the writer sends all that was queued in one turn of the scheduler with one system call.
-
 The one rule: nothing that a peer sends disturbs another connection. A bad frame ends its own connection, is counted
 and logged once. An exception of a handler that is not a ShoalError is a bug: it leaves :func:`serve`.
 """
@@ -14,8 +11,10 @@ import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from math import inf
 from typing import Any, Final, Generic, NamedTuple, Never
 
+import msgspec
 import trio
 
 from shoalfs.transport.carrier import Carriers
@@ -36,10 +35,11 @@ from shoalfs.transport.limits import (
     PAYLOAD_IN_FLIGHT_BYTES_MAX,
     REQUEST_TIMEOUT_MS_DEFAULT,
     REQUEST_TIMEOUT_MS_MAX,
-    SEND_QUEUED_BYTES_MAX,
 )
 from shoalfs.transport.link import Link, Listener, buffers_of, size_of, stall_limit
 from shoalfs.transport.method import A, AnyMethod, Method, Q
+from shoalfs.transport.outbox import Outbox
+from shoalfs.transport.room import PayloadRoom
 from shoalfs.transport.session import (
     Answered,
     Asked,
@@ -95,7 +95,8 @@ class Service:
         and a payload, whose buffers must not change any more.
 
         A ShoalError that it raises is the answer, too. It is cancelled at the request's deadline and when the
-        connection ends. Handlers of one connection run side by side, those of notifications one after the other.
+        connection ends. Handlers of one connection run side by side, those of notifications one after the other;
+        the latter must not wait for an answer over the same connection.
         """
         assert method.number not in self._methods, method
         self._methods[method.number] = method
@@ -105,39 +106,13 @@ class Service:
         return self._handlers[method.number]
 
 
-class PayloadRoom:
-    """How many bytes of request payloads a listener's connections hold together.
-
-    Invariant: held_bytes <= limit, except that small frames which came in one read with others may lie above it, by
-    less than RECEIVE_SCRATCH_BYTES per connection.
-    """
-
-    def __init__(self, limit_bytes: int = PAYLOAD_IN_FLIGHT_BYTES_MAX) -> None:
-        self.held_bytes = 0
-        self._limit_bytes = limit_bytes
-        self._waiting = trio.lowlevel.ParkingLot()
-
-    async def wait_for(self, size_bytes: int) -> None:
-        """Wait until there is room for so much, or nothing is held at all."""
-        while self.held_bytes and self.held_bytes + size_bytes > self._limit_bytes:
-            await self._waiting.park()
-
-    def take(self, size_bytes: int) -> None:
-        self.held_bytes += size_bytes
-
-    def give_back(self, size_bytes: int) -> None:
-        if size_bytes:
-            self.held_bytes -= size_bytes
-            assert self.held_bytes >= 0
-            self._waiting.unpark_all()
-
-
 @dataclass(slots=True)
 class _Waiter:
     """A task that is parked until its call is answered."""
 
     task: trio.lowlevel.Task
-    answer: Answered | None = None  # set before the task is woken
+    deadline: float
+    answer: Answered | None = None  # set before the task is woken; None then: its time is up
 
 
 class Connection:
@@ -158,13 +133,9 @@ class Connection:
         # Calls:
         self._waiting: dict[int, _Waiter] = {}  # by request id
         self._want_credit = trio.lowlevel.ParkingLot()
-        # Sending: `_queue` waits for the writer; `_link_bytes` were given to the link, which still has some of them.
-        # Invariant: _queued_bytes is the size of both.
-        self._queue: list[Buffer] = []
-        self._link_bytes = 0
-        self._queued_bytes = 0
-        self._writer_idle = trio.lowlevel.ParkingLot()
-        self._queue_shrunk = trio.lowlevel.ParkingLot()
+        self._next_expiry = inf  # the timer is set to this; no deadline in _waiting lies before it
+        self._expires_sooner = trio.lowlevel.ParkingLot()
+        self._outbox = Outbox(link, self._broken)
         # Receiving: room that is taken for the large frame being received.
         self._reserved_bytes = 0
         self._notify_in, self._notify_out = trio.open_memory_channel[Asked](NOTIFIES_QUEUED_MAX)
@@ -180,7 +151,7 @@ class Connection:
     @property
     def backlogged(self) -> bool:
         """More is queued for this peer than it should be."""
-        return self._queued_bytes > SEND_QUEUED_BYTES_MAX
+        return self._outbox.backlogged
 
     # --- the calling side --------------------------------------------------------------------------------------------
     async def call(
@@ -201,20 +172,16 @@ class Connection:
         """
         assert 0 < timeout_ms <= REQUEST_TIMEOUT_MS_MAX, timeout_ms
         deadline = trio.current_time() + timeout_ms / 1000
-        buffers = buffers_of(payload)
-        size = size_of(buffers)
-        with trio.move_on_at(deadline):
-            await trio.lowlevel.checkpoint_if_cancelled()
-            while not self._session.may_request and self._ended is None:
-                await self._want_credit.park()
-            remaining_ms = max(0, round((deadline - trio.current_time()) * 1000))
-            request_id, head = self._session.request(method, request, size, remaining_ms)
-            self._send([head, *buffers], size)
-            answer = await self._answer_to(request_id)
-            if isinstance(answer.outcome, ShoalError):
-                raise answer.outcome
-            return Reply(answer.outcome, answer.payload)
-        raise DeadlineExceeded(f"{method} to {self._link.name}: no answer within {timeout_ms} ms")
+        await trio.lowlevel.checkpoint_if_cancelled()
+        if not self._session.may_request:
+            await self._wait_credit(deadline)
+        request_id = self._ask(method, request, payload, deadline)
+        answer = await self._answer_to(request_id, deadline)
+        if answer is None:
+            raise DeadlineExceeded(f"{method} to {self._link.name}: no answer within {timeout_ms} ms")
+        if isinstance(answer.outcome, ShoalError):
+            raise answer.outcome
+        return Reply(answer.outcome, answer.payload)
 
     async def notify(self, method: Method[Q, A], request: Q, payload: Payload = b"") -> None:
         """Send a one-way message; in order with others. Waits while this connection is backlogged.
@@ -224,10 +191,9 @@ class Connection:
         """
         await trio.lowlevel.checkpoint_if_cancelled()
         while self.backlogged and self._ended is None:
-            await self._queue_shrunk.park()
+            await self._outbox.wait_shrunk()
         buffers = buffers_of(payload)
-        size = size_of(buffers)
-        self._send([self._session.notification(method, request, size), *buffers], size)
+        self._send([self._session.notification(method, request, size_of(buffers)), *buffers])
 
     def close(self, reason: str = "closed by this side") -> None:
         """End the connection: outstanding calls raise PeerUnreachable, :meth:`run` returns soon."""
@@ -236,28 +202,60 @@ class Connection:
         self._ended = f"{self._link.name}: {reason}"
         self._session.close()
         for request_id in list(self._waiting):
-            self._wake(Answered(request_id, PeerUnreachable(self._ended), _NO_PAYLOAD))
+            self._wake(request_id, Answered(request_id, PeerUnreachable(self._ended), _NO_PAYLOAD))
         self._want_credit.unpark_all()
-        self._queue_shrunk.unpark_all()
+        self._outbox.release()
         self._scope.cancel()
 
-    async def _answer_to(self, request_id: int) -> Answered:
-        """Park this task until the answer comes or the connection ends."""
+    async def _wait_credit(self, deadline: float) -> None:
+        """Until the session has credit, or has ended, or the deadline has passed."""
+        with trio.move_on_at(deadline):
+            while not self._session.may_request and self._ended is None:
+                await self._want_credit.park()
+
+    def _ask(self, method: AnyMethod, request: msgspec.Struct, payload: Payload, deadline: float) -> int:
+        """Send a request: its id. Raises as :meth:`call`."""
+        buffers = buffers_of(payload)
+        try:
+            remaining_ms = round((deadline - trio.current_time()) * 1000)
+            if remaining_ms <= 0:
+                raise DeadlineExceeded(f"{method} to {self._link.name}: no credit in time")
+            request_id, head = self._session.request(method, request, size_of(buffers), remaining_ms)
+        except ShoalError:
+            self._want_credit.unpark()  # another may use the credit for which this caller was woken
+            raise
+        self._send([head, *buffers])
+        return request_id
+
+    async def _answer_to(self, request_id: int, deadline: float) -> Answered | None:
+        """Park this task until the answer comes or the connection ends; None when the deadline has passed."""
 
         def abort(_: object) -> trio.lowlevel.Abort:
             del self._waiting[request_id]
             self._session.abandon(request_id)
             return trio.lowlevel.Abort.SUCCEEDED
 
-        waiter = self._waiting[request_id] = _Waiter(trio.lowlevel.current_task())
+        waiter = self._waiting[request_id] = _Waiter(trio.lowlevel.current_task(), deadline)
+        if deadline < self._next_expiry:
+            self._expires_sooner.unpark()
         await trio.lowlevel.wait_task_rescheduled(abort)
-        assert waiter.answer is not None
         return waiter.answer
 
-    def _wake(self, answer: Answered) -> None:
-        waiter = self._waiting.pop(answer.request_id)
+    def _wake(self, request_id: int, answer: Answered | None) -> None:
+        waiter = self._waiting.pop(request_id)
         waiter.answer = answer
         trio.lowlevel.reschedule(waiter.task)
+
+    async def _expire_loop(self) -> None:
+        """Wake the calls whose time is up. One timer for all: a cancel scope for each costs a tenth of a call."""
+        while True:
+            self._next_expiry = min((waiter.deadline for waiter in self._waiting.values()), default=inf)
+            with trio.move_on_at(self._next_expiry):
+                await self._expires_sooner.park()
+            now = trio.current_time()
+            for request_id in [one for one, waiter in self._waiting.items() if waiter.deadline <= now]:
+                self._session.abandon(request_id)
+                self._wake(request_id, None)
 
     # --- the life of the connection ----------------------------------------------------------------------------------
     async def greet(self) -> None:
@@ -287,8 +285,9 @@ class Connection:
         try:
             with self._scope:
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._write_loop)
+                    nursery.start_soon(self._outbox.run)
                     nursery.start_soon(self._notify_loop)
+                    nursery.start_soon(self._expire_loop)
                     try:
                         await self._read_loop(nursery)
                     finally:
@@ -337,11 +336,11 @@ class Connection:
     async def _make_room(self) -> None:
         """Wait until it is right to receive more.
 
-        A peer that does not fetch its answers gets no more requests taken; but who waits for answers himself must go
-        on reading, lest both sides wait for each other.
+        A peer that does not fetch its answers gets no more requests taken. Our own requests do not count: who reads
+        no answers because the other side reads no requests would wait for ever.
         """
-        while self.backlogged and not self._waiting:
-            await self._queue_shrunk.park()
+        while self._outbox.unfetched:
+            await self._outbox.wait_shrunk()
         large = self._decoder.large
         if large is None or large.kind not in _CARRY_REQUESTS:
             await self._room.wait_for(0)
@@ -353,7 +352,7 @@ class Connection:
     async def _dispatch(self, frame: Frame, nursery: trio.Nursery) -> None:
         event = self._session.receive(frame, trio.current_time())
         if isinstance(event, Answered):
-            self._wake(event)
+            self._wake(event.request_id, event)
             self._want_credit.unpark()
         elif isinstance(event, Asked):
             self._room.take(frame.payload.nbytes - self._reserved_bytes)
@@ -369,7 +368,7 @@ class Connection:
             self._room.give_back(self._reserved_bytes)
             self._reserved_bytes = 0
             if event.answer:
-                self._send([event.answer], 0)
+                self._send([event.answer], answer=True)
         else:
             assert isinstance(event, Refused), event
             raise PeerUnreachable(f"the peer closed it: {event.reason}")
@@ -377,14 +376,14 @@ class Connection:
     # --- the serving side --------------------------------------------------------------------------------------------
     async def _serve_request(self, asked: Asked) -> None:
         try:
-            answer, size = await self._answer(asked)
+            answer = await self._answer(asked)
             if self._ended is None:
-                self._send(answer, size)
+                self._send(answer, answer=True)
         finally:
             self._room.give_back(asked.payload.nbytes)
 
-    async def _answer(self, asked: Asked) -> tuple[list[Buffer], int]:
-        """Carry out a request: the frame of its answer, and how long the payload in it is."""
+    async def _answer(self, asked: Asked) -> list[Buffer]:
+        """Carry out a request: the frame of its answer."""
         counters = self._service.counters
         counters["requests"] += 1
         error: ShoalError
@@ -393,16 +392,15 @@ class Connection:
                 result = await self._handle(asked)
                 body, payload = result if isinstance(result, tuple) else (result, b"")
                 buffers = buffers_of(payload)
-                size = size_of(buffers)
-                head = self._session.reply(asked.request_id, asked.method, body, size)
-                return [head, *buffers], size
+                head = self._session.reply(asked.request_id, asked.method, body, size_of(buffers))
+                return [head, *buffers]
             counters["requests_expired"] += 1
             error = DeadlineExceeded(f"{asked.method}: not done in time")
         except ShoalError as raised:
             error = raised
-        return [self._session.error(asked.request_id, error)], 0
+        return [self._session.error(asked.request_id, error)]
 
-    async def _handle(self, asked: Asked) -> Any:
+    async def _handle(self, asked: Asked) -> Any:  # noqa: ANN401 - what the method's handler returns
         if trio.current_time() >= asked.deadline:
             raise DeadlineExceeded(f"{asked.method}: expired before it was begun")
         call = Call(self.peer, asked.deadline, self)
@@ -419,40 +417,9 @@ class Connection:
                 self._room.give_back(asked.payload.nbytes)
 
     # --- sending -----------------------------------------------------------------------------------------------------
-    def _send(self, buffers: list[Buffer], payload_bytes: int) -> None:
+    def _send(self, frame: list[Buffer], *, answer: bool = False) -> None:
         """Send or queue a frame. Never raises: a broken link ends the connection."""
-        size = len(buffers[0]) + payload_bytes
-        if self._queue or self._link_bytes or self._session.in_flight > 1:
-            self._queue += buffers
-            self._queued_bytes += size
-            self._writer_idle.unpark()
-            return
-        try:
-            if self._link.send_now(buffers):
-                return
-        except ShoalError as error:
-            return self._broken(error)
-        self._link_bytes = size
-        self._queued_bytes += size
-        self._writer_idle.unpark()
-
-    async def _write_loop(self) -> None:
-        try:
-            while True:
-                if not self._queue and not self._link_bytes:
-                    await self._writer_idle.park()
-                if self._link_bytes:
-                    await self._link.drain()
-                else:
-                    batch, self._queue = self._queue, []
-                    self._link_bytes = self._queued_bytes
-                    if not self._link.send_now(batch):
-                        await self._link.drain()
-                self._queued_bytes -= self._link_bytes
-                self._link_bytes = 0
-                self._queue_shrunk.unpark_all()
-        except ShoalError as error:
-            self._broken(error)
+        self._outbox.send(frame, alone=self._session.in_flight <= 1, answer=answer)
 
     def _broken(self, error: ShoalError) -> None:
         """The link does not send. The reader closes: a caller may not be parked yet."""
@@ -465,7 +432,7 @@ class Connection:
 
     def _refuse(self, reason: ShoalError) -> None:
         """Tell the peer why, if that is possible without waiting and without cutting a frame in two."""
-        if self._queue or self._link_bytes:
+        if not self._outbox.empty:
             return
         try:
             self._link.send_now([self._session.refusal(reason)])
@@ -487,7 +454,7 @@ async def serve(
     cannot listen, and whatever a handler raises that is not a ShoalError.
     """
     listener = await carriers.listen(address)
-    room = PayloadRoom()
+    room = PayloadRoom(PAYLOAD_IN_FLIGHT_BYTES_MAX)
     counters = service.counters
     try:
         async with trio.open_nursery() as nursery:

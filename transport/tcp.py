@@ -80,10 +80,11 @@ class TcpListener:
     def __init__(self, sock: socket.socket, tls: TlsContexts | None) -> None:
         self._sock = sock
         self._tls = tls
+        self._address = _format(sock.getsockname())
 
     @property
     def address(self) -> str:
-        return _format(self._sock.getsockname())
+        return self._address
 
     async def accept(self) -> Link:
         sock, peer = await socket_link.accept(self._sock)

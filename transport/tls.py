@@ -114,7 +114,10 @@ class TlsLink:
             portion_bytes = 0
             while self._plain and portion_bytes < _PORTION_BYTES:
                 first = memoryview(self._plain[0]).cast("B")[: _PORTION_BYTES - portion_bytes]
-                taken = self._tls.write(first)
+                try:
+                    taken = self._tls.write(first)
+                except ssl.SSLError as error:  # after the peer has closed
+                    raise PeerUnreachable(f"{self.name}: {error.reason or error}") from error
                 portion_bytes += taken
                 self._plain = unsent_part(self._plain, taken)
             if not self._below.send_now([self._out.read()]):

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from shoalfs.transport.network import Network
 
 CONFIG_ENV: Final = "SHOAL_CONFIG"
-_PATIENCE_MS: Final = 10_000  # an operator wants to hear soon that nobody leads
+PATIENCE_MS: Final = (
+    5_000  # an operator wants to hear soon that nobody leads; an election takes about a second
+)
 
 ConfigOption = Annotated[
     str | None, typer.Option("--config", envvar=CONFIG_ENV, metavar="FILE", help="Configuration (TOML).")
@@ -72,7 +74,7 @@ def locate(
         return Reach(mount.mds, file.cluster.id_bytes, file.tls)
     if config is not None:
         known = file.mount.mds or file.chunkserver.mds or tuple(file.mds.peers.values())
-        return Reach(tuple(known) or (file.mds.listen,), file.cluster.id_bytes, file.tls)
+        return Reach(tuple(map(str, known or (file.mds.listen,))), file.cluster.id_bytes, file.tls)
     return _of_state(StateDir(state))
 
 
@@ -96,7 +98,7 @@ async def connect(reach: Reach) -> AsyncIterator[Operator]:
 
     hello = Hello(cluster_id=reach.cluster_id, role=ADMIN, name=f"shoal:{os.getpid()}")
     async with open_network(reach.carriers(), hello) as network:
-        yield Operator(network, Leader(network, reach.mds, _PATIENCE_MS))
+        yield Operator(network, Leader(network, reach.mds, PATIENCE_MS))
 
 
 def _of_state(state: StateDir) -> Reach:
@@ -111,6 +113,6 @@ def _of_state(state: StateDir) -> Reach:
 
 def _address(text: str) -> str:
     try:
-        return Address.parse(text)
+        return str(Address.parse(text))
     except ValueError as error:
         raise UserError(f"--mds: {error}") from error

@@ -16,8 +16,8 @@ from shoalfs.fs.cli.output import say
 from shoalfs.fs.cli.state import KINDS, StateDir
 from shoalfs.transport.errors import UserError
 
-_FLUSH_S: Final = 90.0  # an unmounted process writes back its dirty bytes before it ends
-_STOP_S: Final = 10.0
+FLUSH_S: Final = 90.0  # an unmounted process writes back its dirty bytes before it ends
+STOP_S: Final = 10.0
 
 
 def down(
@@ -41,22 +41,32 @@ def stop_all(directory: StateDir) -> None:
     for kind in reversed(KINDS):
         for record in [record for record in directory.records() if record.kind == kind]:
             # The mount's process has been waited for already and is only stopped if it hangs.
-            ended = processes.stop(record.process, _STOP_S)
+            ended = processes.stop(record.process, STOP_S)
             directory.remove_record(record.name)
-            say(f"stopped {record.name}" if ended else f"{record.name} did not run")
+            if ended:
+                say(f"stopped {record.name}")
+            elif kind != "mount":  # that one has ended because it was unmounted
+                say(f"{record.name} did not run")
 
 
 def _unmount_all(directory: StateDir) -> None:
-    """Take off every mount of this cluster, also those made by `shoal mount`; a dead one lazily."""
+    """Take off every mount of this cluster, also those made by `shoal mount`. One that is dead or does not
+    answer is taken out of sight: nothing can be saved there any more."""
     sockets = f"unix:{directory.at('sock')}/"
     for mount in reversed(mountpoint.mounts()):
         if mount.is_shoal and any(address.startswith(sockets) for address in mount.mds):
-            dead = mountpoint.condition(mount.point) is mountpoint.Condition.DEAD
-            mountpoint.unmount(mount.point, lazy=dead)
+            answers = mountpoint.condition(mount.point) is mountpoint.Condition.SHOAL
+            mountpoint.unmount(mount.point, lazy=not answers)
             say(f"unmounted {mount.point}")
+            if answers:
+                _wait_flushed(directory, mount.point)
+
+
+def _wait_flushed(directory: StateDir, point: str) -> None:
+    """Wait for the process of a mount that was taken off: it still commits what is dirty."""
     for record in directory.records():
-        if record.kind == "mount":
-            processes.wait_end(record.process, _FLUSH_S)
+        if record.point == point:
+            processes.wait_end(record.process, FLUSH_S)
 
 
 def _purge(directory: StateDir, *, yes: bool) -> None:

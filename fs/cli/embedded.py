@@ -55,7 +55,7 @@ def check(cluster: ClusterRecord) -> None:
 
 def _socket(state: StateDir, name: str) -> str:
     try:
-        return Address.parse(f"unix:{state.at('sock', f'{name}.sock')}")
+        return str(Address.parse(f"unix:{state.at('sock', f'{name}.sock')}"))
     except ValueError as error:
         raise UserError(f"state: {state.path}: {error}: name one with --state") from error
 

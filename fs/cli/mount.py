@@ -9,11 +9,12 @@ import typer
 
 from shoalfs.fs.cli import mountinfo, mountpoint, processes
 from shoalfs.fs.cli.cluster import ConfigOption, StateOption, locate
+from shoalfs.fs.cli.down import FLUSH_S
 from shoalfs.fs.cli.output import say
 from shoalfs.fs.cli.state import StateDir, default_path
 from shoalfs.transport import daemon
 from shoalfs.transport.config import Config, load
-from shoalfs.transport.errors import UserError
+from shoalfs.transport.errors import ShoalError, UserError
 
 if TYPE_CHECKING:
     from shoalfs.fs.mount import MountOptions
@@ -48,7 +49,6 @@ _IGNORED: Final = frozenset(
     ]
 )
 """Options that mount(8) and fstab(5) pass to every filesystem."""
-_FLUSH_S: Final = 90.0  # the process of a mount that is gone still ends its session
 
 
 def mount(
@@ -103,12 +103,14 @@ def umount(
         )
     if not mounted.is_shoal:
         raise UserError(f"umount: {point}: not a mount of shoalfs: use umount")
-    dead = mountpoint.condition(point) is mountpoint.Condition.DEAD
-    mountpoint.unmount(point, lazy=lazy or dead)
+    found = mountpoint.condition(point)
+    if found is mountpoint.Condition.SILENT and not lazy:
+        raise ShoalError(f"umount: {point}: the mount does not answer: shoal umount -l {point}")
+    mountpoint.unmount(point, lazy=lazy or found is mountpoint.Condition.DEAD)
     if not lazy:
         for record in StateDir(state).records():
             if record.point == point:
-                processes.wait_end(record.process, _FLUSH_S)
+                processes.wait_end(record.process, FLUSH_S)
 
 
 def parse_options(text: str) -> dict[str, object]:
@@ -139,12 +141,12 @@ def mount_options(config: Config, point: str) -> "MountOptions":
     table = config.mount
     return MountOptions(
         mountpoint=point,
-        metadata=tuple(table.mds),
+        metadata=tuple(map(str, table.mds)),
         cluster_id=config.cluster.id_bytes,
         entry_timeout_ms=table.entry_timeout_ms,
         attr_timeout_ms=table.attr_timeout_ms,
-        dirty_bytes=table.dirty_bytes,
-        cache_bytes=table.cache_bytes,
+        dirty_bytes=int(table.dirty_bytes),
+        cache_bytes=int(table.cache_bytes),
         durable_close=table.close == "durable",
         allow_other=os.geteuid() == 0 if table.allow_other is None else table.allow_other,
         read_only=table.read_only,

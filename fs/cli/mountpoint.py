@@ -8,12 +8,17 @@ import errno
 import os
 import shutil
 import subprocess
+import threading
 import time
+from queue import Empty, SimpleQueue
+from typing import Final
 
 from shoalfs.fs.cli import mountinfo
 from shoalfs.transport.errors import ShoalError, UserError
 
-_POLL_S = 0.05
+ANSWER_S: Final = 10.0  # for a mount to list its root; a cluster that fails over takes a few seconds
+_POLL_S: Final = 0.05
+_UMOUNT_S: Final = 120.0  # umount(8) waits while the last dirty pages are written
 
 
 class Condition(enum.Enum):
@@ -24,6 +29,7 @@ class Condition(enum.Enum):
     SHOAL = "shoalfs is mounted"
     OTHER = "another filesystem is mounted"
     DEAD = "mounted, but its process is gone"
+    SILENT = "mounted, but it does not answer"
 
 
 def mounts() -> list[mountinfo.Mount]:
@@ -41,15 +47,17 @@ def absolute(path: str) -> str:
 
 
 def condition(point: str) -> Condition:
-    """In which state ``point`` (absolute) is. May wait as long as a filesystem mounted there takes to
-    answer."""
+    """In which state ``point`` (absolute) is. Waits at most ANSWER_S for a filesystem that is mounted
+    there."""
     mounted = mountinfo.mounted_at(point, mounts())
     try:
-        names = os.listdir(point)
+        names = _list(point)
     except FileNotFoundError:
         return Condition.MISSING
     except NotADirectoryError:
         return Condition.NOT_A_DIRECTORY
+    except TimeoutError:
+        return Condition.SILENT
     except OSError as error:
         if error.errno == errno.ENOTCONN:  # "Transport endpoint is not connected"
             return Condition.DEAD
@@ -59,6 +67,30 @@ def condition(point: str) -> Condition:
     if mounted is not None:
         return Condition.SHOAL if mounted.is_shoal else Condition.OTHER
     return Condition.NOT_EMPTY if names else Condition.FREE
+
+
+def _list(point: str) -> list[str]:
+    """As os.listdir. Raises TimeoutError after ANSWER_S.
+
+    The system call that waits cannot be called back: it is left behind in a thread, which ends with this
+    process.
+    """
+    answer: SimpleQueue[list[str] | OSError] = SimpleQueue()
+
+    def ask() -> None:
+        try:
+            answer.put(os.listdir(point))
+        except OSError as error:
+            answer.put(error)
+
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        answered = answer.get(timeout=ANSWER_S)
+    except Empty:
+        raise TimeoutError(errno.ETIMEDOUT, "does not answer", point) from None
+    if isinstance(answered, OSError):
+        raise answered
+    return answered
 
 
 def make_ready(point: str, *, create: bool) -> None:
@@ -80,6 +112,7 @@ def make_ready(point: str, *, create: bool) -> None:
         Condition.SHOAL: f"shoalfs is mounted there already: shoal umount {point}",
         Condition.OTHER: f"another filesystem is mounted there: umount {point}, or name another directory",
         Condition.DEAD: f"a dead mount that cannot be taken off: umount -l {point}",
+        Condition.SILENT: f"a mount that does not answer: shoal umount -l {point}",
     }
     if found is not Condition.FREE:
         raise UserError(f"mount point: {point}: {remedy[found]}")
@@ -97,7 +130,14 @@ def unmount(point: str, *, lazy: bool) -> None:
         if tool is None:
             raise UserError("umount: fusermount3: not found: install the package fuse3")
         command = [tool, "-u", *(["-z"] if lazy else []), point]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=_UMOUNT_S
+        )
+    except subprocess.TimeoutExpired:
+        raise ShoalError(
+            f"umount: {point}: not done after {_UMOUNT_S:g} s: shoal umount -l {point}"
+        ) from None
     if done.returncode == 0:
         return
     said = " ".join(done.stderr.split())
@@ -111,7 +151,7 @@ def unmount(point: str, *, lazy: bool) -> None:
 def wait_answers(point: str, timeout_s: float) -> None:
     """Return when shoalfs answers at ``point``. Raises ShoalError if it does not in time."""
     give_up = time.monotonic() + timeout_s
-    while condition(point) is not Condition.SHOAL or not os.statvfs(point).f_bsize:
+    while condition(point) is not Condition.SHOAL:
         if time.monotonic() >= give_up:
             raise ShoalError(f"mount: {point}: does not answer after {timeout_s:g} s: read its log")
         time.sleep(_POLL_S)

@@ -131,7 +131,7 @@ class Starting:
         if said == READY:
             return
         if said is None:
-            self.process.terminate()
+            stop(self.identity, _KILL_PATIENCE_S)
             raise ShoalError(
                 f"{self._what}: not ready after {timeout_s:g} s: ended it: read {self._log_path}"
             )

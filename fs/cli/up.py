@@ -13,7 +13,7 @@ import typer
 
 from shoalfs.fs.cli import embedded, mountpoint, processes
 from shoalfs.fs.cli.cluster import StateOption
-from shoalfs.fs.cli.down import stop_all
+from shoalfs.fs.cli.down import FLUSH_S, STOP_S, stop_all
 from shoalfs.fs.cli.output import print_table, say
 from shoalfs.fs.cli.state import ClusterRecord, RunRecord, StateDir
 from shoalfs.transport.config import render
@@ -123,7 +123,8 @@ def _is_mounted(directory: StateDir, point: str) -> bool:
         if record.kind != embedded.MOUNT or not processes.is_running(record.process):
             continue
         if mountpoint.condition(record.point) is not mountpoint.Condition.SHOAL:
-            processes.stop(record.process, READY_S)
+            processes.wait_end(record.process, FLUSH_S)
+            processes.stop(record.process, STOP_S)
         elif record.point == point:
             return True
         else:

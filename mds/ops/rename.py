@@ -19,6 +19,9 @@ from shoalfs.transport.ids import InodeId
 from shoalfs.transport.limits import LINK_COUNT_MAX
 
 
+_KNOWN_FLAGS = {int(f): f for f in (RenameFlags.NONE, RenameFlags.NOREPLACE, RenameFlags.EXCHANGE)}
+
+
 @dataclass(frozen=True, slots=True)
 class _Side:
     """One end of a rename: a directory, a name in it, and what it leads to (None: nothing)."""
@@ -59,10 +62,12 @@ def rename(txn: Txn, context: Context, request: Rename) -> Renamed:
 
 
 def _check_flags(flags: int) -> RenameFlags:
-    known = RenameFlags.NOREPLACE | RenameFlags.EXCHANGE
-    if flags & ~known or flags == known:
-        raise PosixError(errno.EINVAL)
-    return RenameFlags(flags)
+    """Raises EINVAL for flags that are unknown or contradict each other."""
+    try:
+        known = _KNOWN_FLAGS[flags]
+    except KeyError:
+        raise PosixError(errno.EINVAL) from None
+    return known
 
 
 def _side(

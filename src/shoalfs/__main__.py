@@ -90,8 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         sys.stdout.flush()
     except (typer.Abort, KeyboardInterrupt):
-        print("shoal: interrupted", file=sys.stderr)
-        return _INTERRUPTED
+        returned = _INTERRUPTED
     except BrokenPipeError:  # the reader of our output went away; nothing may be flushed into it at the end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -104,6 +103,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(line, file=sys.stderr)
         readiness.failed(told[0][1])
         return told[0][0]
+    if returned == _INTERRUPTED:
+        print("shoal: interrupted", file=sys.stderr)
     return returned if isinstance(returned, int) else 0
 
 

@@ -72,6 +72,7 @@ class Cluster:
         self.state = self.root / "state"
         self.point = self.root / "mnt"
         self._options = options
+        self._mounts: dict[str, subprocess.Popen[bytes]] = {}
         self._seen: set[processes.Identity] = set()
         running.add(self)
 
@@ -86,7 +87,9 @@ class Cluster:
     def run(self, *arguments: object) -> str:
         """A command that has to succeed; returns its stdout."""
         done = shoal(*arguments)
-        assert done.returncode == 0, f"shoal {' '.join(map(str, arguments))}: {done.returncode}: {done.stderr}"
+        assert done.returncode == 0, (
+            f"shoal {' '.join(map(str, arguments))}: {done.returncode}: {done.stderr}"
+        )
         return done.stdout
 
     def up(self) -> None:
@@ -94,11 +97,25 @@ class Cluster:
         self.run("up", self.point, "--state", self.state, "--mkdir", "-d", *self._options)
 
     def mount(self, name: str) -> Path:
-        """One more mount of the same cluster."""
+        """One more mount of the same cluster, at a directory of this name. Its process is a child of ours."""
         point = self.root / name
-        point.mkdir()
-        self.run("mount", point, "--state", self.state, "-d")
+        point.mkdir(exist_ok=True)
+        with open(self.state / "log" / f"{name}.log", "ab") as log:
+            self._mounts[name] = subprocess.Popen(
+                [sys.executable, "-m", "shoalfs", "mount", point, "--state", self.state],
+                cwd="/",
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        mountpoint.wait_answers(str(point), COMMAND_S)
         return point
+
+    def umount(self, name: str) -> None:
+        """Take such a mount off in order; returns when its process has ended."""
+        self.run("umount", self.root / name)
+        assert self._mounts.pop(name).wait(COMMAND_S) == 0
 
     def down(self) -> None:
         """Stop in order. Nothing may be left running, and nothing mounted."""
@@ -123,7 +140,8 @@ class Cluster:
 
     def dead(self) -> list[str]:
         """The processes that were started and have ended without being asked to."""
-        return [record.name for record in self.records() if not processes.is_running(record.process)]
+        ended = [record.name for record in self.records() if not processes.is_running(record.process)]
+        return ended + [name for name, process in self._mounts.items() if process.poll() is not None]
 
     def kill(self, *kinds: str) -> None:
         """SIGKILL every process of these kinds, or of this name, at once, as far as signals can."""
@@ -139,6 +157,7 @@ class Cluster:
     def unhung(self, seconds: float) -> Iterator[None]:
         """End the mounts if the block lasts longer. A call into a mount that hangs cannot be interrupted otherwise."""
         pids = [str(record.process.pid) for record in self.records() if record.kind == "mount"]
+        pids += [str(process.pid) for process in self._mounts.values()]
         if not pids:
             yield
             return
@@ -162,6 +181,9 @@ class Cluster:
 
     def close(self) -> None:
         """Take everything off the machine: processes, mounts, files. Mounts go first, so that no umount can hang."""
+        for child in self._mounts.values():
+            child.kill()
+            child.wait()
         self.records()
         for process in self._seen:
             if processes.is_running(process):

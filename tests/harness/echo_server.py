@@ -133,5 +133,9 @@ class Place:
     async def raw_link(self, server: Server) -> Link:
         """A connection that says what the test likes."""
         link = await self.carriers.dial(server.address)
-        await link.handshake()
+        try:
+            await link.handshake()
+        except BaseException:
+            link.close()
+            raise
         return link

@@ -112,6 +112,6 @@ def make_tree(root: Path) -> None:
     os.chmod(root / "d2" / "sub" / "file5", 0o6751)
     os.chmod(root / "empty", 0o1770)
     os.chmod(root / "d1" / "sub" / "file1", 0o000 if os.geteuid() == 0 else 0o400)
-    for number, path in enumerate(_walk(os.fsencode(root))):
+    for number, path in enumerate([*_walk(os.fsencode(root)), os.fsencode(root)]):
         time_ns = 1_000_000_000_123_456_789 + number * 1_000_000_001
         os.utime(path, ns=(time_ns, time_ns), follow_symlinks=False)

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from harness.cluster import Cluster, attach_logs, require_fuse
 
 LOCAL = "SHOAL_TEST_LOCAL"
@@ -53,6 +54,16 @@ def cluster(session_cluster: Cluster | None) -> Iterator[Cluster]:
 
 
 @pytest.fixture
+def fresh() -> Iterator[Cluster]:
+    """A cluster of the test's own, not started yet."""
+    if LOCAL in os.environ:
+        pytest.skip(f"{LOCAL} is set: this test is about shoalfs itself")
+    require_fuse()
+    with Cluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture
 def mnt(session_cluster: Cluster | None, request: pytest.FixtureRequest) -> Iterator[Path]:
     """An empty directory of the test's own, on the mount."""
     parent = os.environ[LOCAL] if session_cluster is None else request.getfixturevalue("cluster").point
@@ -74,9 +85,8 @@ def other_root(session_cluster: Cluster | None) -> Iterator[Path | None]:
     if session_cluster is None:
         yield None
         return
-    point = session_cluster.mount("other")
-    yield point
-    session_cluster.run("umount", point)
+    yield session_cluster.mount("other")
+    session_cluster.umount("other")
 
 
 @pytest.fixture

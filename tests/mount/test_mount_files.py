@@ -9,6 +9,8 @@ from random import Random
 
 import pytest
 
+from harness.refusals import failing
+
 KIB = 1024
 MIB = 1024 * KIB
 INLINE = 4064  # up to here a file lives in the metadata
@@ -235,7 +237,8 @@ def test_o_excl_lets_one_of_many_win(mnt: Path):
         "    except FileExistsError: pass\n"
     )
     racers = [
-        subprocess.Popen([sys.executable, "-c", script, mnt], stdout=subprocess.PIPE, text=True) for _ in range(3)
+        subprocess.Popen([sys.executable, "-c", script, mnt], stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
     ]
     won = [int(line) for racer in racers for line in racer.communicate()[0].split()]
     assert sorted(won) == list(range(50))
@@ -413,14 +416,6 @@ def test_temporary_files_without_care_for_the_place(mnt: Path):
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------
-
-
-def failing(call, *arguments: object) -> int:
-    """The errno that ``call`` fails with."""
-    with pytest.raises(OSError) as raised:
-        call(*arguments)
-    assert raised.value.errno is not None
-    return raised.value.errno
 
 
 def test_beyond_sixteen_tebibytes_is_too_large(mnt: Path):

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import trio
 import trustme
-from harness.echo_server import Place
 
+from harness.echo_server import Place
 from shoalfs.transport.carrier import Carriers
 from shoalfs.transport.memory import MemoryFabric
 from shoalfs.transport.tls import TlsPaths
@@ -45,7 +45,7 @@ def until() -> Callable[[Callable[[], bool]], Any]:
 
     async def wait_until(condition: Callable[[], bool]) -> None:
         with trio.fail_after(5):
-            while not condition():
+            while not condition():  # noqa: ASYNC110 - the other side has no event to wait for
                 await trio.sleep(0.002)
 
     return wait_until

@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 import trio
+
 from harness.echo_server import (
     ADMIN,
     BACKWARDS,
@@ -24,8 +25,7 @@ from harness.echo_server import (
     Server,
     Text,
 )
-
-from shoalfs.transport import rpc
+from shoalfs.transport import outbox, rpc
 from shoalfs.transport.errors import (
     BadMessage,
     DeadlineExceeded,
@@ -38,7 +38,7 @@ from shoalfs.transport.errors import (
     WrongCluster,
 )
 from shoalfs.transport.limits import KIB, MIB
-from shoalfs.transport.rpc import PayloadRoom, Service
+from shoalfs.transport.rpc import Service
 
 
 async def test_echo(place):
@@ -195,6 +195,25 @@ async def test_waiting_for_credit_ends_at_the_deadline(place, until):
     assert server.running_most == 1
 
 
+async def test_a_caller_that_does_not_use_its_credit_passes_it_on(place, until):
+    server = await place.start(credits=1)
+
+    async def too_large(network):
+        with pytest.raises(BadMessage):
+            await network.call(server.address, WAIT, Number(1), b"no payload is allowed here")
+
+    async with place.network() as network, trio.open_nursery() as nursery:
+        nursery.start_soon(partial(network.call, server.address, WAIT, Number(0)))
+        await until(lambda: server.running == 1)
+        nursery.start_soon(too_large, network)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(partial(network.call, server.address, ECHO, Number(2)))
+        await trio.testing.wait_all_tasks_blocked()
+        with trio.fail_after(2):
+            server.released.set()
+            await until(lambda: server.service.counters["requests"] == 2)
+
+
 async def test_peer_death_fails_all_outstanding_calls_at_once(place, until):
     server = await place.start(credits=3)
     failed = []
@@ -298,7 +317,7 @@ async def test_the_server_can_ask_the_client(place):
 
 
 async def test_payloads_held_at_one_time_are_bounded(place, until, monkeypatch):
-    monkeypatch.setattr(rpc, "PayloadRoom", partial(PayloadRoom, 3 * MIB))
+    monkeypatch.setattr(rpc, "PAYLOAD_IN_FLIGHT_BYTES_MAX", 3 * MIB)
     server = await place.start()
 
     async def call(network):
@@ -336,3 +355,15 @@ async def test_connections_beyond_the_limit_are_closed(place, monkeypatch):
             await two.call(server.address, ECHO, Number(1))
         await one.call(server.address, ECHO, Number(2))
     assert server.service.counters["connections_refused"] == 1
+
+
+async def test_bulk_both_ways_over_one_connection(place, monkeypatch):
+    """Requests and answers that each exceed what may be queued do not wait for one another."""
+    monkeypatch.setattr(outbox, "SEND_QUEUED_BYTES_MAX", 1 * MIB)
+    server = await place.start()
+    payload = bytes(2 * MIB)
+    async with place.network() as network:
+        with trio.fail_after(10):
+            async with trio.open_nursery() as nursery:
+                for n in range(12):
+                    nursery.start_soon(network.call, server.address, ECHO, Number(n), payload)

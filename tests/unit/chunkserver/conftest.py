@@ -1,4 +1,6 @@
 import pytest
+from trio.testing import MockClock
+
 from chunkserver_support import Rig
 
 
@@ -20,3 +22,9 @@ def make_rig(tmp_path):
 @pytest.fixture
 def rig(make_rig):
     return make_rig()
+
+
+@pytest.fixture
+def patient_clock():
+    """Jumps ahead when nothing happens, but gives worker threads, which it cannot see, some real time first."""
+    return MockClock(autojump_threshold=0.03)

@@ -1,6 +1,8 @@
-import xxhash
-from chunkserver_support import content
+from itertools import pairwise
 
+import xxhash
+
+from chunkserver_support import content
 from shoalfs.transport.checksum import block_count, block_hashes, chunk_hash, damaged_block, hashes_fit
 from shoalfs.transport.limits import BLOCK_BYTES
 
@@ -15,9 +17,14 @@ def test_a_block_is_hashed_by_xxh3_64_and_a_chunk_by_xxh3_128_over_those():
 def test_how_the_bytes_are_cut_into_buffers_does_not_matter():
     data = content(2, 3 * BLOCK_BYTES + 5)
     whole = block_hashes([data])
-    for cuts in ([1], [BLOCK_BYTES], [BLOCK_BYTES - 1, BLOCK_BYTES + 1], [10, 20, 2 * BLOCK_BYTES, 2 * BLOCK_BYTES]):
+    for cuts in (
+        [1],
+        [BLOCK_BYTES],
+        [BLOCK_BYTES - 1, BLOCK_BYTES + 1],
+        [10, 20, 2 * BLOCK_BYTES, 2 * BLOCK_BYTES],
+    ):
         edges = [0, *cuts, len(data)]
-        pieces = [memoryview(data)[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+        pieces = [memoryview(data)[a:b] for a, b in pairwise(edges)]
         assert block_hashes(pieces) == whole, cuts
 
 

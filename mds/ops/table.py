@@ -1,0 +1,55 @@
+"""Which function carries out which operation."""
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from shoalfs.mds.messages import Op
+from shoalfs.mds.ops.add_garbage import add_garbage
+from shoalfs.mds.ops.commit_extents import commit_extents
+from shoalfs.mds.ops.commit_inline import commit_inline
+from shoalfs.mds.ops.context import Context
+from shoalfs.mds.ops.create import create
+from shoalfs.mds.ops.drop_garbage import drop_garbage
+from shoalfs.mds.ops.end_session import end_session
+from shoalfs.mds.ops.link import link
+from shoalfs.mds.ops.mkdir import mkdir
+from shoalfs.mds.ops.mknod import mknod
+from shoalfs.mds.ops.open_session import open_session
+from shoalfs.mds.ops.reap import reap
+from shoalfs.mds.ops.register_target import register_target
+from shoalfs.mds.ops.removexattr import removexattr
+from shoalfs.mds.ops.rename import rename
+from shoalfs.mds.ops.reserve_chunks import reserve_chunks
+from shoalfs.mds.ops.rmdir import rmdir
+from shoalfs.mds.ops.set_target_state import set_target_state
+from shoalfs.mds.ops.setattr import setattr_
+from shoalfs.mds.ops.setxattr import setxattr
+from shoalfs.mds.ops.symlink import symlink
+from shoalfs.mds.ops.unlink import unlink
+from shoalfs.mds.txn import Txn
+
+Operation = Callable[[Txn, Context, Any], Any]
+
+OPERATIONS: Final[dict[Op, Operation]] = {
+    Op.OPEN_SESSION: open_session,
+    Op.END_SESSION: end_session,
+    Op.RESERVE_CHUNKS: reserve_chunks,
+    Op.CREATE: create,
+    Op.MKNOD: mknod,
+    Op.MKDIR: mkdir,
+    Op.SYMLINK: symlink,
+    Op.LINK: link,
+    Op.UNLINK: unlink,
+    Op.RMDIR: rmdir,
+    Op.RENAME: rename,
+    Op.SETATTR: setattr_,
+    Op.SETXATTR: setxattr,
+    Op.REMOVEXATTR: removexattr,
+    Op.COMMIT_INLINE: commit_inline,
+    Op.COMMIT_EXTENTS: commit_extents,
+    Op.REAP: reap,
+    Op.REGISTER_TARGET: register_target,
+    Op.SET_TARGET_STATE: set_target_state,
+    Op.ADD_GARBAGE: add_garbage,
+    Op.DROP_GARBAGE: drop_garbage,
+}

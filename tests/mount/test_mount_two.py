@@ -1,0 +1,157 @@
+"""Two mounts of one cluster: what is written here is read there, and when.
+
+Contents are close-to-open: an open after a close sees what was written. Names and attributes that the kernel of the
+other mount holds are good for a second, which is why some tests wait.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from harness.cluster import wait_until
+from harness.refusals import failing
+
+SEEN_S = 3.0  # the kernel may hold a name for one second
+
+
+@pytest.mark.parametrize("size", [0, 100, 4064, 4065, 100_000, 5_000_000])
+def test_an_open_there_sees_what_was_closed_here(mnt: Path, there: Path, size: int):
+    data = Random(size).randbytes(size)
+    (mnt / "f").write_bytes(data)
+    assert (there / "f").read_bytes() == data
+    assert (there / "f").stat().st_size == size
+
+
+@pytest.mark.parametrize("size", [100, 4000, 100_000, 5_000_000])
+def test_both_write_in_turn_and_read_each_other(mnt: Path, there: Path, size: int):
+    (mnt / "f").write_bytes(bytes(size))
+    for turn in range(6):
+        ours, theirs = (mnt, there) if turn % 2 else (there, mnt)
+        word = b"turn %d" % turn
+        with open(ours / "f", "r+b") as file:
+            file.seek(turn * size // 10)
+            file.write(word)
+        with open(theirs / "f", "rb") as file:
+            file.seek(turn * size // 10)
+            assert file.read(len(word)) == word
+    assert (mnt / "f").read_bytes() == (there / "f").read_bytes()
+
+
+def test_a_file_replaced_by_shorter_and_longer_ones_is_read_whole(mnt: Path, there: Path):
+    for size in (5000, 10, 90_000, 0, 300, 4_500_000, 7):
+        (mnt / "f").write_bytes(b"%d" % (size % 10) * size)
+        assert (there / "f").read_bytes() == b"%d" % (size % 10) * size
+
+
+def test_fsync_here_is_enough_for_there(mnt: Path, there: Path):
+    with open(mnt / "f", "wb", buffering=0) as file:
+        file.write(b"synced")
+        os.fsync(file.fileno())
+        assert (there / "f").read_bytes() == b"synced"
+
+
+def test_names_made_here_are_there(mnt: Path, there: Path):
+    (mnt / "d" / "e").mkdir(parents=True)
+    (mnt / "d" / "e" / "f").write_text("deep")
+    (mnt / "s").symlink_to("d/e/f")
+    os.link(mnt / "d" / "e" / "f", mnt / "h")
+    assert (there / "s").read_text() == "deep"
+    assert sorted(os.listdir(there)) == ["d", "h", "s"]
+    assert (there / "h").stat().st_ino == (mnt / "d" / "e" / "f").stat().st_ino
+
+
+def test_a_rename_is_seen(mnt: Path, there: Path):
+    (mnt / "f").write_text("old name")
+    assert (there / "f").read_text() == "old name"
+    os.rename(mnt / "f", mnt / "g")
+    assert (there / "g").read_text() == "old name"
+    wait_until(lambda: not (there / "f").exists(), "the old name is gone", SEEN_S)
+
+
+def test_a_file_renamed_over_another_is_seen(mnt: Path, there: Path):
+    (mnt / "f").write_text("old")
+    assert (there / "f").read_text() == "old"
+    (mnt / "new").write_text("new")
+    os.rename(mnt / "new", mnt / "f")
+    wait_until(lambda: (there / "f").read_text() == "new", "the new file", SEEN_S)
+
+
+def test_a_name_that_was_looked_for_in_vain_appears(mnt: Path, there: Path):
+    assert not (there / "f").exists()
+    (mnt / "f").touch()
+    wait_until(lambda: (there / "f").exists(), "the new name", SEEN_S)
+
+
+def test_a_mode_changed_here_is_seen_there(mnt: Path, there: Path):
+    (mnt / "f").touch()
+    (there / "f").stat()
+    (mnt / "f").chmod(0o600)
+    wait_until(lambda: (there / "f").stat().st_mode & 0o777 == 0o600, "the new mode", SEEN_S)
+
+
+def test_a_truncation_there_reaches_a_handle_here(mnt: Path, there: Path):
+    (mnt / "f").write_bytes(b"x" * 100_000)
+    with open(mnt / "f", "rb", buffering=0) as file:
+        assert len(file.read(10)) == 10
+        os.truncate(there / "f", 5)
+        wait_until(lambda: os.fstat(file.fileno()).st_size == 5, "the new size", SEEN_S)
+    assert (mnt / "f").read_bytes() == b"xxxxx"
+
+
+def test_o_excl_lets_one_mount_win(mnt: Path, there: Path):
+    for number in range(20):
+        os.close(os.open(mnt / f"{number}", os.O_CREAT | os.O_EXCL))
+        assert failing(os.open, there / f"{number}", os.O_CREAT | os.O_EXCL) == 17
+
+
+APPENDER = """
+import os, sys
+fd = os.open(sys.argv[1], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+for number in range(100):
+    os.write(fd, f"{sys.argv[2]}-{number:04}-".encode().ljust(int(sys.argv[3]) - 1, b".") + b"\\n")
+os.close(fd)
+"""
+
+
+@pytest.mark.parametrize("record", [30, 5_000])
+def test_appends_from_both_mounts_land_once_and_whole(mnt: Path, there: Path, record: int):
+    writers = [
+        subprocess.Popen([sys.executable, "-c", APPENDER, root / "log", str(who), str(record)])
+        for who, root in enumerate((mnt, there, mnt, there))
+    ]
+    assert [writer.wait() for writer in writers] == [0] * 4
+    lines = (mnt / "log").read_bytes().splitlines()
+    assert {len(line) for line in lines} == {record - 1}
+    for who in range(4):
+        assert [int(line.split(b"-")[1]) for line in lines if line.startswith(b"%d-" % who)] == list(
+            range(100)
+        )
+    assert (there / "log").read_bytes() == (mnt / "log").read_bytes()
+
+
+@pytest.mark.parametrize("size", [100, 5_000_000])
+def test_a_file_unlinked_here_stays_readable_where_it_is_open(mnt: Path, there: Path, size: int):
+    data = Random(size).randbytes(size)
+    (mnt / "f").write_bytes(data)
+    with open(there / "f", "rb") as file:
+        (mnt / "f").unlink()
+        assert file.read() == data
+
+
+def test_a_file_replaced_here_stays_readable_where_it_is_open(mnt: Path, there: Path):
+    (mnt / "f").write_bytes(b"old" * 100_000)
+    with open(there / "f", "rb") as file:
+        (mnt / "g").write_bytes(b"new")
+        os.rename(mnt / "g", mnt / "f")
+        assert file.read() == b"old" * 100_000
+
+
+def test_both_fill_one_directory(mnt: Path, there: Path):
+    for number in range(100):
+        ((mnt, there)[number % 2] / f"f{number}").write_text(str(number))
+    assert len(os.listdir(mnt)) == len(os.listdir(there)) == 100
+    assert all((there / f"f{number}").read_text() == str(number) for number in range(100))

@@ -1,0 +1,294 @@
+"""A small world for Raft: virtual clocks, a network that delays, loses, repeats and reorders, disks that lose
+what was not synced, processes that stall, die and come back. One seed, one history.
+
+The nodes are real: `GuardedRaft` over pysyncobj over a `Journal` in real files. Only fdatasync is left out,
+because what a power loss keeps is decided here, sector by sector.
+"""
+
+import heapq
+import os
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from shoalfs.mds import journal as journal_module
+from shoalfs.mds.journal import Batch, Journal, create_journal, encode_batch
+from shoalfs.mds.raft import RaftTimes
+from shoalfs.mds.raft_guard import GuardedRaft, Outgoing
+from shoalfs.mds.raft_messages import PeerMessage
+from shoalfs.transport.errors import BadMessage
+from shoalfs.transport.ids import NodeId
+
+CLUSTER = b"simulated-group!"
+TIMES = RaftTimes()
+SECTOR = 512
+
+
+class Broken(AssertionError):
+    """A promise was broken."""
+
+
+class Machine:
+    """The list of what was applied, with a checkpoint that a power loss goes back to."""
+
+    def __init__(self, world: "World", node: NodeId, applied: list[tuple[int, int, bytes]]) -> None:
+        self.world, self.node = world, node
+        self.applied = applied
+        self.checkpoint = len(applied)
+
+    @property
+    def applied_index(self) -> int:
+        return len(self.applied)
+
+    def apply(self, entries: Sequence[tuple[int, int, bytes]]) -> list[Any]:
+        for entry in entries:
+            self.world.check_applied(self.node, len(self.applied) + 1, entry)
+            self.applied.append(entry)
+        return [None] * len(entries)
+
+    def durable_index(self) -> int:
+        return self.checkpoint
+
+
+class Process:
+    """One member: up or down, with its files."""
+
+    def __init__(self, world: "World", node: NodeId, directory: Path) -> None:
+        self.world, self.node, self.directory = world, node, directory
+        self.rate = world.chance.uniform(0.96, 1.04)  # its clock runs this much faster
+        self.life = 0  # counts starts; events of an earlier life are void
+        self.up = False
+        self.stalled_until = 0.0
+        self.saved: list[tuple[int, int, bytes]] = []  # what is left of the state machine while down
+        self.proposed: dict[tuple[int, int], bytes] = {}
+        self.batch: Batch | None = None
+        directory.mkdir(parents=True)
+        create_journal(directory, CLUSTER, node)
+
+    @property
+    def now(self) -> float:
+        return 1000.0 + self.world.now * self.rate
+
+    def start(self) -> None:
+        world = self.world
+        self.life += 1
+        self.up = True
+        self.journal = Journal(self.directory, CLUSTER, self.node, sync_file=lambda _descriptor: None)
+        self.machine = Machine(world, self.node, list(self.saved))
+        peers = [node for node in world.nodes if node != self.node]
+        chance = random.Random(world.chance.random()).random
+        self.guard = GuardedRaft(self.node, peers, self.journal, self.machine, TIMES, self.now, chance)
+        self.every(0.02, self.tick)
+        self.every(0.3, self.compact)
+
+    def every(self, period: float, action: Callable[[], None]) -> None:
+        def fire() -> None:
+            action()
+            self.later(period * self.world.chance.uniform(0.9, 1.1), fire)
+
+        self.later(period * self.world.chance.random(), fire)
+
+    def later(self, delay: float, action: Callable[[], None]) -> None:
+        """Do it then, if this process still lives; after its stall, if it is stalled."""
+        life = self.life
+
+        def fire() -> None:
+            if not self.up or self.life != life:
+                return
+            if self.world.now < self.stalled_until:
+                self.world.at(self.stalled_until, fire)
+                return
+            action()
+
+        self.world.at(self.world.now + delay, fire)
+
+    # --- steps --------------------------------------------------------------------------------------------
+    def tick(self) -> None:
+        self.guard.tick(self.now)
+        self.settle()
+
+    def receive(self, data: bytes, payload: bytes) -> None:
+        try:
+            self.guard.receive(msgspec.msgpack.decode(data, type=PeerMessage), memoryview(payload), self.now)
+        except BadMessage as error:
+            raise Broken(f"a member sent nonsense: {error}") from error
+        self.settle()
+
+    def propose(self, entry: bytes) -> None:
+        if not self.guard.is_leader:
+            return
+        self.proposed[self.guard.propose(entry, self.now)] = entry
+        self.guard.flush(self.now)
+        self.settle()
+
+    def compact(self) -> None:
+        self.machine.checkpoint = max(self.machine.checkpoint, self.machine.applied_index - 5)
+        self.journal.remove(self.journal.drop_through(self.guard.droppable_index()))
+
+    def settle(self) -> None:
+        world = self.world
+        for outgoing in self.guard.take_outgoing():
+            world.send(outgoing)
+        for applied in self.guard.take_applied():
+            entry = self.proposed.pop((applied.index, applied.term), None)
+            if entry is not None:
+                world.acknowledged[entry] = applied.index
+        world.check_leader(self)
+        if self.batch is None and (batch := self.journal.take_batch()) is not None:
+            self.batch = batch
+            self.later(world.sync_seconds(), self.finish_sync)
+
+    def finish_sync(self) -> None:
+        assert self.batch is not None
+        self.journal.write(self.batch)
+        self.journal.batch_written(self.batch)
+        self.batch = None
+        self.guard.synced(self.now)
+        self.settle()
+
+    # --- ends ---------------------------------------------------------------------------------------------
+    def stop(self, *, power: bool) -> None:
+        """Kill it. With ``power``, everything unsynced goes too, or half of it."""
+        self.up = False
+        if self.batch is not None:
+            self._leave_torn(self.batch)
+        self.batch = None
+        self.journal.close()
+        self.saved = self.machine.applied[: self.machine.checkpoint] if power else self.machine.applied
+        self.proposed.clear()
+
+    def _leave_torn(self, batch: Batch) -> None:
+        """Any of the sectors of the write that was under way may be on the disk."""
+        chance = self.world.chance
+        if batch.segment is not None:
+            path, header = batch.segment
+            if chance.random() < 0.5:
+                if chance.random() < 0.5:
+                    path.with_suffix(".tmp").write_bytes(b"half a hea")
+                return
+            os.close(journal_module._begin_segment(path, header))
+        data = bytearray(encode_batch(batch))
+        style = chance.choice(["nothing", "prefix", "sectors", "all"])
+        if style == "nothing":
+            return
+        if style == "prefix":
+            del data[chance.randrange(len(data) + 1) :]
+        if style == "sectors":
+            for start in range(0, len(data), SECTOR):
+                if chance.random() < 0.5:
+                    end = min(start + SECTOR, len(data))
+                    data[start:end] = bytes(end - start)
+        newest = max(self.directory.glob("*.log"))
+        with newest.open("ab") as file:
+            file.write(data)
+
+
+class World:
+    def __init__(self, seed: int, directory: Path, *, size: int = 3, loss: float = 0.02) -> None:
+        self.chance = random.Random(seed)
+        self.now = 0.0
+        self.nodes = [NodeId(n) for n in range(1, size + 1)]
+        self.loss = loss
+        self.cut: set[tuple[NodeId, NodeId]] = set()
+        self.leaders: dict[int, NodeId] = {}
+        self.history: dict[int, tuple[int, int, bytes]] = {}
+        self.seen: dict[bytes, int] = {}
+        self.acknowledged: dict[bytes, int] = {}
+        self.reads = 0
+        self.slow_disks = False
+        self.clients_on = True
+        self._events: list[tuple[float, int, Callable[[], None]]] = []
+        self._count = 0
+        self.processes = {n: Process(self, n, directory / str(n)) for n in self.nodes}
+        for process in self.processes.values():
+            process.start()
+
+    # --- time ---------------------------------------------------------------------------------------------
+    def at(self, when: float, action: Callable[[], None]) -> None:
+        self._count += 1
+        heapq.heappush(self._events, (when, self._count, action))
+
+    def run(self, seconds: float) -> None:
+        end = self.now + seconds
+        while self._events and self._events[0][0] <= end:
+            when, _, action = heapq.heappop(self._events)
+            self.now = max(self.now, when)
+            action()
+        self.now = end
+
+    def close(self) -> None:
+        for process in self.processes.values():
+            if process.up:
+                process.stop(power=False)
+
+    # --- network and disks --------------------------------------------------------------------------------
+    def send(self, outgoing: Outgoing) -> None:
+        message, payload = outgoing.message, b"".join(outgoing.payload)
+        data = msgspec.msgpack.encode(message)
+        copies = 1 + (self.chance.random() < self.loss)
+        for _ in range(copies):
+            if self.chance.random() < self.loss:
+                continue
+            delay = self.chance.uniform(0.0002, 0.004)
+            if self.chance.random() < self.loss:
+                delay += self.chance.uniform(0.0, 1.0)
+            self.at(self.now + delay, lambda: self._deliver(message, data, payload))
+
+    def _deliver(self, message: PeerMessage, data: bytes, payload: bytes) -> None:
+        target = self.processes[message.receiver]
+        if target.up and (message.sender, message.receiver) not in self.cut:
+            target.later(0.0, lambda: target.receive(data, payload))
+
+    def sync_seconds(self) -> float:
+        if self.slow_disks and self.chance.random() < 0.1:
+            return self.chance.uniform(0.05, 0.6)
+        return self.chance.uniform(0.0005, 0.01)
+
+    # --- promises -----------------------------------------------------------------------------------------
+    def check_leader(self, process: Process) -> None:
+        if process.guard.is_leader:
+            first = self.leaders.setdefault(process.guard.term, process.node)
+            if first != process.node:
+                raise Broken(f"{first} and {process.node} both lead term {process.guard.term}")
+
+    def check_applied(self, node: NodeId, expected_index: int, entry: tuple[int, int, bytes]) -> None:
+        index, _, command = entry
+        if index != expected_index:
+            raise Broken(f"node {node} applies {index} where {expected_index} comes next")
+        if self.history.setdefault(index, entry) != entry:
+            raise Broken(f"node {node} applies {entry} where another applied {self.history[index]}")
+        if command and self.seen.setdefault(command, index) != index:
+            raise Broken(f"{command!r} is applied at {index} and at {self.seen[command]}")
+
+    def check_read(self, process: Process) -> None:
+        """A lease read must see everything that any client was told is done."""
+        if not process.up or self.now < process.stalled_until:
+            return
+        if process.guard.may_serve_reads(process.now):
+            self.reads += 1
+            newest = max(self.acknowledged.values(), default=0)
+            if process.machine.applied_index < newest:
+                raise Broken(
+                    f"node {process.node} serves reads at {process.machine.applied_index} of {newest}"
+                )
+
+    def check_healed(self) -> None:
+        """After everything works again: one leader, everybody equal, nothing acknowledged is lost."""
+        behind = {node for process in self.processes.values() for node in process.guard.behind()}
+        whole = [process for process in self.processes.values() if process.node not in behind]
+        applied = {process.node: process.machine.applied for process in whole}
+        longest = max(applied.values(), key=len)
+        for node, entries in applied.items():
+            if entries != longest:
+                raise Broken(f"node {node} is at {len(entries)} of {len(longest)} after healing")
+        commands = [command for _, _, command in longest if command]
+        if len(set(commands)) != len(commands):
+            raise Broken("something was applied twice")
+        lost = set(self.acknowledged) - set(commands)
+        if lost:
+            raise Broken(f"acknowledged and lost: {sorted(lost)[:5]}")
+        if sum(process.guard.is_leader for process in whole) != 1:
+            raise Broken("there is not one leader after healing")

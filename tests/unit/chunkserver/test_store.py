@@ -1,0 +1,398 @@
+"""The store of one target: put, get, delete, full, failing."""
+
+import errno
+import threading
+
+import pytest
+
+from chunkserver_support import SEGMENTS, TARGET, Rig, content, hash_of
+from shoalfs.chunkserver.memory_disk import MemoryDisk
+from shoalfs.chunkserver.record import record_bytes
+from shoalfs.transport.checksum import block_hashes
+from shoalfs.transport.errors import (
+    BadMessage,
+    ChunkConflict,
+    ChunkCorrupt,
+    ChunkMissing,
+    TargetDown,
+    TargetFull,
+)
+from shoalfs.transport.ids import ChunkId, InodeId
+from shoalfs.transport.limits import BLOCK_BYTES
+
+SIZES = [1, 4095, 4096, 4097, BLOCK_BYTES - 1, BLOCK_BYTES, BLOCK_BYTES + 1, 5 * BLOCK_BYTES + 17]
+
+
+def flip(rig: Rig, chunk: int, offset: int, bit: int = 0) -> None:
+    """Damage one bit of the chunk's record, ``offset`` bytes from its start."""
+    row = rig.store.verify(ChunkId(chunk), deep=False)
+    sealed = row.segment in rig.store._segments._sealed
+    rig.flip(rig.store._segments.file(row.segment, sealed=sealed), row.position_bytes + offset, 1 << bit)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_what_was_put_is_got(rig, size):
+    rig.put(1, content(size, size))
+    assert rig.get(1) == content(size, size)
+    assert rig.store.verify(ChunkId(1), deep=True).chunk_bytes == size
+
+
+def test_a_range_comes_with_the_blocks_around_it(rig):
+    data = content(1, 4 * BLOCK_BYTES + 100)
+    rig.put(1, data)
+    for offset, length, start, stop in [
+        (0, 1, 0, BLOCK_BYTES),
+        (BLOCK_BYTES - 1, 2, 0, 2 * BLOCK_BYTES),
+        (BLOCK_BYTES, BLOCK_BYTES, BLOCK_BYTES, 2 * BLOCK_BYTES),
+        (4 * BLOCK_BYTES + 5, 1, 4 * BLOCK_BYTES, len(data)),
+        (3 * BLOCK_BYTES, BLOCK_BYTES + 100, 3 * BLOCK_BYTES, len(data)),
+    ]:
+        for get in (rig.store.reader.get, rig.store.reader.get_cached):
+            blocks = get(ChunkId(1), offset, length)
+            assert blocks.offset_bytes == start
+            assert bytes(blocks.data) == data[start:stop]
+            assert blocks.block_hashes == block_hashes([data])
+            assert blocks.chunk_bytes == len(data)
+
+
+@pytest.mark.parametrize(("offset", "length"), [(-1, 1), (0, 0), (0, 101), (100, 1), (50, 51)])
+def test_a_range_outside_the_chunk_is_refused(rig, offset, length):
+    rig.put(1, content(1, 100))
+    with pytest.raises(BadMessage):
+        rig.store.reader.get(ChunkId(1), offset, length)
+
+
+def test_data_may_come_in_pieces(rig):
+    pieces = [content(1, 10), content(2, BLOCK_BYTES), memoryview(content(3, 77))]
+    whole = b"".join(pieces)
+    rig.store.put(chunk=ChunkId(1), ino=InodeId(1), offset_bytes=0, data=pieces, expected_hash=hash_of(whole))
+    assert rig.get(1) == whole
+
+
+def test_an_empty_chunk_is_refused(rig):
+    with pytest.raises(BadMessage):
+        rig.put(1, b"")
+
+
+def test_bytes_that_do_not_match_their_hash_are_not_stored(rig):
+    with pytest.raises(ChunkCorrupt):
+        rig.store.put(
+            chunk=ChunkId(1), ino=InodeId(1), offset_bytes=0, data=[b"abc"], expected_hash=hash_of(b"abd")
+        )
+    with pytest.raises(ChunkMissing):
+        rig.store.reader.get(ChunkId(1), 0, 1)
+
+
+def test_the_same_bytes_again_take_no_room(rig):
+    rig.put(1, b"abc")
+    used = rig.disk.space("/").free_bytes
+    rig.put(1, b"abc")
+    assert rig.disk.space("/").free_bytes == used
+    assert rig.store.usage().chunks == 1
+
+
+def test_other_bytes_for_a_chunk_are_refused(rig):
+    rig.put(1, b"abc")
+    with pytest.raises(ChunkConflict):
+        rig.put(1, b"abd")
+    assert rig.get(1) == b"abc"
+
+
+def test_chunks_are_listed_in_order_of_their_ids(rig):
+    ids = [5, 1 << 60, 3, (1 << 64) - 2, 4]
+    for chunk in ids:
+        rig.put(chunk, b"x" * 10)
+    assert rig.chunks() == sorted(ids)
+    assert [chunk for chunk, _ in rig.store.chunks_after(ChunkId(3), 2)] == [4, 5]
+
+
+# --- damage ----------------------------------------------------------------------------------------------
+
+
+def test_a_flipped_bit_anywhere_in_a_record_is_noticed_and_never_served(rig):
+    data = content(1, BLOCK_BYTES + 4096)
+    rig.put(1, data)
+    header, hashes, first_data = range(100), range(100, 116), (4096, 4096 + BLOCK_BYTES, 4096 + len(data) - 1)
+    for offset in (*header, *hashes, *first_data):
+        flip(rig, 1, offset, bit=offset % 8)
+        with pytest.raises(ChunkCorrupt):
+            rig.store.reader.get(ChunkId(1), 0, len(data))
+        with pytest.raises(ChunkCorrupt):
+            rig.store.verify(ChunkId(1), deep=True)
+        flip(rig, 1, offset, bit=offset % 8)
+    assert rig.get(1) == data
+
+
+def test_damage_in_one_block_leaves_the_others_readable(rig):
+    data = content(1, 3 * BLOCK_BYTES)
+    rig.put(1, data)
+    flip(rig, 1, 4096 + BLOCK_BYTES)
+    assert bytes(rig.store.reader.get(ChunkId(1), 0, BLOCK_BYTES).data) == data[:BLOCK_BYTES]
+    with pytest.raises(ChunkCorrupt, match="block 1"):
+        rig.store.reader.get(ChunkId(1), BLOCK_BYTES, 1)
+
+
+def test_two_swapped_records_are_noticed(rig):
+    rig.put(1, content(1, 5000))
+    rig.put(2, content(2, 5000))
+    path = f"{SEGMENTS}/00000001.open"
+    data = rig.disk.contents(path)
+    rig.disk.rot(path, 0, data[12_288:24_576] + data[:12_288])
+    for chunk in (1, 2):
+        with pytest.raises(ChunkCorrupt, match="belongs to segment 1, offset"):
+            rig.store.reader.get(ChunkId(chunk), 0, 1)
+
+
+def test_a_truncated_segment_is_noticed(rig):
+    rig.put(1, content(1, 50_000))
+    rig.disk.cut(f"{SEGMENTS}/00000001.open", 40_000)
+    with pytest.raises(ChunkCorrupt, match="cannot be read"):
+        rig.store.reader.get(ChunkId(1), 0, 50_000)
+
+
+def test_an_unreadable_sector_condemns_the_chunk_not_the_target(rig):
+    rig.put(1, b"abc")
+    rig.disk.fail("preadv", errno.EIO, count=2)
+    with pytest.raises(ChunkCorrupt):
+        rig.store.reader.get(ChunkId(1), 0, 3)
+    assert rig.store.failed == ""
+    assert rig.get(1) == b"abc"
+
+
+def test_putting_a_damaged_chunk_again_repairs_it_and_keeps_the_old_record(rig):
+    data = content(1, 10_000)
+    rig.put(1, data)
+    flip(rig, 1, 5000)
+    rig.put(1, data)
+    assert rig.get(1) == data
+    assert [(segment, offset) for segment, offset, _ in rig.store.quarantined()] == [(1, 0)]
+    rig.power_cut()
+    rig.put(1, data)
+    assert rig.get(1) == data
+
+
+# --- deleting --------------------------------------------------------------------------------------------
+
+
+def test_a_deleted_chunk_is_gone_and_its_space_too(rig):
+    rig.put(1, content(1, 500_000))
+    before = rig.disk.space("/").free_bytes
+    rig.put(2, content(2, 500_000))
+    rig.store.delete([ChunkId(2), ChunkId(99)])
+    assert rig.disk.space("/").free_bytes == before - 4096  # the dead header stays
+    with pytest.raises(ChunkMissing):
+        rig.store.reader.get(ChunkId(2), 0, 1)
+    rig.store.delete([ChunkId(2)])
+    assert rig.chunks() == [1]
+
+
+def test_a_deletion_survives_a_power_loss(rig):
+    rig.put(1, content(1, 10_000), durable=True)
+    rig.store.delete([ChunkId(1)])
+    for seed in range(5):
+        rig.power_cut(seed)
+        assert rig.chunks() == []
+        assert rig.store.quarantined() == []
+
+
+def test_a_process_crash_between_marking_and_forgetting_leaves_a_chunk_that_is_missing(rig):
+    rig.put(1, content(1, 10_000))
+    row = rig.store.verify(ChunkId(1), deep=False)
+    assert rig.store._mark_dead(ChunkId(1), row) == ""
+    rig.crash()
+    with pytest.raises(ChunkMissing):
+        rig.store.reader.get(ChunkId(1), 0, 1)
+    rig.store.delete([ChunkId(1)])
+    assert rig.chunks() == []
+
+
+def test_deleting_a_damaged_record_quarantines_it(rig):
+    rig.put(1, content(1, 10_000))
+    flip(rig, 1, 3)
+    rig.store.delete([ChunkId(1)])
+    assert rig.chunks() == []
+    assert len(rig.store.quarantined()) == 1
+
+
+def test_an_empty_sealed_segment_is_unlinked(make_rig):
+    rig = make_rig(segment_bytes_max=40_000)
+    for chunk in range(1, 7):
+        rig.put(chunk, content(chunk, 10_000))
+    rig.store.sync_round()
+    assert rig.segment_names() == ["00000001.seg", "00000002.seg", "00000003.open"]
+    rig.store.delete([ChunkId(1)])
+    assert "00000001.seg" in rig.segment_names()
+    rig.store.delete([ChunkId(2)])
+    assert rig.segment_names() == ["00000002.seg", "00000003.open"]
+    assert rig.get(3) == content(3, 10_000)
+    rig.store.delete([ChunkId(5), ChunkId(6)])
+    assert "00000003.open" in rig.segment_names()
+
+
+def test_a_segment_that_is_emptied_before_it_is_sealed_goes_when_it_is_sealed(make_rig):
+    rig = make_rig(segment_bytes_max=40_000)
+    rig.put(1, content(1, 30_000))
+    rig.store.delete([ChunkId(1)])
+    rig.put(2, content(2, 30_000))
+    assert rig.segment_names() == ["00000001.open", "00000002.open"]
+    rig.store.sync_round()
+    assert rig.segment_names() == ["00000002.open"]
+
+
+# --- full ------------------------------------------------------------------------------------------------
+
+
+def fill_up(rig: Rig) -> int:
+    """Put chunks of 4 KiB until the target is full; how many it took."""
+    for chunk in range(1, 1000):
+        try:
+            rig.put(chunk, content(chunk, 4096))
+        except TargetFull:
+            return chunk - 1
+    raise AssertionError("it never was full")
+
+
+def test_a_target_is_full_at_98_percent_of_its_limit(make_rig):
+    rig = make_rig(size_limit_bytes=1_000_000)
+    stored = 8192 * fill_up(rig)
+    assert 980_000 - 8192 < stored <= 980_000
+    assert rig.store.usage().used_bytes == stored
+    rig.store.delete([ChunkId(1)])
+    rig.put(1000, b"there is room again")
+    assert rig.store.failed == ""
+
+
+def test_the_reserve_of_the_filesystem_is_kept(make_rig):
+    rig = make_rig(disk=MemoryDisk(capacity_bytes=1_000_000))
+    fill_up(rig)
+    assert rig.disk.space("/").free_bytes >= 20_000
+    rig.store.delete([ChunkId(1)])
+
+
+def test_no_space_during_a_write_withdraws_the_record(rig):
+    rig.put(1, content(1, 10_000))
+    rig.disk.fail("pwritev", errno.ENOSPC)
+    with pytest.raises(TargetFull):
+        rig.put(2, content(2, 100_000))
+    assert rig.store.failed == ""
+    rig.put(3, content(3, 10_000))
+    assert rig.chunks() == [1, 3]
+    rig.power_cut(1)
+    assert rig.store.quarantined() == []
+
+
+def test_no_space_in_the_middle_leaves_a_gap_that_recovery_steps_over(rig):
+    """The record behind the one that failed was allocated first and must be found again."""
+    place, fd = rig.store._segments.allocate(8192)
+    rig.put(2, content(2, 10_000), durable=True)
+    rig.disk.pwritev(fd, [b"half a record"], place.position_bytes + 4096)
+    rig.store._segments.withdraw(place)
+    rig.store.sync_round()
+    rig.power_cut(1)
+    assert rig.get(2) == content(2, 10_000)
+    assert rig.store.quarantined() == []
+
+
+# --- failing ---------------------------------------------------------------------------------------------
+
+
+def assert_out_of_service(rig: Rig) -> None:
+    with pytest.raises(TargetDown):
+        rig.put(50, b"xyz")
+    with pytest.raises(TargetDown):
+        rig.store.sync(1)
+    with pytest.raises(TargetDown):
+        rig.store.delete([ChunkId(1)])
+    assert rig.get(1) == b"abc"  # reading is safe: every byte is verified
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EROFS])
+def test_a_failed_write_takes_the_target_out(rig, number):
+    rig.put(1, b"abc")
+    rig.disk.fail("pwritev", number)
+    with pytest.raises(TargetDown):
+        rig.put(2, b"def")
+    assert "a write failed" in rig.store.failed
+    assert_out_of_service(rig)
+    assert rig.chunks() == [1]
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
+def test_a_failed_sync_takes_the_target_out_and_no_later_one_hides_it(rig, number):
+    rig.put(1, b"abc")
+    rig.disk.fail("fdatasync", number)
+    with pytest.raises(TargetDown):
+        rig.store.sync(1)
+    assert_out_of_service(rig)
+    with pytest.raises(OSError, match="earlier fdatasync"):
+        rig.store._segments.sync(1)
+
+
+def test_a_failed_target_stays_out_until_a_person_has_looked(rig):
+    rig.put(1, b"abc")
+    rig.store.sync_round()
+    rig.put(2, b"lost at the failed sync")
+    rig.disk.fail("fdatasync", errno.EIO)
+    with pytest.raises(TargetDown):
+        rig.store.sync(1)
+    rig.store.close()
+    with pytest.raises(TargetDown, match="a sync failed"):
+        rig.open()
+    rig.disk.unlink(f"{TARGET}/state.json")
+    rig.open()
+    assert rig.get(1) == b"abc"
+    assert rig.chunks() == [1]  # the other was only in memory: it is not taken for stored
+
+
+# --- threads ---------------------------------------------------------------------------------------------
+
+
+def test_threads_that_put_the_same_chunk_store_it_once(rig):
+    data = content(1, 200_000)
+    threads = [threading.Thread(target=rig.put, args=(1, data)) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert rig.get(1) == data
+    usage = rig.store.usage()
+    assert (usage.chunks, usage.quarantined) == (1, 0)
+    assert rig.store._index.live_bytes == record_bytes(200_000)
+    assert rig.store._segments.in_flight_bytes == 0
+
+
+def test_threads_put_and_sync_side_by_side(make_rig):
+    rig = make_rig(segment_bytes_max=100_000)
+    errors: list[BaseException] = []
+
+    def work(first: int) -> None:
+        try:
+            for chunk in range(first, first + 25):
+                rig.put(chunk, content(chunk, 1000 + chunk), durable=chunk % 3 == 0)
+                if chunk % 5 == 0:
+                    rig.store.delete([ChunkId(chunk)])
+                if chunk % 10 == 0:
+                    rig.store.sync_round()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(first,)) for first in (100, 200, 300, 400)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    expected = [first + i for first in (100, 200, 300, 400) for i in range(25) if (first + i) % 5]
+    assert rig.chunks() == expected
+    assert all(rig.get(chunk) == content(chunk, 1000 + chunk) for chunk in expected)
+    rows = rig.rows()
+    rig.store.sync_round()
+    rig.power_cut(3)
+    assert rig.rows() == rows
+
+
+def test_a_block_is_not_served_by_hashes_that_are_damaged_elsewhere(rig):
+    rig.put(1, content(1, 3 * BLOCK_BYTES))
+    flip(rig, 1, 100 + 2 * 8)  # the hash of block 2
+    with pytest.raises(ChunkCorrupt, match="block hashes"):
+        rig.store.reader.get(ChunkId(1), 0, 1)

@@ -1,0 +1,96 @@
+"""One word for how the cluster is, and the keys that programs rely on."""
+
+import msgspec
+import pytest
+
+from shoalfs.fs.cli.output import size
+from shoalfs.fs.cli.status import as_json, assess
+from shoalfs.mds.messages import (
+    ClusterMap,
+    MdsStatus,
+    PlacementGroup,
+    Pool,
+    RaftStatus,
+    SessionInfo,
+    Target,
+    TargetState,
+    TargetUsage,
+)
+
+UP, DOWN, DRAINING, OUT = TargetState.UP, TargetState.DOWN, TargetState.DRAINING, TargetState.OUT
+
+
+def cluster(*states):
+    targets = tuple(
+        Target(number, b"u" * 16, f"node-{number}", f"tcp:n{number}:1", 1, state, 1000)
+        for number, state in enumerate(states, start=1)
+    )
+    groups = tuple(
+        PlacementGroup(first, 1, (first, first % len(targets) + 1)) for first in range(1, len(targets) + 1)
+    )
+    return MdsStatus(
+        raft=RaftStatus(1, 1, "tcp:m:1", 3, 10, 10, ((1, "tcp:m:1"), (2, "tcp:m:2"))),
+        map=ClusterMap(b"c" * 16, 7, (Pool(1, "hot", 2, 1),), targets, groups),
+        usage=tuple(TargetUsage(target.id, 1000, 250, 4, 300) for target in targets[:1]),
+        sessions=(SessionInfo(9, "host:1:/mnt", 2, 100),),
+        inodes=5,
+        inline_files=3,
+        inline_bytes=30,
+        orphans=1,
+        garbage_chunks=2,
+        counters={"b": 2, "a": 1},
+    )
+
+
+BOTH = {1: True, 2: True}
+
+
+@pytest.mark.parametrize(
+    ("states", "members", "word", "reasons"),
+    [
+        ((UP, UP, UP), BOTH, "healthy", []),
+        ((UP, DRAINING, UP), BOTH, "healthy", []),
+        ((UP, DOWN, UP), BOTH, "degraded", ["target 2 on node-2 is down"]),
+        ((UP, UP, UP), {1: True, 2: False}, "degraded", ["mds 2 does not answer"]),
+        (
+            (UP, DOWN, DOWN),
+            BOTH,
+            "broken",
+            [
+                "1 of 3 placement groups have no target that is up",
+                "target 2 on node-2 is down",
+                "target 3 on node-3 is down",
+            ],
+        ),
+        ((UP, OUT, UP), BOTH, "healthy", []),
+        ((), BOTH, "broken", ["no chunkserver has registered: only small files can be written"]),
+    ],
+)
+def test_health(states, members, word, reasons):
+    health = assess(cluster(*states), members)
+    assert health.word == word
+    assert list(health.reasons) == reasons
+
+
+def test_json_has_stable_keys():
+    found = cluster(UP, UP)
+    exact = as_json(found, {1: True, 2: False}, assess(found, BOTH))
+    assert list(exact) == [
+        "health", "reasons", "cluster_id", "leader", "leader_address", "term", "applied_index", "map_epoch",
+        "members", "pools", "targets", "groups", "sessions", "inodes", "inline_files", "inline_bytes", "orphans",
+        "garbage_chunks", "capacity_bytes", "used_bytes", "counters",
+    ]  # fmt: skip
+    assert exact["members"][1] == {"node": 2, "address": "tcp:m:2", "up": False}
+    assert exact["targets"][0]["used_bytes"] == 250
+    assert exact["targets"][1]["used_bytes"] is None
+    assert (exact["capacity_bytes"], exact["used_bytes"]) == (2000, 250)
+    assert list(exact["counters"]) == ["a", "b"]
+    msgspec.json.encode(exact)
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "text"),
+    [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (200 << 20, "200 MiB"), (3 << 50, "3072 TiB")],
+)
+def test_sizes_for_people(size_bytes, text):
+    assert size(size_bytes) == text

@@ -1,0 +1,171 @@
+"""Reading: few requests, each block once, several at a time, bounded; readahead helps a scan and harms
+nobody."""
+
+import errno
+import random
+
+import pytest
+import trio
+import trio.testing
+
+from shoalfs.mds.messages import Extent
+from shoalfs.transport.errors import ChunkCorrupt, PosixError
+from shoalfs.transport.limits import BLOCK_BYTES, FETCH_BYTES_MAX, GETS_IN_FLIGHT_MAX, READAHEAD_BYTES_MAX
+from unit.fs.world import CHUNK, KIB, World
+
+MIB = 1024 * KIB
+
+
+async def stored(world: World, mount, length: int, *, chunk_bytes: int = MIB) -> tuple:
+    """A committed file of so many random bytes, opened by ``mount``."""
+    writer = world.mount()
+    ino = world.service.create(chunk_bytes=chunk_bytes).ino
+    file = await world.opened(writer, ino)
+    data = random.Random(length).randbytes(length)
+    await file.write(0, data)
+    await file.flush(durable=False)
+    return await world.opened(mount, ino), data
+
+
+async def test_one_byte_fetches_one_block_and_neighbours_come_from_the_cache(autojump_clock) -> None:
+    world = World()
+    mount = world.mount()
+    file, data = await stored(world, mount, MIB)
+    assert bytes(await file.read(3 * BLOCK_BYTES + 5, 1)) == data[3 * BLOCK_BYTES + 5 :][:1]
+    assert bytes(await file.read(3 * BLOCK_BYTES, 100)) == data[3 * BLOCK_BYTES :][:100]
+    assert [get[2:] for get in world.servers.gets] == [(3 * BLOCK_BYTES, BLOCK_BYTES)]
+
+
+async def test_a_large_read_fetches_chunks_side_by_side_and_only_what_is_missing(autojump_clock) -> None:
+    world = World()
+    mount = world.mount()
+    file, data = await stored(world, mount, 8 * MIB)
+    await file.read(MIB + 2 * BLOCK_BYTES, 1)
+    world.servers.gets.clear()
+    assert bytes(await file.read(MIB, 4 * MIB)) == data[MIB : 5 * MIB]
+    assert sum(get[3] for get in world.servers.gets) == 4 * MIB - BLOCK_BYTES
+    assert world.servers.getting_max > 1
+    assert all(length <= FETCH_BYTES_MAX for *_, length in world.servers.gets)
+
+
+async def test_readers_of_the_same_block_share_one_request(autojump_clock) -> None:
+    world = World()
+    mount = world.mount()
+    file, data = await stored(world, mount, MIB)
+    spans = [(0, 10), (5, BLOCK_BYTES), (BLOCK_BYTES - 1, 2), (0, 3 * BLOCK_BYTES), (2 * BLOCK_BYTES, 1)] * 10
+
+    async def read(start: int, length: int) -> None:
+        assert bytes(await file.read(start, length)) == data[start : start + length]
+
+    async with trio.open_nursery() as nursery:
+        for span in spans:
+            nursery.start_soon(read, *span)
+    fetched = [
+        (start + at) // BLOCK_BYTES
+        for _, _, start, length in world.servers.gets
+        for at in range(0, length, BLOCK_BYTES)
+    ]
+    assert sorted(fetched) == [0, 1, 2]
+
+
+async def test_who_waits_for_a_cancelled_request_fetches_for_himself(autojump_clock) -> None:
+    world = World()
+    mount = world.mount()
+    file, data = await stored(world, mount, MIB)
+    done: list[bytes] = []
+
+    async def patient() -> None:
+        done.append(bytes(await file.read(0, 10)))
+
+    async with trio.open_nursery() as nursery:
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as inner:
+                inner.start_soon(file.read, 0, 10)
+                await trio.testing.wait_all_tasks_blocked()
+                nursery.start_soon(patient)
+                await trio.testing.wait_all_tasks_blocked()
+                scope.cancel()
+    assert done == [data[:10]]
+
+
+async def test_requests_in_flight_are_bounded(autojump_clock) -> None:
+    world = World()
+    mount = world.mount()
+    file, data = await stored(world, mount, 100 * CHUNK, chunk_bytes=CHUNK)
+    assert bytes(await file.read(0, len(data))) == data
+    assert world.servers.getting_max == GETS_IN_FLIGHT_MAX
+
+
+async def test_a_scan_is_read_ahead_and_each_byte_is_fetched_once(autojump_clock) -> None:
+    world = World()
+    async with world.running() as mount:
+        file, data = await stored(world, mount, 24 * MIB)
+        step = 128 * KIB
+        for at in range(0, len(data), step):
+            assert bytes(await file.read(at, step)) == data[at : at + step]
+            assert mount._services.reader.cache.size_bytes <= at + step + READAHEAD_BYTES_MAX + MIB
+        assert sum(get[3] for get in world.servers.gets) == len(data)
+        assert world.servers.getting_max > 1
+
+
+async def test_random_reads_are_not_read_ahead(autojump_clock) -> None:
+    world = World()
+    async with world.running() as mount:
+        file, data = await stored(world, mount, 64 * MIB)
+        chance = random.Random(1)
+        for _ in range(50):
+            at = chance.randrange(2 * MIB, len(data) - 4 * KIB)
+            assert bytes(await file.read(at, 4 * KIB)) == data[at : at + 4 * KIB]
+        assert sum(get[3] for get in world.servers.gets) <= 70 * 2 * BLOCK_BYTES
+
+
+async def test_the_cache_keeps_its_bound(autojump_clock) -> None:
+    world = World()
+    async with world.running(cache_bytes=2 * MIB) as mount:
+        file, data = await stored(world, mount, 10 * MIB)
+        for at in range(0, len(data), 256 * KIB):
+            assert bytes(await file.read(at, 256 * KIB)) == data[at : at + 256 * KIB]
+            assert mount._services.reader.cache.size_bytes <= 2 * MIB
+
+
+async def test_a_damaged_block_fails_only_who_asks_for_it(autojump_clock) -> None:
+    world = World()
+    async with world.running() as mount:
+        file, data = await stored(world, mount, 6 * CHUNK, chunk_bytes=CHUNK)
+        bad = world.service.files[file.ino].extents[3].chunk
+        for target in world.servers.chunks:
+            world.servers.unreadable[target, bad] = ChunkCorrupt()
+        for at in range(0, 3 * CHUNK, 16 * KIB):
+            assert bytes(await file.read(at, 16 * KIB)) == data[at : at + 16 * KIB]
+        with pytest.raises(PosixError) as caught:
+            await file.read(3 * CHUNK, 16 * KIB)
+        assert caught.value.errno == errno.EIO
+        assert bytes(await file.read(4 * CHUNK, 2 * CHUNK)) == data[4 * CHUNK :]
+
+
+async def test_a_file_of_many_extents_is_mapped_page_by_page(autojump_clock) -> None:
+    world = World()
+    mount = world.mount()
+    ino = world.service.create().ino
+    writer = await world.opened(world.mount(), ino)
+    for at in range(1500):
+        await writer.write(at * 20, bytes([at % 251 + 1]) * 10)
+    await writer.flush(durable=False)
+    expected = world.service.read_back(ino)
+    file = await world.opened(mount, ino)
+    assert bytes(await file.read(29_000, 100)) == expected[29_000:29_100]
+    assert len(file._contents.extents) < 100
+    assert bytes(await file.read(0, 60_000)) == expected
+
+
+async def test_extent_slices_return_exactly_their_range(autojump_clock) -> None:
+    world = World()
+    mount = world.mount()
+    file, data = await stored(world, mount, 3 * BLOCK_BYTES + 777)
+    whole = world.service.files[file.ino].extents[0]
+    chance = random.Random(2)
+    for _ in range(100):
+        start = chance.randrange(len(data))
+        length = chance.randrange(1, len(data) - start + 1)
+        part = Extent(start, length, whole.chunk, start, whole.chunk_bytes, whole.chunk_hash)
+        assert b"".join(await mount._services.reader.read(part)) == data[start : start + length]

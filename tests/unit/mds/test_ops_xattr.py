@@ -1,0 +1,150 @@
+"""SETXATTR, REMOVEXATTR and the reads of extended attributes: namespaces, permissions, flags and limits."""
+
+import errno
+import stat
+
+import pytest
+from harness.metadata import ALICE, BOB, ROOT, Metadata
+
+from shoalfs.mds import messages as m
+from shoalfs.mds import reads
+from shoalfs.transport.errors import PosixError
+from shoalfs.transport.ids import ROOT_INODE
+
+E = errno
+
+
+@pytest.fixture
+def md():
+    md = Metadata()
+    md.do(m.SetAttr(ROOT, ROOT_INODE, mode=0o777))
+    yield md
+    assert md.findings() == []
+
+
+@pytest.fixture
+def ino(md):
+    return md.create(b"f", who=ALICE, mode=0o644).ino
+
+
+def outcome(do, *args):
+    try:
+        do(*args)
+    except PosixError as error:
+        return error.errno
+    return None
+
+
+def set_(md, who, ino, name, value=b"v", flags=0):
+    return outcome(md.do, m.SetXattr(who, ino, name, value, flags))
+
+
+def get(md, who, ino, name):
+    return outcome(md.read, reads.getxattr, m.GetXattr(who, ino, name))
+
+
+def names(md, who, ino):
+    return md.read(reads.listxattr, m.ListXattr(who, ino)).names
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [
+        (b"user.a", None),
+        (b"user." + b"n" * 250, None),
+        (b"user." + b"n" * 251, E.ERANGE),
+        (b"", E.ERANGE),
+        (b"user.", E.EINVAL),
+        (b"user.a\0b", E.EINVAL),
+        (b"noname", E.EOPNOTSUPP),
+        (b"other.a", E.EOPNOTSUPP),
+        (b"system.posix_acl_access", E.EOPNOTSUPP),
+    ],
+)
+def test_names(md, ino, name, number):
+    assert set_(md, ROOT, ino, name) == number
+    assert get(md, ROOT, ino, name) == number
+    assert outcome(md.do, m.RemoveXattr(ROOT, ino, name)) == number
+
+
+# (who, name, set, get once root has set it, seen in the listing); the file is alice's, 0644.
+WHO = [
+    (ROOT, b"user.a", None, None, True),
+    (ALICE, b"user.a", None, None, True),
+    (BOB, b"user.a", E.EACCES, None, True),
+    (ROOT, b"trusted.a", None, None, True),
+    (ALICE, b"trusted.a", E.EPERM, E.ENODATA, False),
+    (ROOT, b"security.capability", None, None, True),
+    (ALICE, b"security.capability", E.EPERM, None, True),
+]
+
+
+@pytest.mark.parametrize(("who", "name", "may_set", "may_get", "seen"), WHO)
+def test_permissions(md, ino, who, name, may_set, may_get, seen):
+    assert set_(md, who, ino, name) == may_set
+    assert set_(md, ROOT, ino, name, b"root's") is None
+    assert get(md, who, ino, name) == may_get
+    assert names(md, who, ino) == ((name,) if seen else ())
+    assert outcome(md.do, m.RemoveXattr(who, ino, name)) == may_set
+
+
+def test_reading_needs_read_permission(md):
+    made = md.create(b"secret", who=ALICE, mode=0o600)
+    set_(md, ALICE, made.ino, b"user.a")
+    assert get(md, BOB, made.ino, b"user.a") == E.EACCES
+    assert names(md, BOB, made.ino) == (b"user.a",)
+
+
+def test_user_attributes_are_for_files_and_directories(md):
+    link = md.do(m.Symlink(ROOT, ROOT_INODE, b"l", b"t")).inode
+    fifo = md.do(m.Mknod(ROOT, ROOT_INODE, b"p", stat.S_IFIFO | 0o666, 0)).inode
+    for special in (link, fifo):
+        assert set_(md, ROOT, special.ino, b"user.a") == E.EPERM
+        assert get(md, ROOT, special.ino, b"user.a") == E.ENODATA
+        assert set_(md, ROOT, special.ino, b"trusted.a") is None
+    assert set_(md, ALICE, md.mkdir(b"d", who=ALICE).ino, b"user.a") is None
+
+
+def test_a_sticky_directory_is_its_owners(md):
+    made = md.mkdir(b"d", who=ALICE, mode=0o1777)
+    assert set_(md, BOB, made.ino, b"user.a") == E.EPERM
+    assert set_(md, ALICE, made.ino, b"user.a") is None
+
+
+def test_flags(md, ino):
+    assert set_(md, ROOT, ino, b"user.a", b"1", m.XattrFlags.REPLACE) == E.ENODATA
+    assert set_(md, ROOT, ino, b"user.a", b"1", m.XattrFlags.CREATE) is None
+    assert set_(md, ROOT, ino, b"user.a", b"2", m.XattrFlags.CREATE) == E.EEXIST
+    assert set_(md, ROOT, ino, b"user.a", b"3", m.XattrFlags.REPLACE) is None
+    assert set_(md, ROOT, ino, b"user.a", b"4", 3) == E.EINVAL
+    assert md.read(reads.getxattr, m.GetXattr(ROOT, ino, b"user.a")).value == b"3"
+
+
+def test_missing(md, ino):
+    assert get(md, ROOT, ino, b"user.a") == E.ENODATA
+    assert outcome(md.do, m.RemoveXattr(ROOT, ino, b"user.a")) == E.ENODATA
+
+
+def test_limits(md, ino):
+    assert set_(md, ROOT, ino, b"user.a", bytes(65537)) == E.E2BIG
+    assert set_(md, ROOT, ino, b"user.a", bytes(65536 - 6)) is None
+    assert set_(md, ROOT, ino, b"user.b", b"") == E.ENOSPC
+    assert set_(md, ROOT, ino, b"user.a", b"") is None
+    assert set_(md, ROOT, ino, b"user.b", b"") is None
+    assert names(md, ROOT, ino) == (b"user.a", b"user.b")
+
+
+def test_changing_moves_ctime_only(md, ino):
+    before = md.read(reads.getattr_, m.GetAttr(ino)).inode
+    after = md.do(m.SetXattr(ROOT, ino, b"user.a", b"v")).inode
+    assert (after.ctime_ns, after.mtime_ns, after.xattr_bytes) == (md.now_ns, before.mtime_ns, 7)
+    assert after.data_version == before.data_version
+    after = md.do(m.RemoveXattr(ROOT, ino, b"user.a")).inode
+    assert (after.ctime_ns, after.xattr_bytes) == (md.now_ns, 0)
+
+
+def test_they_go_with_the_inode(md, ino):
+    set_(md, ROOT, ino, b"user.a")
+    md.do(m.Unlink(ROOT, ROOT_INODE, b"f"))
+    md.do(m.Reap(ino), session=0)
+    assert not [key for key in md.store.rows if key[:1] == b"A"]
