@@ -346,6 +346,7 @@ class FileData:
                 self._note_failure(error)
                 if isinstance(error, PosixError) and error.errno in _GONE:
                     self.lose(error)
+                    self.discard()
                 raise
 
     def _note_failure(self, error: ShoalError) -> None:

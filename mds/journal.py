@@ -287,6 +287,12 @@ class Journal:
             self._failed = True
             raise JournalFailed(f"cannot write the log in {self._directory}: {error}") from error
 
+    def abandon_write(self) -> JournalFailed:
+        """The thread has not come back from `write`: what to raise. It keeps the file; nothing else uses it."""
+        self._failed = True
+        self._tail = -1
+        return JournalFailed(f"the disk of the log in {self._directory} hangs")
+
     def remove(self, paths: Iterable[Path]) -> None:
         """Unlink segments that were dropped, oldest first. Raises JournalFailed."""
         try:

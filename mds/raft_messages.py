@@ -97,11 +97,12 @@ def entries_of(append: Append, payload: memoryview) -> list[Entry]:
     for term, size_bytes in append.entries:
         if not 1 <= size_bytes <= COMMAND_BYTES_MAX or not last_term <= term <= append.term:
             raise BadMessage("an entry of an impossible size or term")
-        if payload[offset : offset + 1] not in (COMMAND, NO_OP):
+        command = bytes(payload[offset : offset + size_bytes])
+        if command[:1] not in (COMMAND, NO_OP):
             raise BadMessage("an entry of an unknown kind")
         index += 1
         last_term = term
-        entries.append((bytes(payload[offset : offset + size_bytes]), index, term))
+        entries.append((command, index, term))
         offset += size_bytes
     if offset != len(payload) or append.prev_index < 0:
         raise BadMessage("the entries do not fill the payload")

@@ -27,7 +27,7 @@ from shoalfs.mds.raft_messages import PEER, PeerMessage, peer_name
 from shoalfs.mds.replicated import StateMachine
 from shoalfs.transport.errors import BadMessage, NotLeader, Overloaded, PeerUnreachable
 from shoalfs.transport.ids import NodeId
-from shoalfs.transport.limits import PEER_QUEUE_MAX, PROPOSALS_QUEUED_MAX
+from shoalfs.transport.limits import LOG_SYNC_MS_MAX, PEER_QUEUE_MAX, PROPOSALS_QUEUED_MAX
 from shoalfs.transport.method import Method, Nothing
 from shoalfs.transport.rpc import Call
 
@@ -67,9 +67,7 @@ class _Waiter:
 
 @dataclass(slots=True)
 class _Outbox:
-    """What waits for one member's connection. At most PEER_QUEUE_MAX; beyond, the new are dropped, which Raft
-    repairs like any loss.
-    """
+    """What waits for one member's connection: at most PEER_QUEUE_MAX. Raft repairs the rest like any loss."""
 
     address: str
     queue: deque[Outgoing] = field(default_factory=deque)
@@ -80,8 +78,7 @@ class RaftNode:
     """One member of the metadata group. See ReplicatedLog for what its calls promise.
 
     ``service.add(PEER, node.handle_peer)`` and ``await nursery.start(node.run)`` bring it to life. The
-    journal is the caller's to close, after ``run`` has ended. ``clock`` is monotonic; ``chance`` is in [0,
-    1).
+    journal is the caller's to close, after ``run`` has ended. ``clock`` is monotonic; ``chance`` is in [0, 1).
     """
 
     def __init__(
@@ -132,7 +129,7 @@ class RaftNode:
         waiter = self._waiting[key] = _Waiter()
         try:
             self._unsynced.set()
-            self._unsent.set()
+            self._unsent.set()  # wakes the flush loop after everyone who is about to propose now
             await waiter.done.wait()
         finally:
             self._waiting.pop(key, None)
@@ -214,8 +211,13 @@ class RaftNode:
                 self._unsynced = trio.Event()
                 await self._unsynced.wait()
                 continue
-            # Not abandoned when cancelled: the journal must not be closed under the thread.
-            await trio.to_thread.run_sync(self._journal.write, batch, limiter=disk)
+            # Shielded: the journal must not be closed under the thread, unless the disk hangs.
+            with trio.move_on_after(LOG_SYNC_MS_MAX / 1000, shield=True) as scope:
+                await trio.to_thread.run_sync(
+                    self._journal.write, batch, limiter=disk, abandon_on_cancel=True
+                )
+            if scope.cancelled_caught:
+                raise self._journal.abandon_write()
             self._journal.batch_written(batch)
             self._guard.synced(self._clock())
             self._settle()

@@ -163,6 +163,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--name", default="read")
     given = parser.parse_args()
+    if given.action != "report" and not os.path.ismount(given.mnt):
+        sys.exit(f"{given.mnt}: nothing is mounted there")
     if given.action == "fill":
         fill(given.mnt, given.results, QUICK_DIVISOR if given.quick else 1)
     elif given.action == "verify":

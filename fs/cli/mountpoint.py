@@ -149,9 +149,17 @@ def unmount(point: str, *, lazy: bool) -> None:
 
 
 def wait_answers(point: str, timeout_s: float) -> None:
-    """Return when shoalfs answers at ``point``. Raises ShoalError if it does not in time."""
+    """Return when shoalfs lists its root at ``point``. Raises ShoalError if it does not in time."""
     give_up = time.monotonic() + timeout_s
-    while condition(point) is not Condition.SHOAL:
-        if time.monotonic() >= give_up:
-            raise ShoalError(f"mount: {point}: does not answer after {timeout_s:g} s: read its log")
+    why = "nothing is mounted"
+    while time.monotonic() < give_up:
+        mounted = mountinfo.mounted_at(point, mounts())
+        if mounted is not None and mounted.is_shoal:
+            try:
+                _list(point)
+            except OSError as error:
+                why = error.strerror or str(error)
+            else:
+                return
         time.sleep(_POLL_S)
+    raise ShoalError(f"mount: {point}: does not answer after {timeout_s:g} s ({why}): read its log")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from shoalfs.mds import journal as journal_module
-from shoalfs.mds import raft_guard
+from shoalfs.mds import raft_guard, raft_peers
 from sim.raft_world import Broken, World
 
 SEEDS = range(int(os.environ.get("SHOAL_SIM_FIRST", "0")), int(os.environ.get("SHOAL_SIM_SEEDS", "20")))
@@ -21,9 +21,11 @@ SECONDS = 6.0
 
 @pytest.fixture
 def directory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """In memory, if there is such a place; with small segments, so that they are begun and deleted a lot."""
+    """In memory, if there is such a place; with bounds so small that all of them are met."""
     monkeypatch.setattr(journal_module, "LOG_SEGMENT_BYTES", 8 * 1024)
     monkeypatch.setattr(raft_guard, "LOG_BEHIND_ENTRIES_MAX", 500)
+    monkeypatch.setattr(raft_guard, "APPEND_ENTRIES_MAX", 8)
+    monkeypatch.setattr(raft_peers, "APPEND_IN_FLIGHT_MAX", 4)
     shared = Path("/dev/shm")
     path = Path(tempfile.mkdtemp(prefix="raft-", dir=shared if shared.is_dir() else None))
     yield path
@@ -131,6 +133,16 @@ def test_promises_hold(seed: int, kinds: str, directory: Path) -> None:
         raise
     assert len(world.acknowledged) > 100, "the group hardly ever worked"
     assert world.reads > 50
+
+
+@pytest.mark.parametrize("seed", range(SEEDS.start, SEEDS.start + len(SEEDS) // 5))
+def test_promises_hold_among_five(seed: int, directory: Path) -> None:
+    try:
+        world = history(seed, directory, KINDS["power"], size=5)
+    except (Broken, AssertionError):
+        print(f"replay: pytest 'tests/sim/test_raft_sim.py::test_promises_hold_among_five[{seed}]'")
+        raise
+    assert len(world.acknowledged) > 100, "the group hardly ever worked"
 
 
 def test_the_same_seed_is_the_same_history(directory: Path) -> None:

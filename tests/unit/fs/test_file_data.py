@@ -693,3 +693,27 @@ async def test_flush_all_and_stale_error() -> None:
     failures = await mount.flush_all(durable=True)
     assert [type(failure) for failure in failures] == [StaleReceipt]
     assert [file.needs_fsync for file in files] == [False, False, True, False, False]
+
+
+async def test_files_are_forgotten_only_when_they_are_on_disk(monkeypatch, autojump_clock) -> None:
+    monkeypatch.setattr("shoalfs.fs.data_path.FILES_KEPT_MAX", 3)
+    world = World()
+    async with world.running() as mount:
+        files = [await new_file(world, mount) for _ in range(3)]
+        for file in files:
+            await file.write(0, noise(CHUNK))
+            await file.flush(durable=False)
+        gone = files[1]
+        del world.service.files[gone.ino]  # removed meanwhile, and its chunks collected
+        lost = files[2]  # committed, and then lost by its targets before they synced
+        for held in world.servers.chunks.values():
+            for chunk in [*gone._committer.undurable, *lost._committer.undurable]:
+                held.pop(chunk, None)
+        for _ in range(9):
+            await new_file(world, mount)
+        await trio.sleep(1)
+        assert mount.find(files[0].ino) is None
+        assert durable_copies(world, files[0].ino) == [2]
+        assert mount.find(gone.ino) is None
+        assert mount.find(lost.ino) is lost
+        assert lost.needs_fsync

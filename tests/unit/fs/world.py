@@ -193,12 +193,14 @@ class Service:
         self.files: dict[InodeId, File] = {}
         self.reserved: dict[int, SessionId] = {}
         self.sequence = 0
+        self.last_ino = 1
         self.before: Callable[[m.Op, Any], ShoalError | None] = lambda op, request: None
         self.calls: Counter[m.Op] = Counter()
         self.clock = 1_000
 
     def create(self, *, chunk_bytes: int = CHUNK, inline_bytes_max: int = INLINE) -> m.Inode:
-        ino = InodeId(len(self.files) + 2)
+        self.last_ino += 1
+        ino = InodeId(self.last_ino)
         inode = m.Inode(
             ino, 0o100644, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1,
             chunk_bytes=chunk_bytes, inline_bytes_max=inline_bytes_max,

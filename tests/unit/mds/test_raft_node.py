@@ -2,6 +2,7 @@
 
 import errno
 import shutil
+import threading
 from collections.abc import Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import trio
 import trio.testing
 
+from shoalfs.mds import raft_node as node_module
 from shoalfs.mds.journal import Journal, JournalFailed, JournalRefused, create_journal
 from shoalfs.mds.raft_node import Member, RaftNode
 from shoalfs.transport.errors import NotLeader
@@ -167,6 +169,17 @@ async def test_a_failed_sync_ends_the_node(directory):
         await raft.run()
     assert machine.applied == []
     journal.close()
+
+
+async def test_a_disk_that_hangs_ends_the_node(directory, monkeypatch):
+    monkeypatch.setattr(node_module, "LOG_SYNC_MS_MAX", 50)
+    release = threading.Event()
+    journal = Journal(directory, CLUSTER, ME, sync_file=lambda _descriptor: release.wait(10))
+    raft = RaftNode(ME, MEMBERS, journal, Recorder(), NoNetwork())
+    with pytest.RaisesGroup(pytest.RaisesExc(JournalFailed, match="hangs")):
+        await raft.run()
+    journal.close()
+    release.set()
 
 
 async def test_an_exception_of_the_state_machine_ends_the_node(directory):

@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import trio
+import trio.lowlevel
 
 from harness.echo_server import ECHO, NOTE, WAIT, Number, Place, Server
 from shoalfs.transport import network as network_module
@@ -11,8 +12,11 @@ from shoalfs.transport.carrier import Carriers
 from shoalfs.transport.errors import DeadlineExceeded, Overloaded, PeerUnreachable, UserError
 from shoalfs.transport.limits import REDIAL_MS_MAX
 from shoalfs.transport.memory import MemoryFabric
+from shoalfs.transport.method import Method
 from shoalfs.transport.network import open_network, rest_ms
 from shoalfs.transport.session import Hello
+
+DEAF = Method(50, "test.deaf", Number, Number)
 
 
 class Fabric(MemoryFabric):
@@ -159,13 +163,32 @@ async def test_an_address_that_never_works_is_the_users_mistake(place):
             await network.call("ftp:server", ECHO, Number(1))
 
 
-async def test_a_deadline_shorter_than_others_is_kept(place, autojump_clock):
-    server = await place.start()
-    async with place.network() as network, trio.open_nursery() as nursery:
-        nursery.start_soon(partial(network.call, server.address, WAIT, Number(1), timeout_ms=9_000))
-        await trio.sleep(0.1)
-        began = trio.current_time()
+async def test_callers_keep_their_own_deadlines_when_the_server_is_deaf(place, autojump_clock):
+    server = Server()
+
+    async def deaf(call, request, payload):
+        with trio.CancelScope(shield=True):  # not even its deadline stops it
+            await trio.sleep(request.value)
+        return request
+
+    server.service.add(DEAF, deaf)
+    await place.start(server)
+    ended = {}
+
+    async def call(network, timeout_ms):
         with pytest.raises(DeadlineExceeded):
-            await network.call(server.address, WAIT, Number(2), timeout_ms=300)
-        assert trio.current_time() - began == pytest.approx(0.3, abs=0.01)
-        server.released.set()
+            await network.call(server.address, DEAF, Number(20), timeout_ms=timeout_ms)
+        ended[timeout_ms] = trio.current_time()
+
+    async with place.network() as network:
+        await network.call(server.address, DEAF, Number(0))
+        began = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            for timeout_ms in (9_000, 300, 4_000):
+                nursery.start_soon(call, network, timeout_ms)
+                await trio.lowlevel.checkpoint()
+        for timeout_ms, end in ended.items():
+            assert end - began == pytest.approx(timeout_ms / 1000, abs=0.01)
+        await trio.sleep(20)  # the late answers come, and their credits with them
+        await network.call(server.address, ECHO, Number(1))
+    assert server.service.counters["connections"] == 1

@@ -1,0 +1,209 @@
+"""A whole metadata node over the memory carrier: sessions, open files, orphans, redirects, restarts."""
+
+import errno
+from contextlib import asynccontextmanager
+
+import msgspec
+import pytest
+import trio
+
+from shoalfs.mds import messages as m
+from shoalfs.mds.client import Leader, open_session
+from shoalfs.mds.server import MdsOptions, run
+from shoalfs.transport.carrier import Carriers
+from shoalfs.transport.errors import NotAllowed, PosixError, SessionGone, UserError, WrongCluster
+from shoalfs.transport.ids import ROOT_INODE, SessionId
+from shoalfs.transport.memory import MemoryFabric
+from shoalfs.transport.method import Nothing
+from shoalfs.transport.network import open_network
+from shoalfs.transport.session import PROTOCOL_VERSION, Hello
+
+ROOT = m.ROOT_CREDENTIALS
+ADDRESS = "memory:mds"
+
+
+def hello(role=m.CLIENT, cluster_id=b""):
+    return Hello(PROTOCOL_VERSION, cluster_id, role, "test")
+
+
+@asynccontextmanager
+async def node(path, **options):
+    """One node on ``path``; yields the carriers to reach it by."""
+    carriers = Carriers(MemoryFabric())
+    async with trio.open_nursery() as nursery:
+        await nursery.start(run, MdsOptions(str(path), ADDRESS, **options), carriers)
+        yield carriers
+        nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def client(carriers, **callbacks):
+    async with (
+        open_network(carriers, hello()) as network,
+        open_session(network, [ADDRESS], "test", **callbacks) as session,
+    ):
+        yield session
+
+
+async def create(session, name, parent=ROOT_INODE):
+    request = m.Create(ROOT, parent, name, 0o644, exclusive=True)
+    return (await session.mutate(m.Op.CREATE, request, m.Created)).inode
+
+
+async def inodes(session):
+    return (await session.read(m.STATUS, m.GetStatus())).body.inodes
+
+
+async def eventually(condition, timeout_s=10):
+    with trio.fail_after(timeout_s):
+        while not await condition():
+            await trio.sleep(0.05)
+
+
+async def test_what_was_acknowledged_is_there_after_a_restart(tmp_path):
+    async with node(tmp_path) as carriers, client(carriers) as session:
+        made = await create(session, b"kept")
+    async with node(tmp_path) as carriers, client(carriers) as session:
+        found = (await session.read(m.LOOKUP, m.Lookup(ROOT, ROOT_INODE, b"kept"))).body.inode
+        assert found == made
+
+
+async def test_an_unlinked_file_lives_until_its_last_close(tmp_path):
+    async with node(tmp_path) as carriers, client(carriers) as session:
+        before = await inodes(session)
+        made = await create(session, b"x")
+        await session.mutate(m.Op.UNLINK, m.Unlink(ROOT, ROOT_INODE, b"x"), m.Unlinked)
+        await trio.sleep(0.6)
+        assert (await session.read(m.GETATTR, m.GetAttr(made.ino))).body.inode.nlink == 0
+        await session.read(m.RELEASE, m.Release(session.session, (made.ino,)))
+
+        async def gone():
+            return await inodes(session) == before
+
+        await eventually(gone)
+        with pytest.raises(PosixError) as caught:
+            await session.read(m.GETATTR, m.GetAttr(made.ino))
+        assert caught.value.errno in (errno.ENOENT, errno.ESTALE)
+
+
+async def test_an_unlinked_file_that_is_open_survives_a_restart_of_the_service(tmp_path, monkeypatch):
+    async def no_goodbye(self):
+        """As a client that was killed, or cut off while the service restarted."""
+        await trio.lowlevel.checkpoint()
+
+    monkeypatch.setattr("shoalfs.mds.client.MdsClient.close", no_goodbye)
+    async with node(tmp_path) as carriers, client(carriers) as session:
+        ino = (await create(session, b"x")).ino
+        await session.mutate(m.Op.UNLINK, m.Unlink(ROOT, ROOT_INODE, b"x"), m.Unlinked)
+        number = session.session
+    async with node(tmp_path) as carriers, open_network(carriers, hello()) as network:
+        leader = Leader(network, [ADDRESS])
+        assert (await leader.call(m.RENEW, m.Renew(number))).body.want_opens, "a new leader asks what is open"
+        await trio.sleep(0.6)
+        assert (await leader.call(m.GETATTR, m.GetAttr(ino))).body.inode.nlink == 0
+        assert not (await leader.call(m.RENEW, m.Renew(number, opens=()))).body.want_opens
+
+        async def gone():
+            try:
+                await leader.call(m.GETATTR, m.GetAttr(ino))
+            except PosixError:
+                return True
+            return False
+
+        await eventually(gone)
+
+
+async def test_a_session_that_ends_takes_its_opens_with_it(tmp_path):
+    async with node(tmp_path) as carriers, client(carriers) as keeper:
+        before = await inodes(keeper)
+        async with client(carriers) as session:
+            await create(session, b"x")
+            await session.mutate(m.Op.UNLINK, m.Unlink(ROOT, ROOT_INODE, b"x"), m.Unlinked)
+
+        async def gone():
+            return await inodes(keeper) == before
+
+        await eventually(gone)
+
+
+async def test_a_lost_session_is_told_and_replaced(tmp_path):
+    lost = []
+    async with node(tmp_path) as carriers, client(carriers, on_lost=lambda: lost.append(True)) as session:
+        first = session.session
+        async with client(carriers) as other:
+            await other.mutate(m.Op.END_SESSION, m.EndSession(other.session), Nothing)
+        request = m.EndSession(first)
+        await session.mutate(m.Op.END_SESSION, request, Nothing)
+        with pytest.raises(SessionGone):
+            await create(session, b"x")
+        assert lost == [True]
+        assert session.session != first
+        await create(session, b"x")
+
+
+async def test_one_session_cannot_end_another(tmp_path):
+    async with node(tmp_path) as carriers, client(carriers) as one, client(carriers) as two:
+        with pytest.raises((NotAllowed, PosixError)):
+            await one.mutate(m.Op.END_SESSION, m.EndSession(two.session), Nothing)
+        await create(two, b"still alive")
+
+
+async def test_a_chunkserver_may_not_touch_the_namespace(tmp_path):
+    async with node(tmp_path) as carriers, open_network(carriers, hello(m.CHUNKSERVER)) as network:
+        body = msgspec.Raw(msgspec.msgpack.encode(m.Mkdir(ROOT, ROOT_INODE, b"d", 0o755)))
+        request = m.Mutate(SessionId(0), (m.Command(0, 0, m.Op.MKDIR, body),))
+        with pytest.raises(NotAllowed):
+            await network.call(ADDRESS, m.MUTATE, request)
+        with pytest.raises(NotAllowed):
+            await network.call(ADDRESS, m.LOOKUP, m.Lookup(ROOT, ROOT_INODE, b"d"))
+
+
+async def test_a_client_may_not_do_the_leaders_work(tmp_path):
+    async with node(tmp_path) as carriers, client(carriers) as session:
+        for op, request in [(m.Op.REAP, m.Reap(ROOT_INODE)), (m.Op.ADD_GARBAGE, m.ChunkList(()))]:
+            with pytest.raises(NotAllowed):
+                await session.mutate(op, request, Nothing)
+
+
+async def test_names_with_a_slash_or_a_nul_are_refused_over_the_wire(tmp_path):
+    async with node(tmp_path) as carriers, client(carriers) as session:
+        for name in (b"a/b", b"a\0b", b"", b"x" * 256):
+            with pytest.raises(PosixError) as caught:
+                await create(session, name)
+            assert caught.value.errno in (errno.EINVAL, errno.ENAMETOOLONG)
+
+
+async def test_a_client_of_another_cluster_is_refused(tmp_path):
+    async with node(tmp_path, cluster_id=b"A" * 16) as carriers:
+        async with open_network(carriers, hello(cluster_id=b"B" * 16)) as network:
+            with pytest.raises(WrongCluster):
+                await network.call(ADDRESS, m.GET_MAP, m.GetMap())
+
+
+async def test_a_store_of_another_cluster_is_refused(tmp_path):
+    async with node(tmp_path, cluster_id=b"A" * 16):
+        pass
+    with pytest.RaisesGroup(pytest.RaisesExc(UserError, match="holds cluster"), flatten_subgroups=True):
+        async with node(tmp_path, cluster_id=b"B" * 16):
+            pass
+
+
+async def test_a_store_without_its_log_is_refused(tmp_path):
+    async with node(tmp_path) as carriers, client(carriers) as session:
+        await create(session, b"x")
+    for path in (tmp_path / "log").iterdir():
+        path.unlink()
+    with pytest.RaisesGroup(pytest.RaisesExc(UserError, match="the log is gone"), flatten_subgroups=True):
+        async with node(tmp_path):
+            pass
+
+
+async def test_chunk_numbers_are_never_handed_out_twice(tmp_path):
+    seen = set()
+    for _ in range(2):
+        async with node(tmp_path) as carriers, client(carriers) as one, client(carriers) as two:
+            for session in (one, two):
+                for _ in range(5):
+                    sequence = await session.chunk_sequence()
+                    assert sequence not in seen
+                    seen.add(sequence)
