@@ -22,6 +22,9 @@ class Contents:
         self.inode = inode
         self.inline: bytes | None = None
         self.extents = ExtentMap()
+        # A change of ours met a change of somebody else: what the kernel has cached may be neither's. Set, never
+        # cleared: it ends with the last close.
+        self.mixed = False
         self.learn(inode, inline)
 
     @property
@@ -64,6 +67,7 @@ class Contents:
             for extent in extents:
                 self.extents.overlay(extent)
         else:
+            self.mixed = True
             self.forget()
         self._adopt(reply.inode)
 
@@ -76,6 +80,7 @@ class Contents:
                 data[patch.offset_bytes : patch.offset_bytes + len(patch.data)] = patch.data
             self.inline = bytes(data)
         else:
+            self.mixed = True
             self.forget()
         self._adopt(reply.inode)
 
@@ -83,6 +88,7 @@ class Contents:
         """Our SETATTR cut or stretched the file. The reply does not say whether others wrote, so unless
         nothing is left of the file, its bytes are unknown."""
         if inode.data_version != self.inode.data_version:
+            self.mixed = self.mixed or inode.data_version != self.inode.data_version + 1
             self.forget()
             if inode.size_bytes == 0:
                 self.inline = b""

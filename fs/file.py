@@ -134,6 +134,11 @@ class FileData:
         known = self._contents.inode
         return inode.version > known.version and inode.data_version != known.data_version
 
+    @property
+    def is_mixed(self) -> bool:
+        """Others have changed the file between changes of this mount: pages that the kernel has may be neither's."""
+        return self._contents.mixed
+
     def refresh(self, inode: Inode, inline: Buffer | None = None) -> None:
         """Take in an answer to open or getattr, with the inline bytes if it brought them. What is cached of
         the file is kept if its data version is the same; what is dirty is always kept."""

@@ -63,7 +63,7 @@ class Uploader:
                 if len(receipts) >= self.min_ack(inode.pool):
                     return Stored(chunk, digest, receipts)
                 await self._recover(errors, attempt)
-        raise errors[0]
+        raise errors[0] if errors else TargetDown(f"group {group.id} has too few targets for min_ack")
 
     async def sync(self, held: Mapping[ChunkId, Sequence[TargetId]]) -> dict[ChunkId, tuple[Receipt, ...]]:
         """Put chunks on the disks of the targets that hold them. Returns the durable receipts of each; fewer

@@ -244,9 +244,8 @@ class Vfs:
         inode = reply.body.inode
         file = self._handles.share(inode, self._make)
         try:
-            if file.changed_elsewhere(inode):
-                self._pages.spoiled(ino)
-            keep = self._pages.still_good(inode) or (file.is_dirty and self._handles.holders(ino) > 1)
+            coherent = not file.changed_elsewhere(inode) and not file.is_mixed
+            keep = coherent and (self._handles.holders(ino) > 1 or self._pages.still_good(inode))
             file.refresh(inode, reply.payload)
             if flags & os.O_TRUNC:
                 await file.setattr(m.SetAttr(who, ino, size_bytes=0, by_handle=True))
@@ -259,7 +258,6 @@ class Vfs:
 
     def _add(self, file: FileData, flags: int) -> int:
         access = flags & os.O_ACCMODE
-        self._pages.valid_at(file.ino, file.committed_inode.data_version)
         return self._handles.add_file(
             FileHandle(
                 file,
@@ -286,7 +284,7 @@ class Vfs:
         if handle.append:
             landed = await handle.file.append(data, durable=handle.sync)
             if landed != offset_bytes:
-                self._forget_pages(handle.file.ino)
+                self._invalidate(handle.file.ino)
             return len(data)
         count = await handle.file.write(offset_bytes, data)
         if handle.sync:
@@ -326,7 +324,10 @@ class Vfs:
         if self._handles.unshare(file.ino):
             if file.is_dirty:
                 file.discard()
-            self._pages.valid_at(file.ino, file.committed_inode.data_version)
+            if file.is_mixed:
+                self._pages.spoiled(file.ino)
+            else:
+                self._pages.valid_at(file.ino, file.committed_inode.data_version)
             self._releases.add(file.ino)
 
     # --- views -------------------------------------------------------------------------------------------------------
@@ -343,10 +344,6 @@ class Vfs:
         if file is None:
             return inode
         if file.changed_elsewhere(inode):
-            self._forget_pages(inode.ino)
+            self._invalidate(inode.ino)
         file.refresh(inode)
         return file.inode
-
-    def _forget_pages(self, ino: InodeId) -> None:
-        self._pages.spoiled(ino)
-        self._invalidate(ino)

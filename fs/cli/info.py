@@ -11,7 +11,7 @@ import typer
 from shoalfs.fs.cli import mountinfo, mountpoint
 from shoalfs.fs.cli.cluster import ConfigOption, MdsOption, Operator, StateOption, call, locate
 from shoalfs.fs.cli.output import Format, OutputOption, console, print_json, print_table, size
-from shoalfs.transport.errors import UserError
+from shoalfs.transport.errors import PosixError, UserError
 from shoalfs.transport.ids import chunk_pg
 from shoalfs.transport.limits import FILE_SIZE_BYTES_MAX
 
@@ -71,7 +71,10 @@ async def ask(operator: Operator, path: bytes) -> Held:
     """Raises PosixError(ENOENT) if there is no such path, and transport errors."""
     from shoalfs.mds.messages import GET_EXTENTS, GET_MAP, RESOLVE, GetExtents, GetMap, ResolvePath
 
-    inode = (await operator.leader.call(RESOLVE, ResolvePath(path))).body.inode
+    try:
+        inode = (await operator.leader.call(RESOLVE, ResolvePath(path))).body.inode
+    except PosixError as error:
+        raise PosixError(error.errno, f"info: {os.fsdecode(path)} in the cluster: {error}") from error
     map_ = (await operator.leader.call(GET_MAP, GetMap())).body
     extents: list[Extent] = []
     offset_bytes, eof = 0, not inode.is_file

@@ -18,7 +18,6 @@ from shoalfs.transport.errors import PosixError
 from shoalfs.transport.ids import InodeId
 from shoalfs.transport.limits import LINK_COUNT_MAX
 
-
 _KNOWN_FLAGS = {int(f): f for f in (RenameFlags.NONE, RenameFlags.NOREPLACE, RenameFlags.EXCHANGE)}
 
 

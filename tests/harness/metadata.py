@@ -1,4 +1,5 @@
-"""A metadata state machine that tests drive by requests: each is one command of one log entry, applied at once."""
+"""A metadata state machine that tests drive by requests: each is one command of one log entry, applied at
+once."""
 
 from itertools import count
 
@@ -60,7 +61,7 @@ class Metadata:
         with self.store.read() as txn:
             return function(txn, request)
 
-    # --- short forms -------------------------------------------------------------------------------------------------
+    # --- short forms ----------------------------------------------------------------------------------------
 
     def create(self, name, *, parent=ROOT_INODE, who=ROOT, mode=0o644):
         return self.do(m.Create(who, parent, name, mode, True)).inode

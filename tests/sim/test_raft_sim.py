@@ -16,7 +16,7 @@ from shoalfs.mds import raft_guard, raft_peers
 from sim.raft_world import Broken, World
 
 SEEDS = range(int(os.environ.get("SHOAL_SIM_FIRST", "0")), int(os.environ.get("SHOAL_SIM_SEEDS", "20")))
-SECONDS = 6.0
+SECONDS = 4.0
 
 
 @pytest.fixture

@@ -185,7 +185,8 @@ class _Undo(Exception):
 
 
 def _run_transaction(store, steps, model):
-    """Run steps up to a commit or abort in one transaction; returns the model afterwards and the steps left."""
+    """Run steps up to a commit or abort in one transaction; returns the model afterwards and the steps
+    left."""
     changed = dict(model)
     try:
         with store.write() as txn:

@@ -1,12 +1,13 @@
-"""Whatever a client sends, the state machine answers: no request, however odd, may end the node or break the namespace."""
+"""Whatever a client sends, the state machine answers: no request, however odd, may end the node or break the
+namespace."""
 
 import struct
 
 import msgspec
-from harness.metadata import ALICE, ROOT, Metadata
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from harness.metadata import ALICE, ROOT, Metadata
 from shoalfs.mds import messages as m
 from shoalfs.mds import reads
 from shoalfs.mds.messages import OP_TYPES, Op
@@ -14,10 +15,14 @@ from shoalfs.transport.errors import ShoalError
 
 _INTS = st.one_of(
     st.integers(-2, 12),
-    st.sampled_from([-(1 << 63), (1 << 63) - 1, 1 << 63, (1 << 64) - 1, 1 << 48, (1 << 48) + 1, (1 << 48) + 5, 1 << 32]),
+    st.sampled_from(
+        [-(1 << 63), (1 << 63) - 1, 1 << 63, (1 << 64) - 1, 1 << 48, (1 << 48) + 1, (1 << 48) + 5, 1 << 32]
+    ),
 )
 _BYTES = st.one_of(
-    st.sampled_from([b"", b".", b"..", b"a", b"b", b"user.a", b"trusted.", b"x/y", b"\0", b"n" * 256, b"h" * 16]),
+    st.sampled_from(
+        [b"", b".", b"..", b"a", b"b", b"user.a", b"trusted.", b"x/y", b"\0", b"n" * 256, b"h" * 16]
+    ),
     st.binary(max_size=20),
 )
 
@@ -60,7 +65,9 @@ _BODIES = {op: of_type(types[0]) for op, types in OP_TYPES.items()}
 _COMMANDS = st.sampled_from(list(Op)).flatmap(lambda op: st.tuples(st.just(op), _BODIES[op], st.booleans()))
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(
+    max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+)
 @given(st.lists(_COMMANDS, max_size=12))
 def test_no_request_ends_the_node_or_breaks_the_namespace(commands):
     md = Metadata()

@@ -1,25 +1,27 @@
-"""The namespace against a plain model: the same steps give the same errnos and the same tree, and the check finds nothing.
+"""The namespace against a plain model: the same steps give the same errnos and the same tree, and the check
+finds nothing.
 
-The model is a tree of Python objects with POSIX's rules written down once more, shorter: what it lacks (times, cookies,
-chunks' counts) is covered by unit tests and by the namespace check after every step.
+The model is a tree of Python objects with POSIX's rules written down once more, shorter: what it lacks
+(times, cookies, chunks' counts) is covered by unit tests and by the namespace check after every step.
 """
 
 import errno as E  # noqa: N812
 import stat
 from dataclasses import dataclass, field
 
-from harness.metadata import ALICE, BOB, LAYOUT, ROOT, Metadata
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from harness.metadata import ALICE, BOB, LAYOUT, ROOT, Metadata
 from shoalfs.mds import messages as m
 from shoalfs.mds import reads
 from shoalfs.transport.errors import LayoutConflict, PosixError
 from shoalfs.transport.ids import ROOT_INODE
 
 USERS = st.sampled_from([ROOT, ROOT, ALICE, BOB])
-NAMES = st.sampled_from([b"a", b"b", b"c", b"d", b"a", b"b", b".", b"..", b"x/y", b"", b"n" * 256])
+ODD_NAMES = [b".", b"..", b"x/y", b"", b"n" * 256]
+NAMES = st.integers(0, 60).map(lambda i: ODD_NAMES[i - 56] if i >= 56 else b"abcd"[i % 4 : i % 4 + 1])
 MODES = st.sampled_from([0o755, 0o777, 0o700, 0o644, 0o1777, 0o2775, 0o111, 0o444, 0o6755])
 WHERE = st.integers(0, 1 << 16)
 
@@ -230,6 +232,18 @@ class NamespaceMachine(RuleBasedStateMachine):
         fitting = [n for n in self.model.nodes if n.is_dir or (not dirs) or where % 7 == 0]
         return fitting[where % len(fitting)]
 
+    def pick_file(self, where):
+        """A regular file, if there is one."""
+        files = [n for n in self.model.nodes if n.kind == stat.S_IFREG]
+        return files[where % len(files)] if files else None
+
+    def pick_entry(self, where, name):
+        """A directory and a name: mostly one that is there."""
+        entries = [(n, present) for n in self.model.nodes for present in n.entries]
+        if where % 5 == 0 or not entries:
+            return self.pick(where, dirs=True), name
+        return entries[where % len(entries)]
+
     def both(self, expected, request, **options):
         """Run a step on both. Returns the real answer, or None if both refused."""
         number = refused = answer = None
@@ -246,7 +260,7 @@ class NamespaceMachine(RuleBasedStateMachine):
             result.ino = answer.inode.ino
         return answer
 
-    # --- steps -------------------------------------------------------------------------------------------------------
+    # --- steps ----------------------------------------------------------------------------------------------
 
     @rule(who=USERS, where=WHERE, name=NAMES, mode=MODES, exclusive=st.booleans())
     def create(self, who, where, name, mode, exclusive):
@@ -258,7 +272,8 @@ class NamespaceMachine(RuleBasedStateMachine):
     def mkdir(self, who, where, name, mode):
         d = self.pick(where, dirs=True)
         self.both(
-            lambda: self.model.make(who, d, name, stat.S_IFDIR, mode & 0o1777), m.Mkdir(who, d.ino, name, mode)
+            lambda: self.model.make(who, d, name, stat.S_IFDIR, mode & 0o1777),
+            m.Mkdir(who, d.ino, name, mode),
         )
 
     @rule(who=USERS, where=WHERE, name=NAMES)
@@ -285,17 +300,18 @@ class NamespaceMachine(RuleBasedStateMachine):
 
     @rule(who=USERS, where=WHERE, name=NAMES)
     def unlink(self, who, where, name):
-        d = self.pick(where, dirs=True)
+        d, name = self.pick_entry(where, name)
         self.both(lambda: self.model.unlink(who, d, name, False), m.Unlink(who, d.ino, name))
 
     @rule(who=USERS, where=WHERE, name=NAMES)
     def rmdir(self, who, where, name):
-        d = self.pick(where, dirs=True)
+        d, name = self.pick_entry(where, name)
         self.both(lambda: self.model.unlink(who, d, name, True), m.Rmdir(who, d.ino, name))
 
     @rule(who=USERS, a=WHERE, name=NAMES, b=WHERE, new_name=NAMES, flags=st.sampled_from([0, 0, 1, 2, 2, 3]))
     def rename(self, who, a, name, b, new_name, flags):
-        old, new = self.pick(a, dirs=True), self.pick(b, dirs=True)
+        old, name = self.pick_entry(a, name)
+        new, new_name = self.pick_entry(b, new_name) if b % 2 else (self.pick(b, dirs=True), new_name)
         self.both(
             lambda: self.model.rename(who, old, name, new, new_name, flags),
             m.Rename(who, old.ino, name, new.ino, new_name, flags),
@@ -306,14 +322,18 @@ class NamespaceMachine(RuleBasedStateMachine):
         node = self.pick(what)
         self.both(lambda: self.model.chmod(who, node, mode), m.SetAttr(who, node.ino, mode=mode))
 
-    @rule(who=USERS, what=WHERE, ids=st.sampled_from([(1000, None), (None, 2000), (1001, 1001), (None, 1000), (0, 0)]))
+    @rule(
+        who=USERS,
+        what=WHERE,
+        ids=st.sampled_from([(1000, None), (None, 2000), (1001, 1001), (None, 1000), (0, 0)]),
+    )
     def chown(self, who, what, ids):
         node = self.pick(what)
         self.both(lambda: self.model.chown(who, node, *ids), m.SetAttr(who, node.ino, uid=ids[0], gid=ids[1]))
 
     @rule(who=USERS, what=WHERE, size=st.integers(0, 250))
     def truncate(self, who, what, size):
-        node = self.pick(what)
+        node = (what % 6 and self.pick_file(what)) or self.pick(what)
         self.both(lambda: self.model.truncate(who, node, size), m.SetAttr(who, node.ino, size_bytes=size))
 
     @rule(what=WHERE, name=st.sampled_from([b"user.a", b"user.b"]), value=st.none() | st.binary(max_size=5))
@@ -331,10 +351,12 @@ class NamespaceMachine(RuleBasedStateMachine):
         set_ = m.SetXattr(ROOT, node.ino, name, value or b"")
         self.both(expected, m.RemoveXattr(ROOT, node.ino, name) if value is None else set_)
 
-    @rule(what=WHERE, offset=st.integers(0, 120), data=st.binary(min_size=1, max_size=30), append=st.booleans())
+    @rule(
+        what=WHERE, offset=st.integers(0, 120), data=st.binary(min_size=1, max_size=30), append=st.booleans()
+    )
     def write_inline(self, what, offset, data, append):
-        node = self.pick(what)
-        if node.kind != stat.S_IFREG:
+        node = self.pick_file(what)
+        if node is None:
             return
         start = len(node.data) if append else offset
         conflict = node.chunked or start + len(data) > LAYOUT.inline_bytes_max
@@ -347,10 +369,16 @@ class NamespaceMachine(RuleBasedStateMachine):
         assert answer.offset_bytes == start
         self.model.write(node, start, [("inline", byte) for byte in data])
 
-    @rule(what=WHERE, offset=st.integers(0, 200), length=st.integers(1, 120), append=st.booleans(), lead=st.integers(0, 9))
+    @rule(
+        what=WHERE,
+        offset=st.integers(0, 200),
+        length=st.integers(1, 120),
+        append=st.booleans(),
+        lead=st.integers(0, 9),
+    )
     def write_chunk(self, what, offset, length, append, lead):
-        node = self.pick(what)
-        if node.kind != stat.S_IFREG:
+        node = self.pick_file(what)
+        if node is None:
             return
         has_inline = self.md.read(reads.get_extents, m.GetExtents(node.ino, 0, 0))[1] != b""
         append = append and not has_inline
@@ -404,7 +432,7 @@ class NamespaceMachine(RuleBasedStateMachine):
             del self.listings[at]
             assert all(seen.count(name) == 1 for name in stable), (seen, stable)
 
-    # --- after every step --------------------------------------------------------------------------------------------
+    # --- after every step -----------------------------------------------------------------------------------
 
     @invariant()
     def the_check_finds_nothing(self):
@@ -443,10 +471,14 @@ def describe(txn, node):
     elif inode.is_file:
         answer, inline = reads.get_extents(txn, m.GetExtents(node.ino, 0, 1 << 20))
         # A hole between inline bytes is stored as zeros.
-        data = [("inline", byte) if byte else None for byte in inline] + [None] * (inode.size_bytes - len(inline))
+        data = [("inline", byte) if byte else None for byte in inline] + [None] * (
+            inode.size_bytes - len(inline)
+        )
         for e in answer.extents:
             assert data[e.offset_bytes : e.end_bytes] == [None] * e.length_bytes
-            data[e.offset_bytes : e.end_bytes] = [(e.chunk, e.chunk_offset_bytes + i) for i in range(e.length_bytes)]
+            data[e.offset_bytes : e.end_bytes] = [
+                (e.chunk, e.chunk_offset_bytes + i) for i in range(e.length_bytes)
+            ]
         said["data"] = data
     return said
 

@@ -717,3 +717,38 @@ async def test_files_are_forgotten_only_when_they_are_on_disk(monkeypatch, autoj
         assert mount.find(gone.ino) is None
         assert mount.find(lost.ino) is lost
         assert lost.needs_fsync
+
+
+async def test_writers_readers_and_flushes_side_by_side(autojump_clock) -> None:
+    """Eight tasks own interleaved stripes of one file and check what they wrote while others write, flush and fail."""
+    world = World()
+    chance = random.Random(3)
+    world.servers.on_put = lambda target, chunk: PeerUnreachable() if chance.random() < 0.05 else None
+    stripe, stripes = 10_000, 64
+    model = bytearray(stripe * stripes)
+    async with world.running(dirty_bytes=3 * CHUNK) as mount:
+        file = await new_file(world, mount)
+        await file.setattr(SetAttr(WHO, file.ino, size_bytes=len(model)))
+
+        async def owner(number: int) -> None:
+            mine = random.Random(number)
+            for turn in range(40):
+                start = mine.randrange(number, stripes, 8) * stripe
+                at = start + mine.randrange(stripe)
+                piece = mine.randbytes(mine.randrange(1, start + stripe - at + 1))
+                await file.write(at, piece)
+                model[at : at + len(piece)] = piece
+                if turn % 10 == number:
+                    await file.flush(durable=number % 2 == 0)
+                read = await file.read(start, stripe)
+                assert bytes(read) == model[start : start + stripe]
+
+        async with trio.open_nursery() as nursery:
+            for number in range(8):
+                nursery.start_soon(owner, number)
+        world.servers.on_put = lambda target, chunk: None
+        await file.flush(durable=True)
+        assert world.service.read_back(file.ino) == model
+        assert bytes(await file.read(0, len(model))) == model
+        assert mount.dirty_bytes == 0
+    assert mount.counters["puts_failed"] > 0

@@ -4,8 +4,8 @@ import stat
 
 import msgspec
 import pytest
-from harness.metadata import ROOT, Metadata
 
+from harness.metadata import ROOT, Metadata
 from shoalfs.mds import check, check_findings, keys, records
 from shoalfs.mds import messages as m
 from shoalfs.mds.check import check_namespace
@@ -102,7 +102,11 @@ FAULTS = {
     "nlink of a directory": (lambda w: w.inode(w.d, nlink=5), {"wrong-nlink"}, "d"),
     "removed, but named": (lambda w: w.inode(w.sub, nlink=0), {"wrong-nlink", "orphan-not-listed"}, "sub"),
     "no name": (lambda w: w.inode(w.orphan, nlink=1), {"unreachable-inode", "linked-orphan"}, "orphan"),
-    "no orphan row": (lambda w: w.delete(keys.orphan(w.orphan)), {"orphan-not-listed", "wrong-counter"}, "orphan"),
+    "no orphan row": (
+        lambda w: w.delete(keys.orphan(w.orphan)),
+        {"orphan-not-listed", "wrong-counter"},
+        "orphan",
+    ),
     "orphan with a name": (lambda w: w.put(keys.orphan(w.f)), {"linked-orphan", "wrong-counter"}, "f"),
     "dangling": (
         lambda w: w.delete(keys.inode(w.l)),
@@ -136,7 +140,11 @@ FAULTS = {
     "parent of the root": (lambda w: w.inode(ROOT_INODE, parent=w.d), {"wrong-parent"}, "root"),
     "two names of a directory": (second_name, {"directory-with-two-names"}, "sub"),
     "cycle": (cycle, {"directory-cycle"}, None),
-    "number": (lambda w: w.change(records.INODE, keys.inode(w.f), ino=InodeId(77)), {"wrong-inode-number"}, "f"),
+    "number": (
+        lambda w: w.change(records.INODE, keys.inode(w.f), ino=InodeId(77)),
+        {"wrong-inode-number"},
+        "f",
+    ),
     "size": (lambda w: w.inode(w.g, size_bytes=150), {"bytes-past-size"}, "g"),
     "size of an inline file": (lambda w: w.inode(w.f, size_bytes=5), {"bytes-past-size"}, "f"),
     "used bytes": (lambda w: w.inode(w.g, used_bytes=1), {"wrong-used-bytes"}, "g"),
@@ -161,7 +169,11 @@ FAULTS = {
         "g",
     ),
     "extents with inline bytes": (
-        lambda w: (w.put(keys.inline(w.g), b"x"), w.inode(w.g, used_bytes=201), w.counters(inline_files=2, inline_bytes=13)),
+        lambda w: (
+            w.put(keys.inline(w.g), b"x"),
+            w.inode(w.g, used_bytes=201),
+            w.counters(inline_files=2, inline_bytes=13),
+        ),
         {"inline-and-extents"},
         "g",
     ),
@@ -216,10 +228,16 @@ FAULTS = {
         {"wrong-garbage"},
         None,
     ),
-    "time without its garbage": (lambda w: w.put(keys.garbage_by_time(1, ChunkId(9))), {"wrong-garbage"}, None),
+    "time without its garbage": (
+        lambda w: w.put(keys.garbage_by_time(1, ChunkId(9))),
+        {"wrong-garbage"},
+        None,
+    ),
     "nonce": (lambda w: w.delete(keys.nonce(w.session_row().nonce)), {"wrong-nonce"}, None),
     "slot of nobody": (
-        lambda w: w.put(keys.slot(SessionId(9), 1), records.RECORDED.encode(records.Recorded(1, m.Outcome(0)))),
+        lambda w: w.put(
+            keys.slot(SessionId(9), 1), records.RECORDED.encode(records.Recorded(1, m.Outcome(0)))
+        ),
         {"stray-row"},
         None,
     ),

@@ -1,11 +1,12 @@
-"""The state machine: at most once, sessions, refusals, damage, the applied index, and the empty filesystem."""
+"""The state machine: at most once, sessions, refusals, damage, the applied index, and the empty
+filesystem."""
 
 import errno
 
 import msgspec
 import pytest
-from harness.metadata import CLUSTER, LAYOUT, POOLS, ROOT, Metadata, command, contents
 
+from harness.metadata import CLUSTER, LAYOUT, POOLS, ROOT, Metadata, command, contents
 from shoalfs.mds import keys, machine, reads
 from shoalfs.mds import messages as m
 from shoalfs.mds.entry import decode_entry, encode_entry
@@ -49,7 +50,7 @@ def test_every_operation_has_messages_and_a_function():
     assert set(m.OP_TYPES) == set(Op) == set(OPERATIONS)
 
 
-# --- at most once ----------------------------------------------------------------------------------------------------
+# --- at most once -------------------------------------------------------------------------------------------
 
 
 def test_a_repeated_command_returns_what_it_returned(md):
@@ -74,14 +75,13 @@ def test_a_command_twice_in_one_entry_is_applied_once(md):
 
 def test_slots_are_apart_and_sequences_may_skip(md):
     outcomes = md.entry(
-        [(md.session, mkdir(b"%d" % i, slot=i, seq=9)) for i in range(3)] + [(md.session, mkdir(b"x", slot=1, seq=20))]
+        [(md.session, mkdir(b"%d" % i, slot=i, seq=9)) for i in range(3)]
+        + [(md.session, mkdir(b"x", slot=1, seq=20))]
     )
     assert [o.code for o in outcomes] == [0] * 4
 
 
-@pytest.mark.parametrize(
-    ("slot", "seq"), [(-1, 1), (SLOTS_PER_SESSION, 1), (0, 0), (0, -1), (1 << 63, 1)]
-)
+@pytest.mark.parametrize(("slot", "seq"), [(-1, 1), (SLOTS_PER_SESSION, 1), (0, 0), (0, -1), (1 << 63, 1)])
 def test_slots_and_sequences_have_limits(md, slot, seq):
     outcome = md.entry([(md.session, mkdir(b"a", slot=slot, seq=seq))])[0]
     assert outcome.code == BadMessage.code
@@ -120,18 +120,21 @@ def test_what_does_not_decode_is_refused_and_the_rest_of_the_entry_applied(md):
     assert names(md) == [b"a"]
 
 
-# --- entries, time and index -----------------------------------------------------------------------------------------
+# --- entries, time and index --------------------------------------------------------------------------------
 
 
 def test_entries_round_trip():
     commands = [(1, mkdir(b"a")), (0, command(m.Reap(InodeId(3))))]
     entry = decode_entry(encode_entry(5, commands))
     assert entry.now_ns == 5
-    assert [(s, c.op, bytes(c.body)) for s, c in entry.commands] == [(s, c.op, bytes(c.body)) for s, c in commands]
+    assert [(s, c.op, bytes(c.body)) for s, c in entry.commands] == [
+        (s, c.op, bytes(c.body)) for s, c in commands
+    ]
 
 
 @pytest.mark.parametrize(
-    "data", [b"\x02\x92\x00\x90", b"\x01", b"\x01garbage", b"\x00", b"\x01\x92\xff\x90", encode_entry(5, [])[:-1]]
+    "data",
+    [b"\x02\x92\x00\x90", b"\x01", b"\x01garbage", b"\x00", b"\x01\x92\xff\x90", encode_entry(5, [])[:-1]],
 )
 def test_an_unreadable_entry_stops_the_node(md, data):
     before, index = contents(md.store), md.machine.applied_index
@@ -170,7 +173,7 @@ def test_time_never_goes_back(md):
     assert b.ctime_ns == late
 
 
-# --- the rule of the operations --------------------------------------------------------------------------------------
+# --- the rule of the operations -----------------------------------------------------------------------------
 
 
 def test_an_operation_that_raises_after_writing_is_caught(md, monkeypatch):
@@ -231,7 +234,7 @@ def test_a_damaged_record_stops_a_node_of_a_group():
     assert md.machine.applied_index == index
 
 
-# --- the same everywhere ---------------------------------------------------------------------------------------------
+# --- the same everywhere ------------------------------------------------------------------------------------
 
 
 def test_the_same_entries_give_the_same_rows_on_both_stores(tmp_path):
@@ -267,7 +270,7 @@ def run_some(md):
     md.do(m.EndSession(md.session), session=0)
 
 
-# --- the empty filesystem --------------------------------------------------------------------------------------------
+# --- the empty filesystem -----------------------------------------------------------------------------------
 
 
 def test_the_empty_filesystem(md):

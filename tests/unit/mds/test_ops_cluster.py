@@ -3,8 +3,8 @@
 import errno
 
 import pytest
-from harness.metadata import ROOT, Metadata
 
+from harness.metadata import ROOT, Metadata
 from shoalfs.mds import messages as m
 from shoalfs.mds import reads
 from shoalfs.mds.messages import TargetState
@@ -30,7 +30,7 @@ def open_(md, nonce):
     return md.do(m.OpenSession(nonce, "client"), session=0)
 
 
-# --- sessions --------------------------------------------------------------------------------------------------------
+# --- sessions -----------------------------------------------------------------------------------------------
 
 
 def test_the_same_nonce_is_the_same_session(md):
@@ -102,7 +102,7 @@ def test_chunk_numbers_run_out(md, monkeypatch):
     md.do(m.ReserveChunks(1))
 
 
-# --- targets ---------------------------------------------------------------------------------------------------------
+# --- targets ------------------------------------------------------------------------------------------------
 
 
 def register(md, number, node="n", address="unix:/a"):
@@ -120,7 +120,12 @@ def target(md, number):
 def test_registering(md):
     assert md.map().epoch == 1
     first = register(md, 1)
-    assert (first.target.id, first.target.epoch, first.target.state, first.map_epoch) == (1, 1, TargetState.UP, 2)
+    assert (first.target.id, first.target.epoch, first.target.state, first.map_epoch) == (
+        1,
+        1,
+        TargetState.UP,
+        2,
+    )
     assert md.map().groups == ()  # the pool wants two
     second = register(md, 2)
     assert second.map_epoch == md.map().epoch == 3

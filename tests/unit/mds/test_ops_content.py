@@ -3,8 +3,8 @@
 import errno
 
 import pytest
-from harness.metadata import ROOT, Metadata
 
+from harness.metadata import ROOT, Metadata
 from shoalfs.mds import messages as m
 from shoalfs.mds import reads
 from shoalfs.transport.errors import BadMessage, ChunkNotReserved, LayoutConflict, PosixError, StaleReceipt
@@ -51,7 +51,7 @@ def refused(md, error, request):
     return caught.value
 
 
-# --- inline ----------------------------------------------------------------------------------------------------------
+# --- inline -------------------------------------------------------------------------------------------------
 
 
 def test_patches_are_applied_in_order(md, ino):
@@ -98,7 +98,9 @@ def test_a_file_grows_to_its_limit_and_not_past_it(md, ino):
     refused(md, LayoutConflict, m.CommitInline(ino, (m.Patch(0, b"x"),), append=True))
     assert md.do(m.CommitInline(ino, (m.Patch(1000, b""),))).inode.size_bytes == 100
     refused(md, BadMessage, m.CommitInline(ino, (m.Patch(-1, b"xy"),)))
-    assert refused(md, PosixError, m.CommitInline(ino, (m.Patch(FILE_SIZE_BYTES_MAX, b"x"),))).errno == E.EFBIG
+    assert (
+        refused(md, PosixError, m.CommitInline(ino, (m.Patch(FILE_SIZE_BYTES_MAX, b"x"),))).errno == E.EFBIG
+    )
 
 
 def test_writing_what_is_no_file(md, ino):
@@ -116,7 +118,7 @@ def test_writing_takes_the_set_id_bits(md):
         assert md.write(made.ino, 0, 10).inode.mode & 0o7777 == after
 
 
-# --- from inline to extents ------------------------------------------------------------------------------------------
+# --- from inline to extents ---------------------------------------------------------------------------------
 
 
 def test_a_file_without_inline_bytes_moves_to_extents(md, ino):
@@ -146,10 +148,13 @@ def test_a_commit_without_extents_only_moves_the_size(md, ino):
     assert (answer.inode.size_bytes, answer.inode.storage) == (50, m.Storage.INLINE)
     assert content(md, ino)[1] == b"abc"
     assert md.commit(ino, size_bytes=10).inode.size_bytes == 50
-    assert refused(md, PosixError, m.CommitExtents(ino, (), (), size_bytes=FILE_SIZE_BYTES_MAX + 1)).errno == E.EFBIG
+    assert (
+        refused(md, PosixError, m.CommitExtents(ino, (), (), size_bytes=FILE_SIZE_BYTES_MAX + 1)).errno
+        == E.EFBIG
+    )
 
 
-# --- extents over extents --------------------------------------------------------------------------------------------
+# --- extents over extents -----------------------------------------------------------------------------------
 
 
 def test_an_overlay_in_the_middle_splits(md, ino):
@@ -241,7 +246,7 @@ def test_extents_are_read_in_pages(md, ino):
             content(md, ino, offset, length)
 
 
-# --- what may be committed -------------------------------------------------------------------------------------------
+# --- what may be committed ----------------------------------------------------------------------------------
 
 
 def test_an_extent_must_lie_within_its_chunk(md, ino):
@@ -331,7 +336,7 @@ def test_an_unknown_group_has_no_receipts(md, ino):
     refused(md, StaleReceipt, request)
 
 
-# --- reaping and garbage ---------------------------------------------------------------------------------------------
+# --- reaping and garbage ------------------------------------------------------------------------------------
 
 
 def test_reaping_is_bounded(md, ino):
@@ -339,7 +344,9 @@ def test_reaping_is_bounded(md, ino):
     sequence = md.do(m.ReserveChunks(count)).first_sequence
     chunks = [chunk_id(1, sequence + i) for i in range(count)]
     for start in range(0, count, 500):
-        md.commit(ino, *(md.extent(c, 10 * (start + i), 10) for i, c in enumerate(chunks[start : start + 500])))
+        md.commit(
+            ino, *(md.extent(c, 10 * (start + i), 10) for i, c in enumerate(chunks[start : start + 500]))
+        )
     md.do(m.Unlink(ROOT, ROOT_INODE, b"f"))
     assert not md.do(m.Reap(ino), session=0).done
     assert md.findings() == []

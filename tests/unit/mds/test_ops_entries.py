@@ -1,11 +1,12 @@
-"""CREATE, MKNOD, MKDIR, SYMLINK, LINK, UNLINK and RMDIR: outcomes, attributes and errnos, as several users."""
+"""CREATE, MKNOD, MKDIR, SYMLINK, LINK, UNLINK and RMDIR: outcomes, attributes and errnos, as several
+users."""
 
 import errno
 import stat
 
 import pytest
-from harness.metadata import ALICE, BOB, ROOT, Metadata
 
+from harness.metadata import ALICE, BOB, ROOT, Metadata
 from shoalfs.mds import messages as m
 from shoalfs.mds import reads
 from shoalfs.transport.errors import PosixError

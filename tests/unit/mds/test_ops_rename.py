@@ -4,8 +4,8 @@ import errno
 import stat
 
 import pytest
-from harness.metadata import ALICE, BOB, ROOT, Metadata
 
+from harness.metadata import ALICE, BOB, ROOT, Metadata
 from shoalfs.mds import messages as m
 from shoalfs.mds import reads
 from shoalfs.transport.errors import PosixError

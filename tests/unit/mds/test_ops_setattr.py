@@ -4,8 +4,8 @@ import errno
 import stat
 
 import pytest
-from harness.metadata import ALICE, BOB, ROOT, SECOND_NS, Metadata
 
+from harness.metadata import ALICE, BOB, ROOT, SECOND_NS, Metadata
 from shoalfs.mds import messages as m
 from shoalfs.mds import reads
 from shoalfs.transport.errors import PosixError
@@ -127,7 +127,10 @@ def test_times(md, who, mode, atime, mtime, number):
     if number is not None:
         assert after == made
         return
-    expected = [{None: old, m.NOW: md.now_ns}.get(new, new) for old, new in ((made.atime_ns, atime), (made.mtime_ns, mtime))]
+    expected = [
+        {None: old, m.NOW: md.now_ns}.get(new, new)
+        for old, new in ((made.atime_ns, atime), (made.mtime_ns, mtime))
+    ]
     assert [after.atime_ns, after.mtime_ns] == expected
     assert after.ctime_ns == md.now_ns
     assert after.data_version == made.data_version

@@ -37,7 +37,7 @@ def test_every_target_leads_its_groups(replicas, count):
     if count < replicas:
         assert map_.groups == ()
         return
-    assert Counter(g.targets[0] for g in map_.groups) == {i: PGS_PER_TARGET for i in range(1, count + 1)}
+    assert Counter(g.targets[0] for g in map_.groups) == dict.fromkeys(range(1, count + 1), PGS_PER_TARGET)
     assert [g.id for g in map_.groups] == list(range(1, len(map_.groups) + 1))
     for group in map_.groups:
         assert len(set(group.targets)) == len(group.targets) == replicas

@@ -9,11 +9,11 @@ import threading
 import lmdb
 import pytest
 
+from harness.metadata import contents
 from shoalfs.mds import meta_page
 from shoalfs.mds import store as store_module
 from shoalfs.mds.store import LmdbStore
 from shoalfs.transport.errors import StorageFailed, UserError
-from harness.metadata import contents
 
 PAGE = 4096
 
@@ -123,7 +123,9 @@ def live_pages(data, meta_pages):
         flags, lower = int.from_bytes(page[10:12], "little"), int.from_bytes(page[12:14], "little")
         for slot in range((lower - 16) // 2):
             node = int.from_bytes(page[16 + 2 * slot :][:2], "little")
-            low, high, node_flags, key_bytes = (int.from_bytes(page[node + i :][:2], "little") for i in (0, 2, 4, 6))
+            low, high, node_flags, key_bytes = (
+                int.from_bytes(page[node + i :][:2], "little") for i in (0, 2, 4, 6)
+            )
             if flags & 0x01:
                 waiting.append(low | high << 16 | node_flags << 32)
             elif node_flags & 0x01:
@@ -228,7 +230,7 @@ def test_space_is_used_again_after_a_checkpoint(tmp_path):
     store.close()
 
 
-# --- files that are not as they should be ----------------------------------------------------------------------------
+# --- files that are not as they should be -------------------------------------------------------------------
 
 
 def made(path, boot_id="first"):
@@ -327,7 +329,7 @@ def test_a_directory_that_cannot_be_made_is_the_users_mistake(tmp_path):
         LmdbStore.open(str(tmp_path / "file" / "store"))
 
 
-# --- a full disk -----------------------------------------------------------------------------------------------------
+# --- a full disk --------------------------------------------------------------------------------------------
 
 
 def test_a_full_map_is_one_clear_error_and_nothing_of_the_transaction_stays(tmp_path, monkeypatch):
