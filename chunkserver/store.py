@@ -333,7 +333,9 @@ class ChunkStore:
         chunks, quarantined = self._index.counts()
         capacity, used = space.capacity_bytes, space.capacity_bytes - space.free_bytes
         if self._size_limit_bytes is not None:
-            capacity, used = self._size_limit_bytes, self._index.live_bytes
+            # What others store on the same filesystem takes from what is left, not from what is here.
+            used = self._index.live_bytes
+            capacity = min(self._size_limit_bytes, used + space.free_bytes)
         return Usage(capacity, used, chunks, self._segments.count, quarantined)
 
     # --- failure and the end -----------------------------------------------------------------------------------------

@@ -69,7 +69,8 @@ def fuse_options(options: MountOptions) -> set[str]:
     by the metadata service; device nodes and suid programs of the mount are inert, as on every network filesystem
     that users can mount."""
     chosen = set(pyfuse3.default_options)
-    chosen |= {f"fsname={FSTYPE}:{options.metadata[0]}", f"subtype={FSTYPE}"}
+    addresses = "\\,".join(options.metadata)  # libfuse splits at commas that are not escaped
+    chosen |= {f"fsname={FSTYPE}:{addresses}", f"subtype={FSTYPE}"}
     chosen |= {"default_permissions", "nosuid", "nodev"}
     if options.allow_other:
         chosen.add("allow_other")

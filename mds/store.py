@@ -67,7 +67,7 @@ class SavedMeta(Message, frozen=True):
 class LmdbTxn:
     """The Txn port over an LMDB transaction. Used by one thread, within its ``with`` block."""
 
-    def __init__(self, txn: lmdb.Transaction) -> None:
+    def __init__(self, txn: "lmdb.Transaction[bytes]") -> None:
         self._txn = txn
 
     def get(self, key: bytes) -> bytes | None:
@@ -114,7 +114,7 @@ class LmdbTxn:
 class Checkpoint:
     """One checkpoint in the making. Made by :meth:`LmdbStore.checkpoint`."""
 
-    def __init__(self, store: "LmdbStore", pin: lmdb.Transaction, saved: SavedMeta) -> None:
+    def __init__(self, store: "LmdbStore", pin: "lmdb.Transaction[bytes]", saved: SavedMeta) -> None:
         self._store = store
         self.pin = pin
         self.saved = saved
@@ -136,7 +136,7 @@ class LmdbStore:
         self._env = env
         self._directory = directory  # descriptor, holds the lock on the directory
         self._boot_id = boot_id
-        self._pin: lmdb.Transaction | None = None
+        self._pin: lmdb.Transaction[bytes] | None = None
         self._durable = 0
         self._checkpointing = False
         self._writing = False
@@ -235,6 +235,7 @@ class LmdbStore:
         """Take a last checkpoint and let go of the directory. No transaction may be open."""
         try:
             self.checkpoint().write()
+            assert self._pin is not None
             self._pin.abort()
         finally:
             self._env.close()

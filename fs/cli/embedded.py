@@ -84,7 +84,7 @@ def _chunkserver(state: StateDir, cluster: ClusterRecord, node: int) -> Daemon:
     table = {
         "name": name,
         "listen": address,
-        "targets": [{"path": state.at("data", name)}],
+        "targets": [{"path": state.at("data", name), "size": cluster.target_bytes}],
         "mds": list(peers(state, cluster).values()),
     }
     return Daemon(name, "chunkserver", address, {"cluster": {"id": cluster.cluster_id}, "chunkserver": table})

@@ -51,6 +51,14 @@ def up(
         _stay(directory, point)
 
 
+def _share(where: str, nodes: int) -> int:
+    """Each target's share of what the disk that ``where`` is on (or will be) has free, in whole MiB."""
+    while not os.path.exists(where):
+        where = os.path.dirname(where)
+    space = os.statvfs(where)
+    return max(1, space.f_bavail * space.f_frsize // nodes // MIB) * MIB
+
+
 def settle(
     made: ClusterRecord | None, mds: int | None, nodes: int | None, replicas: int | None, where: str
 ) -> ClusterRecord:
@@ -62,6 +70,7 @@ def settle(
             mds=1 if mds is None else mds,
             nodes=nodes,
             replicas=min(2, nodes) if replicas is None else replicas,
+            target_bytes=_share(where, max(1, nodes)),
         )
         embedded.check(wanted)
         return wanted

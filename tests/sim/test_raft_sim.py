@@ -13,6 +13,7 @@ import pytest
 
 from shoalfs.mds import journal as journal_module
 from shoalfs.mds import raft_guard, raft_peers
+from shoalfs.transport.ids import NodeId
 from sim.raft_world import Broken, World
 
 SEEDS = range(int(os.environ.get("SHOAL_SIM_FIRST", "0")), int(os.environ.get("SHOAL_SIM_SEEDS", "20")))
@@ -66,9 +67,17 @@ class Faults:
                 pairs = {chance.choice(sorted(pairs))}
             if chance.random() < 0.7:
                 pairs |= {(b, a) for a, b in pairs}
-            world.cut |= pairs
-            world.at(world.now + chance.uniform(0.05, 1.5), lambda: world.cut.difference_update(pairs))
+            self._cut(pairs)
+        elif kind == "ring":
+            # One does not hear the leader, another does but is not heard: who may lead, and until when?
+            a, b, c = chance.sample(world.nodes, 3)
+            self._cut({(a, b), (c, a)})
         self._schedule()
+
+    def _cut(self, pairs: set[tuple[NodeId, NodeId]]) -> None:
+        world = self.world
+        world.cut |= pairs
+        world.at(world.now + world.chance.uniform(0.05, 1.5), lambda: world.cut.difference_update(pairs))
 
 
 def live(world: World) -> None:
@@ -117,9 +126,9 @@ def history(seed: int, directory: Path, kinds: tuple[str, ...], *, size: int = 3
 
 
 KINDS = {
-    "network": ("cut", "cut", "stall"),
+    "network": ("cut", "cut", "ring", "stall"),
     "kill": ("kill", "kill", "cut", "stall"),
-    "power": ("power", "power", "cut", "stall", "disk", "blackout"),
+    "power": ("power", "power", "cut", "ring", "stall", "disk", "blackout"),
 }
 
 

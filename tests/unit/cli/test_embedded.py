@@ -23,7 +23,7 @@ def written(tmp_path, tables):
 
 def test_three_metadata_nodes_know_each_other(tmp_path):
     state = StateDir("/s")
-    daemons = embedded.servers(state, ClusterRecord(ID, 3, 2, 2))
+    daemons = embedded.servers(state, ClusterRecord(ID, 3, 2, 2, 1 << 30))
     assert [daemon.name for daemon in daemons] == [
         "mds-1",
         "mds-2",
@@ -42,7 +42,7 @@ def test_three_metadata_nodes_know_each_other(tmp_path):
 
 
 def test_chunkservers_find_the_metadata_service(tmp_path):
-    daemon = embedded.servers(StateDir("/s"), ClusterRecord(ID, 1, 2, 1))[-1]
+    daemon = embedded.servers(StateDir("/s"), ClusterRecord(ID, 1, 2, 1, 1 << 30))[-1]
     options = chunkserver_options(written(tmp_path, daemon.tables))
     assert options.node == "chunkserver-2"
     assert options.listen == daemon.address == "unix:/s/sock/chunkserver-2.sock"
@@ -52,7 +52,7 @@ def test_chunkservers_find_the_metadata_service(tmp_path):
 
 
 def test_the_mount_finds_the_metadata_service(tmp_path):
-    config = written(tmp_path, embedded.mount_tables(StateDir("/s"), ClusterRecord(ID, 1, 1, 1)))
+    config = written(tmp_path, embedded.mount_tables(StateDir("/s"), ClusterRecord(ID, 1, 1, 1, 1 << 30)))
     options = mount_options(config, "/mnt")
     assert (options.mountpoint, options.metadata) == ("/mnt", ("unix:/s/sock/mds-1.sock",))
     assert options.cluster_id == bytes.fromhex(ID)
@@ -74,13 +74,13 @@ def test_options_hold_plain_values_only(tmp_path):
     )
     for options in (mds_options(config), chunkserver_options(config), mount_options(config, "/m")):
         msgspec.json.encode(options)
-    for daemon in embedded.servers(StateDir("/s"), ClusterRecord(ID, 3, 2, 2)):
+    for daemon in embedded.servers(StateDir("/s"), ClusterRecord(ID, 3, 2, 2, 1 << 30)):
         msgspec.json.encode(daemon)
 
 
 def test_a_long_state_directory_is_refused_before_anything_is_made():
     with pytest.raises(UserError, match=r"socket path of 1\d\d bytes, the kernel allows 107: .* --state"):
-        embedded.servers(StateDir("/" + "s" * 100), ClusterRecord(ID, 1, 1, 1))
+        embedded.servers(StateDir("/" + "s" * 100), ClusterRecord(ID, 1, 1, 1, 1 << 30))
 
 
 def test_a_server_without_targets_or_metadata_service_is_refused():
@@ -114,7 +114,7 @@ def test_an_impossible_cluster_is_refused(mds, nodes, replicas, said):
 
 
 def test_a_made_cluster_keeps_its_shape():
-    made = ClusterRecord(ID, 1, 2, 2)
+    made = ClusterRecord(ID, 1, 2, 2, 1 << 30)
     assert settle(made, None, None, None, "/s") == made
     assert settle(made, 1, 2, 2, "/s") == made
     with pytest.raises(UserError, match="--nodes 3: /s: this cluster was made with 2"):

@@ -6,7 +6,7 @@ from shoalfs.fs.cli.processes import Identity
 from shoalfs.fs.cli.state import ClusterRecord, RunRecord, StateDir, default_path
 from shoalfs.transport.errors import UserError
 
-CLUSTER = ClusterRecord("00" * 16, 1, 2, 2)
+CLUSTER = ClusterRecord("00" * 16, 1, 2, 2, 1 << 30)
 
 
 def record(name, kind):

@@ -45,7 +45,7 @@ def test_lookup_many(md):
     for number in range(3):
         made = md.create(b"f%d" % number)
         md.write_inline(made.ino, 0, b"%d" % number * (number + 1))
-    items = tuple((ROOT_INODE, name) for name in (b"f0", b"missing", b"f2", b".")) + ((InodeId(9), b"x"),)
+    items = (*((ROOT_INODE, name) for name in (b"f0", b"missing", b"f2", b".")), (InodeId(9), b"x"))
     answer, payload = md.read(reads.lookup_many, m.LookupMany(ROOT, items, want_data=True))
     assert [i.errno for i in answer.items] == [0, E.ENOENT, 0, 0, E.ESTALE]
     assert [i.data_bytes for i in answer.items] == [1, 0, 3, 0, 0]

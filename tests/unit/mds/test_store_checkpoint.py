@@ -251,7 +251,7 @@ def test_a_data_file_of_garbage_is_refused(tmp_path, boot_id):
     else:
         # The meta pages are put back, but what they lead to is garbage: LMDB itself or a checksum notices.
         with pytest.raises(StorageFailed):
-            store = LmdbStore.open(str(path), boot_id=boot_id)
+            LmdbStore.open(str(path), boot_id=boot_id)
 
 
 @pytest.mark.parametrize("boot_id", ["first", "second"])
