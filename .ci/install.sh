@@ -33,8 +33,11 @@ find_python() {
 
 # What the packages are needed for is tested, not whether dpkg knows them: that also works on other systems.
 something_is_missing() {
-    ! command -v gcc >/dev/null || ! command -v pkg-config >/dev/null || ! command -v fusermount3 >/dev/null ||
-        ! pkg-config --exists fuse3 || ! command -v python3 >/dev/null ||
+    local command
+    for command in "${COMMANDS[@]}"; do
+        command -v "$command" >/dev/null || return 0
+    done
+    ! pkg-config --exists fuse3 ||
         ! python3 -c 'import ensurepip, os, sysconfig, sys
 sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))' 2>/dev/null
 }
@@ -71,5 +74,6 @@ install_python() {
     } >"$stamp"
 }
 
+COMMANDS=(gcc pkg-config fusermount3 python3)
 PACKAGES=(python3-venv python3-dev gcc libc6-dev pkg-config libfuse3-dev fuse3)
 mkdir -p "$WORK"
