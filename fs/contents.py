@@ -22,8 +22,8 @@ class Contents:
         self.inode = inode
         self.inline: bytes | None = None
         self.extents = ExtentMap()
-        # A change of ours met a change of somebody else: what the kernel has cached may be neither's. Set, never
-        # cleared: it ends with the last close.
+        # A change of ours met a change of somebody else: what the kernel has cached may be neither's. Set
+        # here, cleared by whoever has made the kernel forget its pages.
         self.mixed = False
         self.learn(inode, inline)
 

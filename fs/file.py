@@ -139,6 +139,10 @@ class FileData:
         """Others have changed the file between changes of this mount: pages that the kernel has may be neither's."""
         return self._contents.mixed
 
+    def pages_dropped(self) -> None:
+        """The kernel has no pages of this file any more."""
+        self._contents.mixed = False
+
     def refresh(self, inode: Inode, inline: Buffer | None = None) -> None:
         """Take in an answer to open or getattr, with the inline bytes if it brought them. What is cached of
         the file is kept if its data version is the same; what is dirty is always kept."""

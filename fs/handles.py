@@ -1,10 +1,9 @@
-"""What this mount has open: file handles, directory handles, and one FileData per open inode."""
+"""What this mount has open: file handles, directory handles, and how many handles there are on each inode. Pure."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from shoalfs.fs.file import FileData
-from shoalfs.mds.messages import Credentials, DirEntry, Inode
+from shoalfs.mds.messages import Credentials, DirEntry
 from shoalfs.transport.ids import InodeId
 
 
@@ -33,7 +32,7 @@ class DirHandle:
 
 
 @dataclass(slots=True)
-class _Shared:
+class _Held:
     """An inode's data with the number of handles on it. Invariant: count > 0 while it is in the table."""
 
     file: FileData
@@ -48,39 +47,32 @@ class Handles:
     _next: int = 1
     _files: dict[int, FileHandle] = field(default_factory=dict)
     _dirs: dict[int, DirHandle] = field(default_factory=dict)
-    _shared: dict[InodeId, _Shared] = field(default_factory=dict)
+    _held: dict[InodeId, _Held] = field(default_factory=dict)
 
     def data(self, ino: InodeId) -> FileData | None:
         """The data of an inode that is open here, else None."""
-        shared = self._shared.get(ino)
-        return shared.file if shared else None
+        held = self._held.get(ino)
+        return held.file if held else None
 
     def open_inodes(self) -> tuple[InodeId, ...]:
-        return tuple(self._shared)
+        return tuple(self._held)
 
-    def all_data(self) -> tuple[FileData, ...]:
-        return tuple(shared.file for shared in self._shared.values())
+    def hold(self, file: FileData) -> None:
+        """One more handle on the inode, until :meth:`unhold`."""
+        self._held.setdefault(file.ino, _Held(file)).count += 1
 
-    def share(self, inode: Inode, make: Callable[[Inode], FileData]) -> FileData:
-        """The inode's data, made if nobody has it open, held until :meth:`unshare`."""
-        shared = self._shared.get(inode.ino)
-        if shared is None:
-            shared = self._shared[inode.ino] = _Shared(make(inode))
-        shared.count += 1
-        return shared.file
-
-    def unshare(self, ino: InodeId) -> bool:
-        """Give back one :meth:`share`. True if it was the last."""
-        shared = self._shared[ino]
-        shared.count -= 1
-        if shared.count:
+    def unhold(self, ino: InodeId) -> bool:
+        """One handle less. True if it was the last."""
+        held = self._held[ino]
+        held.count -= 1
+        if held.count:
             return False
-        del self._shared[ino]
+        del self._held[ino]
         return True
 
     def holders(self, ino: InodeId) -> int:
-        shared = self._shared.get(ino)
-        return shared.count if shared else 0
+        held = self._held.get(ino)
+        return held.count if held else 0
 
     def add_file(self, handle: FileHandle) -> int:
         number = self._number()

@@ -8,9 +8,7 @@ flushed is lost, as the contract says, and the session ends by itself after its 
 import logging
 import os
 import socket
-from collections import Counter
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Final
 
 import pyfuse3
@@ -20,20 +18,17 @@ from shoalfs.chunkserver.client import ChunkClient
 from shoalfs.fs import fuse_wait
 from shoalfs.fs.attributes import AttributeCache
 from shoalfs.fs.credentials import CredentialsCache
-from shoalfs.fs.file import FileData, Services
-from shoalfs.fs.flush import WriteBack
+from shoalfs.fs.data_path import DataPath
 from shoalfs.fs.handles import Handles
 from shoalfs.fs.kernel_cache import KernelCache
 from shoalfs.fs.operations import Operations
 from shoalfs.fs.pages import KernelPages
-from shoalfs.fs.reader import ChunkReader
 from shoalfs.fs.releases import Releases
-from shoalfs.fs.uploader import Uploader
 from shoalfs.fs.vfs import Vfs
 from shoalfs.mds.client import MdsClient, open_session
 from shoalfs.mds.messages import CLIENT
 from shoalfs.transport.carrier import Carriers
-from shoalfs.transport.errors import SessionGone, ShoalError, UserError
+from shoalfs.transport.errors import SessionGone, UserError
 from shoalfs.transport.limits import DIRTY_BYTES_DEFAULT, READ_CACHE_BYTES_DEFAULT
 from shoalfs.transport.network import open_network
 from shoalfs.transport.session import PROTOCOL_VERSION, Hello
@@ -93,11 +88,12 @@ async def run(
     name = f"{socket.gethostname()}:{os.getpid()}"
     hello = Hello(PROTOCOL_VERSION, options.cluster_id, CLIENT, name)
     handles = Handles()
+    data_paths: list[DataPath] = []  # the one of this mount, once the session that it needs is open
 
     def session_lost() -> None:
         """What was not committed is lost by contract; files without such bytes go on under the new session."""
-        for file in handles.all_data():
-            file.lose(SessionGone())
+        for data_path in data_paths:
+            data_path.lose_all(SessionGone())
 
     async with (
         open_network(carriers, hello) as network,
@@ -110,61 +106,46 @@ async def run(
             start_ms=START_MS,
         ) as session,
     ):
-        await _serve(options, handles, session, ChunkClient(network), task_status)
+        data_path = DataPath(
+            session, ChunkClient(network), dirty_bytes=options.dirty_bytes, cache_bytes=options.cache_bytes
+        )
+        data_paths.append(data_path)
+        await _serve(options, handles, session, data_path, task_status)
 
 
 async def _serve(
     options: MountOptions,
     handles: Handles,
     session: MdsClient,
-    chunks: ChunkClient,
+    data_path: DataPath,
     task_status: "trio.TaskStatus[None]",
 ) -> None:
     """Put the parts together and run them; at the end, in the order that the module describes."""
-    counters: Counter[str] = Counter()
-    write_back = WriteBack(options.dirty_bytes)
     releases = Releases(session)
     kernel_cache = KernelCache()
+    vfs = Vfs(
+        session,
+        data_path,
+        handles,
+        releases,
+        AttributeCache(options.attr_timeout_ms / 1000),
+        KernelPages(),
+        trio.current_time,
+        kernel_cache.forget_pages,
+        durable_close=options.durable_close,
+    )
     async with trio.open_nursery() as nursery:
-        services = Services(
-            metadata=session,
-            uploader=Uploader(session, chunks, counters),
-            reader=ChunkReader(session, chunks, counters, cache_bytes=options.cache_bytes),
-            budget=write_back.budget,
-            counters=counters,
-            wrote=write_back.wrote,
-            cleaned=write_back.cleaned,
-            prefetch=lambda file, start, end: nursery.start_soon(file.prefetch, start, end),
-        )
-        vfs = Vfs(
-            session,
-            handles,
-            partial(FileData, services),
-            releases,
-            AttributeCache(options.attr_timeout_ms / 1000),
-            KernelPages(),
-            trio.current_time,
-            kernel_cache.forget_pages,
-            durable_close=options.durable_close,
-        )
-        nursery.start_soon(write_back.run)
+        nursery.start_soon(data_path.run)
         nursery.start_soon(releases.run)
         nursery.start_soon(kernel_cache.run)
         try:
             await _answer_kernel(options, vfs, task_status)
         finally:
             with trio.move_on_after(_FLUSH_AT_END_S, shield=True):
-                await _flush_all(handles)
+                for error in await data_path.flush_all(durable=True):
+                    log.error("bytes that were not committed are lost: %s", error)
                 await releases.send_all()
         nursery.cancel_scope.cancel()
-
-
-async def _flush_all(handles: Handles) -> None:
-    for file in handles.all_data():
-        try:
-            await file.flush(durable=True)
-        except ShoalError as error:
-            log.error("inode %d: bytes that were not committed are lost: %s", file.ino, error)
 
 
 async def _answer_kernel(options: MountOptions, vfs: Vfs, task_status: "trio.TaskStatus[None]") -> None:

@@ -15,6 +15,7 @@ import os
 from collections.abc import Callable
 
 from shoalfs.fs.attributes import AttributeCache
+from shoalfs.fs.data_path import DataPath
 from shoalfs.fs.file import FileData
 from shoalfs.fs.handles import DirHandle, FileHandle, Handles
 from shoalfs.fs.pages import KernelPages
@@ -36,8 +37,8 @@ class Vfs:
     def __init__(
         self,
         metadata: Metadata,
+        data_path: DataPath,
         handles: Handles,
-        make: Callable[[m.Inode], FileData],
         releases: Releases,
         attributes: AttributeCache,
         pages: KernelPages,
@@ -46,11 +47,10 @@ class Vfs:
         *,
         durable_close: bool = False,
     ) -> None:
-        """``make`` makes the data of a file that nobody had open. ``invalidate`` makes the kernel forget the pages of
-        an inode, soon; it must not wait for that."""
+        """``invalidate`` makes the kernel forget the pages of an inode, soon; it must not wait for that."""
         self._metadata = metadata
+        self._data_path = data_path
         self._handles = handles
-        self._make = make
         self._releases = releases
         self._attributes = attributes
         self._pages = pages
@@ -131,10 +131,8 @@ class Vfs:
         return renamed
 
     async def _harden(self, who: m.Credentials, parent: InodeId, name: bytes) -> None:
-        if not any(file.needs_fsync for file in self._handles.all_data()):
-            return
-        ino = (await self.lookup(who, parent, name)).ino
-        file = self._handles.data(ino)
+        """Put on disk what this mount wrote to the file of that name, open or closed."""
+        file = self._data_path.find((await self.lookup(who, parent, name)).ino)
         if file is not None and file.needs_fsync:
             await file.flush(durable=True)
 
@@ -231,8 +229,9 @@ class Vfs:
             number, keep = await self.open(who, created.inode.ino, flags)
             return self._handles.file(number).file.inode, number, keep
         self._seen(created.inode)
-        file = self._handles.share(created.inode, self._make)
+        file = self._data_path.file(created.inode)
         file.refresh(created.inode, b"")
+        self._handles.hold(file)
         return created.inode, self._add(file, flags), False
 
     async def open(self, who: m.Credentials, ino: InodeId, flags: int) -> tuple[int, bool]:
@@ -242,16 +241,19 @@ class Vfs:
         request = m.Open(who, self._metadata.session, ino, access != os.O_WRONLY, access != os.O_RDONLY)
         reply = await self._metadata.read(m.OPEN, request)
         inode = reply.body.inode
-        file = self._handles.share(inode, self._make)
+        file = self._data_path.file(inode)
+        coherent = not file.changed_elsewhere(inode) and not file.is_mixed
+        self._handles.hold(file)
         try:
-            coherent = not file.changed_elsewhere(inode) and not file.is_mixed
             keep = coherent and (self._handles.holders(ino) > 1 or self._pages.still_good(inode))
+            if not keep and self._handles.holders(ino) == 1:
+                file.pages_dropped()
             file.refresh(inode, reply.payload)
             if flags & os.O_TRUNC:
                 await file.setattr(m.SetAttr(who, ino, size_bytes=0, by_handle=True))
                 keep = False
         except BaseException:
-            self._unshare(file)
+            self._unhold(file)
             raise
         self._seen(inode)
         return self._add(file, flags), keep
@@ -309,21 +311,24 @@ class Vfs:
 
     async def release(self, number: int) -> None:
         """The handle is gone; nobody is left to be told of an error. What was written through a shared mapping after
-        the close is committed now."""
+        the close is committed now; if that fails, write-back goes on trying."""
         file = self._handles.pop_file(number).file
-        last = self._handles.holders(file.ino) == 1
         try:
-            if last and file.is_dirty and file.committed_inode.nlink:
+            if self._handles.holders(file.ino) > 1:
+                return
+            if not file.committed_inode.nlink:
+                file.discard()
+            elif file.is_dirty:
                 await file.flush(durable=False)
         except ShoalError as error:
-            log.error("inode %d: closed for the last time with bytes that are lost: %s", file.ino, error)
+            log.error(
+                "inode %d: closed for the last time with bytes that are not committed: %s", file.ino, error
+            )
         finally:
-            self._unshare(file)
+            self._unhold(file)
 
-    def _unshare(self, file: FileData) -> None:
-        if self._handles.unshare(file.ino):
-            if file.is_dirty:
-                file.discard()
+    def _unhold(self, file: FileData) -> None:
+        if self._handles.unhold(file.ino):
             if file.is_mixed:
                 self._pages.spoiled(file.ino)
             else:

@@ -162,7 +162,7 @@ class Machine:
                 now_ns, entry_outcomes = applied.now_ns, []
                 if data:
                     entry = decode_entry(data)
-                    now_ns = entry.now_ns
+                    now_ns = max(now_ns, entry.now_ns)
                     for position, (session, command) in enumerate(entry.commands):
                         place = (index, position)
                         if place in refused:

@@ -4,6 +4,7 @@ Every start goes the same way: the run record is written, then the process is wa
 command finds the records, leaves alone what runs and starts what does not, also after a crash in the middle.
 """
 
+import os
 import secrets
 import signal
 import time
@@ -18,6 +19,7 @@ from shoalfs.fs.cli.output import print_table, say
 from shoalfs.fs.cli.state import ClusterRecord, RunRecord, StateDir
 from shoalfs.transport.config import render
 from shoalfs.transport.errors import UserError
+from shoalfs.transport.limits import MIB
 
 READY_S: Final = 60.0  # a metadata node that replays a long journal is the slowest to start
 _WATCH_S: Final = 1.0

@@ -124,6 +124,8 @@ def _answer(error: BaseException) -> tuple[int, str] | None:
     if isinstance(error, errors.ShoalError):
         remedy = _NEXT.get(type(error))
         return 1, f"shoal: {error}: {remedy}" if remedy else f"shoal: {error}"
+    if isinstance(error, errors.StorageFailed):
+        return 1, f"shoal: {error}"
     if isinstance(error, OSError):
         where = f": {os.fsdecode(error.filename)}" if error.filename is not None else ""
         return 1, f"shoal: {error.strerror or error}{where}"

@@ -31,6 +31,14 @@ def test_status_is_healthy(cluster: Cluster):
     assert "healthy" in cluster.run("status", "--state", cluster.state)
 
 
+def test_fsck_is_clean(mnt: Path, cluster: Cluster):
+    (mnt / "f").write_bytes(os.urandom(200_000))
+    report = json.loads(cluster.run("fsck", "--json", "--deep", "--state", cluster.state))
+    assert report["clean"]
+    assert report["replicas"] >= 2
+    assert cluster.run("fsck", "--state", cluster.state)
+
+
 def test_up_again_changes_nothing(cluster: Cluster):
     before = cluster.records()
     cluster.up()

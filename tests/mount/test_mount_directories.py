@@ -6,12 +6,15 @@ from pathlib import Path
 from harness.libc import DirStream
 
 MANY = 5_000
+LONG = "n" * 200  # so long that few names fill what the kernel and the C library fetch at a time
 
 
 def fill(directory: Path, count: int, prefix: str = "entry") -> list[bytes]:
-    for number in range(count):
-        os.mknod(directory / f"{prefix}-{number:05}", 0o100644)
-    return [b"%s-%05d" % (prefix.encode(), number) for number in range(count)]
+    """Make ``count`` names; returns them in order."""
+    names = [f"{prefix}-{number:05}" for number in range(count)]
+    for name in names:
+        os.mknod(directory / name, 0o100644)
+    return [name.encode() for name in names]
 
 
 def test_a_listing_has_every_name_with_its_type(mnt: Path):
@@ -55,7 +58,7 @@ def test_many_entries_are_listed_completely_whatever_happens_meanwhile(mnt: Path
 
 
 def test_a_directory_is_emptied_while_it_is_listed(mnt: Path):
-    fill(mnt, 1_500)
+    fill(mnt, 400, LONG)
     with DirStream(mnt) as stream:
         while (name := stream.read()) is not None:
             if name not in (b".", b".."):
@@ -64,29 +67,29 @@ def test_a_directory_is_emptied_while_it_is_listed(mnt: Path):
 
 
 def test_a_stream_goes_back_to_where_it_was(mnt: Path):
-    fill(mnt, 400)
+    fill(mnt, 300, LONG)
     with DirStream(mnt) as stream:
         for _ in range(150):
             stream.read()
         position = stream.tell()
         rest = stream.rest()
-        assert len(rest) >= 400 - 150
+        assert len(rest) >= 300 - 150
         stream.seek(position)
         assert stream.rest() == rest
 
 
 def test_a_position_stays_good_when_names_around_it_go(mnt: Path):
-    fill(mnt, 300)
+    """Whether a name that was removed since the stream was opened is still listed, POSIX leaves open."""
+    fill(mnt, 300, LONG)
     with DirStream(mnt) as stream:
         before = [stream.read() for _ in range(100)]
         position = stream.tell()
         rest = stream.rest()
-        gone = rest[:5]
+        gone = [before[50], *rest[:5]]
         for name in gone:
             os.unlink(os.path.join(os.fsencode(mnt), name))
-        (mnt / before[50].decode()).unlink()
         stream.seek(position)
-        assert stream.rest() == rest[5:]
+        assert [name for name in stream.rest() if name not in gone] == rest[5:]
 
 
 def test_rewind_shows_what_was_made_since(mnt: Path):

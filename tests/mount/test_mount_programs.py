@@ -136,7 +136,7 @@ def test_compileall_and_import(mnt: Path):
 
 
 def make_wheel(path: Path) -> None:
-    """The smallest package that pip installs, with a command."""
+    """A package of a hundred modules and one command, as pip installs it."""
     info = "tiny_package-1.0.dist-info"
     files = {
         "tiny_package/__init__.py": "def main():\n    print('installed')\n",
@@ -144,6 +144,7 @@ def make_wheel(path: Path) -> None:
         f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
         f"{info}/entry_points.txt": "[console_scripts]\ntiny = tiny_package:main\n",
     }
+    files |= {f"tiny_package/module{number}.py": "# filler\n" * number for number in range(100)}
     files[f"{info}/RECORD"] = "".join(f"{name},,\n" for name in [*files, f"{info}/RECORD"])
     with zipfile.ZipFile(path, "w") as archive:
         for name, text in files.items():
@@ -153,11 +154,11 @@ def make_wheel(path: Path) -> None:
 def test_pip_installs_into_a_virtual_environment(mnt: Path):
     wheel = mnt / "tiny_package-1.0-py3-none-any.whl"
     make_wheel(wheel)
-    run(sys.executable, "-m", "venv", mnt / "venv", cwd=mnt)
-    python = mnt / "venv" / "bin" / "python"
-    run(python, "-m", "pip", "install", "-q", "--no-index", "--disable-pip-version-check", wheel, cwd=mnt)
+    run(sys.executable, "-m", "venv", "--without-pip", mnt / "venv", cwd=mnt)
+    pip = (sys.executable, "-m", "pip", "--python", mnt / "venv" / "bin" / "python")
+    run(*pip, "install", "-q", "--no-index", "--disable-pip-version-check", wheel, cwd=mnt)
     assert run(mnt / "venv" / "bin" / "tiny", cwd=mnt) == "installed\n"
-    run(python, "-m", "pip", "uninstall", "-q", "-y", "tiny-package", cwd=mnt)
+    run(*pip, "uninstall", "-q", "-y", "tiny-package", cwd=mnt)
     assert not (mnt / "venv" / "bin" / "tiny").exists()
 
 

@@ -83,6 +83,8 @@ class Faults:
 def live(world: World) -> None:
     """Clients propose and read at every node, all the time."""
     count = 0
+    chance = world.chance
+    rate = chance.choice([100.0, 600.0])
 
     def propose() -> None:
         nonlocal count
@@ -90,7 +92,9 @@ def live(world: World) -> None:
         if world.clients_on and process.up and world.now >= process.stalled_until:
             count += 1
             process.propose(b"%d " % count + bytes(world.chance.randrange(200)))
-        world.at(world.now + world.chance.expovariate(600), propose)
+        # While nobody proposes, a member that is cut off stays electable, and a leader hears late of another.
+        is_pause = chance.random() < 0.02
+        world.at(world.now + (chance.uniform(0.3, 1.2) if is_pause else chance.expovariate(rate)), propose)
 
     def read() -> None:
         for process in world.processes.values():
@@ -140,7 +144,7 @@ def test_promises_hold(seed: int, kinds: str, directory: Path) -> None:
     except (Broken, AssertionError):
         print(f"replay: pytest 'tests/sim/test_raft_sim.py::test_promises_hold[{seed}-{kinds}]'")
         raise
-    assert len(world.acknowledged) > 100, "the group hardly ever worked"
+    assert len(world.acknowledged) > 20, "the group hardly ever worked"
     assert world.reads > 50
 
 
@@ -151,7 +155,40 @@ def test_promises_hold_among_five(seed: int, directory: Path) -> None:
     except (Broken, AssertionError):
         print(f"replay: pytest 'tests/sim/test_raft_sim.py::test_promises_hold_among_five[{seed}]'")
         raise
-    assert len(world.acknowledged) > 100, "the group hardly ever worked"
+    assert len(world.acknowledged) > 20, "the group hardly ever worked"
+
+
+@pytest.mark.parametrize("restarts", [False, True], ids=["steady", "voter restarts"])
+@pytest.mark.parametrize("seed", range(10))
+def test_a_lease_is_good_though_another_wants_to_lead(seed: int, restarts: bool, directory: Path) -> None:
+    """Only one of the two followers hears the leader. The other's candidacy must not make the lease a lie, also
+    when the one that helped to renew it starts afresh and knows nothing of that.
+    """
+    world = World(seed, directory, loss=0.0)
+
+    def step() -> None:
+        candidate.propose(b"at %.3f" % world.now)
+        for process in world.processes.values():
+            world.check_read(process)
+        world.at(world.now + 0.001, step)
+
+    def restart() -> None:
+        voter.stop(power=True)
+        voter.start()
+        world.at(world.now + world.chance.uniform(0.1, 0.3), restart)
+
+    try:
+        world.run(2.0)
+        leader = world.processes[world.leaders[max(world.leaders)]]
+        candidate, voter = (process for process in world.processes.values() if process is not leader)
+        world.cut = {(leader.node, candidate.node), (candidate.node, leader.node)}
+        step()
+        if restarts:
+            restart()
+        world.run(3.0)
+    finally:
+        world.close()
+    assert world.reads > 100
 
 
 def test_the_same_seed_is_the_same_history(directory: Path) -> None:

@@ -194,3 +194,10 @@ def test_all_or_nothing(md):
     assert outcome(md, made.ino, BOB, atime_ns=m.NOW, mode=0o600) == E.EPERM
     assert outcome(md, made.ino, STRANGER, size_bytes=0, mode=0o600) == E.EPERM
     assert md.read(reads.getattr_, m.GetAttr(made.ino)).inode == made
+
+
+def test_mode_and_group_in_one_call_look_at_the_new_group(md):
+    made = md.create(b"f", who=ALICE)
+    md.do(m.SetAttr(ROOT, made.ino, gid=3000))
+    assert outcome(md, made.ino, ALICE, mode=0o2755, gid=2000) is None
+    assert mode_of(md, made.ino) == 0o2755

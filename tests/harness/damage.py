@@ -1,0 +1,70 @@
+"""Damage to files of a server that does not run, undone at the end of a block."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import lmdb
+
+from shoalfs.mds.seal import SEAL_BYTES
+
+
+@contextmanager
+def flipped(path: Path, *offsets: int) -> Iterator[None]:
+    """One bit of each of these bytes is wrong within the block."""
+    _flip(path, offsets)
+    try:
+        yield
+    finally:
+        _flip(path, offsets)
+
+
+def _flip(path: Path, offsets: tuple[int, ...]) -> None:
+    fd = os.open(path, os.O_RDWR)
+    try:
+        for offset in offsets:
+            (byte,) = os.pread(fd, 1, offset)
+            os.pwrite(fd, bytes([byte ^ 0x10]), offset)
+    finally:
+        os.close(fd)
+
+
+def occurrences(path: Path, wanted: bytes) -> list[int]:
+    """Where these bytes are in the file."""
+    data, found, at = path.read_bytes(), [], -1
+    while (at := data.find(wanted, at + 1)) >= 0:
+        found.append(at)
+    return found
+
+
+def row_places(store: Path, key: bytes) -> list[int]:
+    """Where the value of a row lies in the data file of a metadata store; old pages may hold copies of it."""
+    with lmdb.open(str(store), readonly=True, lock=False, max_readers=1) as env, env.begin() as txn:
+        value = txn.get(key)
+    assert value is not None, key
+    return [at + SEAL_BYTES + 3 for at in occurrences(store / "data.mdb", value)]
+
+
+@contextmanager
+def replaced(path: Path, content: bytes) -> Iterator[None]:
+    """The file has other contents within the block."""
+    kept = path.read_bytes()
+    path.write_bytes(content)
+    try:
+        yield
+    finally:
+        path.write_bytes(kept)
+
+
+@contextmanager
+def moved_away(path: Path) -> Iterator[None]:
+    """The file or directory is not there within the block; what came in its place goes to ``.found``."""
+    aside = path.with_name(path.name + ".aside")
+    path.rename(aside)
+    try:
+        yield
+    finally:
+        if path.exists():
+            path.rename(path.with_name(path.name + ".found"))
+        aside.rename(path)
