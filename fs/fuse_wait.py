@@ -103,7 +103,8 @@ class RequestWaiter:
 
 
 def install(fd: int) -> RequestWaiter:
-    """Put the waiter in the place of pyfuse3's. Call it inside trio, after ``pyfuse3.init``; ``fd`` is the session's."""
+    """Put the waiter in the place of pyfuse3's. Call it inside trio, after ``pyfuse3.init``, with the
+    session's descriptor."""
     assert hasattr(pyfuse3, "_wait_fuse_readable"), "this pyfuse3 is not the pinned release"
     waiter = RequestWaiter(fd)
     trio.lowlevel.add_instrument(_HandOver(waiter))

@@ -1,8 +1,8 @@
 """Builds a mount from its parts, runs it, and takes it down without losing what was written.
 
-Order at the end, whatever ends it (umount, SIGTERM): no new requests are taken; what is dirty is committed; closed files
-are reported; the session is ended; the kernel is told. A process that is killed skips all of it: then what was not
-flushed is lost, as the contract says, and the session ends by itself after its TTL.
+Order at the end, whatever ends it (umount, SIGTERM): the kernel unmounts, which makes it write what it has; what is
+dirty is committed; closed files are reported; the session is ended. A process that is killed skips all of it: then
+what was not flushed is lost, as the contract says, and the session ends by itself after its TTL.
 """
 
 import logging

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import msgspec
-import trio
 
 from shoalfs.mds import check, reads
 from shoalfs.mds import messages as m
@@ -23,9 +22,9 @@ from shoalfs.mds.store import LmdbStore
 from shoalfs.mds.targets import GarbageWindow, TargetTable
 from shoalfs.mds.txn import ReadTxn
 from shoalfs.transport.errors import NotAllowed, PosixError, SessionGone
+from shoalfs.transport.frame import Payload
 from shoalfs.transport.ids import InodeId, SessionId, TargetId
 from shoalfs.transport.limits import ENTRY_COMMANDS_MAX, SESSION_TTL_MS
-from shoalfs.transport.frame import Payload
 from shoalfs.transport.method import Method, Nothing
 from shoalfs.transport.rpc import Call, Service
 

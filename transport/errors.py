@@ -198,7 +198,7 @@ class TargetDown(ShoalError):
 
 
 class StorageFailed(Exception):
-    """This node's own disk is full, failing or damaged. One line for the operator; the process ends, a group goes on."""
+    """This node's own disk is full, failing or damaged: one line for the operator. The process ends."""
 
 
 class UserError(Exception):

@@ -400,7 +400,7 @@ class Connection:
             error = raised
         return [self._session.error(asked.request_id, error)]
 
-    async def _handle(self, asked: Asked) -> Any:  # noqa: ANN401 - what the method's handler returns
+    async def _handle(self, asked: Asked) -> Any:
         if trio.current_time() >= asked.deadline:
             raise DeadlineExceeded(f"{asked.method}: expired before it was begun")
         call = Call(self.peer, asked.deadline, self)

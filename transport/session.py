@@ -131,7 +131,7 @@ _decoders: Final[
 ] = {}  # made once; bounded by the number of our messages
 
 
-def _decode(kind: type[Any], control: bytes) -> Any:  # noqa: ANN401 - an instance of kind
+def _decode(kind: type[Any], control: bytes) -> Any:
     decode = _decoders.get(kind)
     if decode is None:
         decode = _decoders[kind] = msgspec.msgpack.Decoder(kind).decode

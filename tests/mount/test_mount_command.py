@@ -134,7 +134,7 @@ def test_down_takes_all_with_it_and_up_brings_all_back(fresh: Cluster):
     assert (fresh.point / "large").read_bytes() == b"large" * 1_000_000
     fresh.fsck()
     fresh.down()
-    fresh.run("down", "--purge", "--state", fresh.state)
+    fresh.run("down", "--purge", "--yes", "--state", fresh.state)
     assert not fresh.state.exists()
 
 

@@ -17,7 +17,7 @@ from shoalfs.transport.ids import NodeId
 from sim.raft_world import Broken, World
 
 SEEDS = range(int(os.environ.get("SHOAL_SIM_FIRST", "0")), int(os.environ.get("SHOAL_SIM_SEEDS", "20")))
-SECONDS = 4.0
+SECONDS = 6.0
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def live(world: World) -> None:
     """Clients propose and read at every node, all the time."""
     count = 0
     chance = world.chance
-    rate = chance.choice([100.0, 600.0])
+    rate = chance.choice([300.0, 1500.0])
 
     def propose() -> None:
         nonlocal count
@@ -93,7 +93,7 @@ def live(world: World) -> None:
             count += 1
             process.propose(b"%d " % count + bytes(world.chance.randrange(200)))
         # While nobody proposes, a member that is cut off stays electable, and a leader hears late of another.
-        is_pause = chance.random() < 0.02
+        is_pause = chance.random() < 0.005
         world.at(world.now + (chance.uniform(0.3, 1.2) if is_pause else chance.expovariate(rate)), propose)
 
     def read() -> None:

@@ -45,7 +45,7 @@ def until() -> Callable[[Callable[[], bool]], Any]:
 
     async def wait_until(condition: Callable[[], bool]) -> None:
         with trio.fail_after(5):
-            while not condition():  # noqa: ASYNC110 - the other side has no event to wait for
+            while not condition():
                 await trio.sleep(0.002)
 
     return wait_until

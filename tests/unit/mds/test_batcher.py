@@ -111,7 +111,7 @@ async def test_a_command_that_is_too_large_is_refused_and_nothing_is_queued(held
 
 
 async def test_too_many_waiting_operations_are_refused(held, monkeypatch, nursery):
-    log, batcher = held
+    _, batcher = held
     monkeypatch.setattr("shoalfs.mds.batcher.PROPOSALS_QUEUED_MAX", 2)
     for slot in range(ENTRIES_IN_FLIGHT_MAX + 2):
         nursery.start_soon(batcher.submit, SESSION, [command(slot)])

@@ -174,10 +174,12 @@ async def test_names_with_a_slash_or_a_nul_are_refused_over_the_wire(tmp_path):
 
 
 async def test_a_client_of_another_cluster_is_refused(tmp_path):
-    async with node(tmp_path, cluster_id=b"A" * 16) as carriers:
-        async with open_network(carriers, hello(cluster_id=b"B" * 16)) as network:
-            with pytest.raises(WrongCluster):
-                await network.call(ADDRESS, m.GET_MAP, m.GetMap())
+    async with (
+        node(tmp_path, cluster_id=b"A" * 16) as carriers,
+        open_network(carriers, hello(cluster_id=b"B" * 16)) as network,
+    ):
+        with pytest.raises(WrongCluster):
+            await network.call(ADDRESS, m.GET_MAP, m.GetMap())
 
 
 async def test_a_store_of_another_cluster_is_refused(tmp_path):
