@@ -87,6 +87,14 @@ class Operations(pyfuse3.Operations):
         attributes.st_birthtime_ns = inode.btime_ns
         return attributes
 
+    def _pack_type(self, inode: Inode) -> pyfuse3.EntryAttributes:
+        """Number and type only, good for this listing and no longer: whoever asks for more gets the error."""
+        attributes = pyfuse3.EntryAttributes()
+        attributes.st_ino = inode.ino
+        attributes.st_mode = inode.mode
+        attributes.entry_timeout = attributes.attr_timeout = 0
+        return attributes
+
     def _absent(self) -> pyfuse3.EntryAttributes:
         """A negative entry: the kernel remembers for a while that the name does not exist."""
         attributes = pyfuse3.EntryAttributes()
@@ -236,7 +244,8 @@ class Operations(pyfuse3.Operations):
         cookie = start_id if start_id > _DOTDOT else 0
         while entries := await self._vfs.readdir(fh, cookie):
             for entry in entries:
-                if not self._emit(token, entry.name, entry.inode, entry.cookie):
+                packed = self._pack_type(entry.inode) if entry.damaged else self._pack(entry.inode)
+                if not pyfuse3.readdir_reply(token, entry.name, packed, entry.cookie):
                     return
             cookie = entries[-1].cookie
 

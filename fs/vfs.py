@@ -204,7 +204,8 @@ class Vfs:
         listing = (await self._metadata.read(m.READDIR, request)).body
         handle.page, handle.page_after, handle.page_eof = listing.entries, cookie, listing.eof
         for entry in listing.entries:
-            self._seen(entry.inode)
+            if not entry.damaged:
+                self._seen(entry.inode)
         return listing.entries
 
     def releasedir(self, number: int) -> None:

@@ -51,7 +51,7 @@ from shoalfs.mds.journal_format import (
     encode_record,
     scan_segment,
 )
-from shoalfs.transport.errors import UserError
+from shoalfs.transport.errors import StorageFailed, UserError
 from shoalfs.transport.ids import NodeId
 from shoalfs.transport.limits import LOG_SEGMENT_BYTES
 
@@ -65,7 +65,7 @@ class JournalRefused(UserError):
     """The log cannot be opened: damaged, of another cluster or node, in use, or not there."""
 
 
-class JournalFailed(RuntimeError):
+class JournalFailed(StorageFailed):
     """The log's disk failed.
 
     Never caught, never retried: the process ends, and the group goes on without it.

@@ -246,7 +246,7 @@ class ReserveChunks(Message, frozen=True):
 
 
 class ChunksReserved(Message, frozen=True):
-    first_sequence: int  # the session may use first_sequence .. first_sequence + count - 1, each with any group
+    first_sequence: int  # the session may use first_sequence .. + count - 1, each with any group
     count: int
 
 
@@ -545,9 +545,12 @@ class ReadDir(Message, frozen=True):
 
 
 class DirEntry(Message, frozen=True):
+    """``damaged``: the inode's record cannot be read; of ``inode`` only the number and the type mean anything."""
+
     cookie: int  # > 2 and < 2^63: 0, 1 and 2 are left to the start, "." and ".."
     name: bytes
     inode: Inode
+    damaged: bool = False
 
 
 class Listing(Message, frozen=True):

@@ -13,7 +13,7 @@ from shoalfs.mds import inode as inodes
 from shoalfs.mds import messages as m
 from shoalfs.mds.ops.commit_extents import reserved_by
 from shoalfs.mds.txn import ReadTxn
-from shoalfs.transport.errors import BadMessage, PosixError, ShoalError
+from shoalfs.transport.errors import BadMessage, DamagedRecord, PosixError, ShoalError
 from shoalfs.transport.ids import ROOT_INODE, ChunkId, InodeId, SessionId, TargetId
 from shoalfs.transport.limits import (
     CHUNK_LIST_MAX,
@@ -102,8 +102,18 @@ def readdir(txn: ReadTxn, request: m.ReadDir) -> m.Listing:
         size_bytes += len(row.name) + _INODE_BYTES
         if len(entries) == count or size_bytes > LISTING_BYTES_MAX:
             return m.Listing(tuple(entries), eof=False)
-        entries.append(m.DirEntry(keys.second_field(key), row.name, inodes.load(txn, row.ino)))
+        entries.append(_dir_entry(txn, directory, keys.second_field(key), row))
     return m.Listing(tuple(entries), eof=True)
+
+
+def _dir_entry(txn: ReadTxn, directory: m.Inode, cookie: int, row: records.ListingRow) -> m.DirEntry:
+    """A damaged inode must not hide its name, and even less the names behind it."""
+    try:
+        return m.DirEntry(cookie, row.name, inodes.load(txn, row.ino))
+    except DamagedRecord:
+        kind = dentry.require(txn, directory, row.name).kind
+        unknown = m.Inode(row.ino, kind, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, version=0, data_version=0)
+        return m.DirEntry(cookie, row.name, unknown, damaged=True)
 
 
 # --- inodes -------------------------------------------------------------------------------------------------

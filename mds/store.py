@@ -187,7 +187,8 @@ class LmdbStore:
             with self._env.begin(write=True) as txn:
                 yield LmdbTxn(txn)
         except lmdb.Error as error:
-            raise _failed("write to", error) from error
+            # LMDB calls a short write, which is how a disk gets full, an I/O error: say how much is free.
+            raise StorageFailed(f"{_failed('write to', error)}: {self._free()}") from error
         finally:
             self._writing = False
 
@@ -214,7 +215,7 @@ class LmdbStore:
             _replace_file(self._path, self._directory, _CHECKPOINT, _MAGIC + seal(_MAGIC, body))
         except (lmdb.Error, OSError) as error:
             checkpoint.pin.abort()
-            raise _failed("sync", error) from error
+            raise StorageFailed(f"{_failed('sync', error)}: {self._free()}") from error
         else:
             previous, self._pin = self._pin, checkpoint.pin
             self._durable = checkpoint.saved.applied
@@ -230,6 +231,10 @@ class LmdbStore:
     def size_bytes(self) -> int:
         """Size of the data file; it grows between checkpoints and never shrinks."""
         return _file_bytes(self._path)
+
+    def _free(self) -> str:
+        space = os.statvfs(self._path)
+        return f"{self._path} has {space.f_bavail * space.f_frsize} bytes free"
 
     def close(self) -> None:
         """Take a last checkpoint and let go of the directory. No transaction may be open."""

@@ -1,7 +1,7 @@
 """The command ``shoal``: puts the commands of all parts together, and turns errors into lines.
 
 The only module that may import everything, and the one place where an error becomes an exit code: 0 ok, 1
-failed, 2 usage. What is expected (UserError, ShoalError, OSError, a wrong option) is one line on stderr,
+failed, 2 usage. What is expected (UserError, ShoalError, StorageFailed, OSError, a wrong option) is one line on stderr,
 "shoal: what: where: what to do next". Anything else is a fault of ours and keeps its traceback.
 """
 
@@ -121,6 +121,8 @@ def _answer(error: BaseException) -> tuple[int, str] | None:
     """Exit code and line for an error that was to be expected; None for a fault of ours."""
     if isinstance(error, errors.UserError):
         return error.exit_code, f"shoal: {error}"
+    if isinstance(error, errors.StorageFailed):
+        return 1, f"shoal: {error}"
     if isinstance(error, errors.ShoalError):
         remedy = _NEXT.get(type(error))
         return 1, f"shoal: {error}: {remedy}" if remedy else f"shoal: {error}"

@@ -38,12 +38,27 @@ def occurrences(path: Path, wanted: bytes) -> list[int]:
     return found
 
 
-def row_places(store: Path, key: bytes) -> list[int]:
-    """Where the value of a row lies in the data file of a metadata store; old pages may hold copies of it."""
+@contextmanager
+def damaged_row(store: Path, key: bytes) -> Iterator[None]:
+    """One row of a metadata store has a wrong bit within the block. The service may run meanwhile, and copy the page
+    that it is on; it must have ended when the block does."""
     with lmdb.open(str(store), readonly=True, lock=False, max_readers=1) as env, env.begin() as txn:
-        value = txn.get(key)
-    assert value is not None, key
-    return [at + SEAL_BYTES + 3 for at in occurrences(store / "data.mdb", value)]
+        right = txn.get(key)
+    assert right is not None, key
+    at = SEAL_BYTES + 3
+    wrong = right[:at] + bytes([right[at] ^ 0x10]) + right[at + 1 :]
+    _flip_in(store / "data.mdb", right, at)
+    try:
+        yield
+    finally:
+        _flip_in(store / "data.mdb", wrong, at)
+
+
+def _flip_in(path: Path, row: bytes, at: int) -> None:
+    """In every copy of the row: old pages hold some."""
+    places = occurrences(path, row)
+    assert places, f"the row is not in {path}"
+    _flip(path, tuple(place + at for place in places))
 
 
 @contextmanager
