@@ -29,6 +29,7 @@ from shoalfs.transport.limits import READDIR_ENTRIES_MAX
 log = logging.getLogger("shoal.fs.vfs")
 
 _NO_XATTR = frozenset({b"system.posix_acl_access", b"system.posix_acl_default"})  # asked for by every `ls -l`
+_LAYOUT = b"trusted.shoal."  # attributes that the service makes up from the inode
 
 
 class Vfs:
@@ -160,7 +161,7 @@ class Vfs:
         return (await self._metadata.read(m.STATFS, m.StatFs())).body
 
     async def getxattr(self, who: m.Credentials, ino: InodeId, name: bytes) -> bytes:
-        if name in _NO_XATTR or await self._without_xattrs(ino):
+        if name in _NO_XATTR or (not name.startswith(_LAYOUT) and await self._without_xattrs(ino)):
             raise PosixError(errno.ENODATA)
         return (await self._metadata.read(m.GETXATTR, m.GetXattr(who, ino, name))).body.value
 

@@ -107,7 +107,7 @@ class Batcher:
 
     async def _propose(self, batch: list[_Waiting]) -> None:
         entry = encode_entry(self._now_ns(), [(w.session, w.command) for w in batch])
-        assert len(entry) <= ENTRY_BYTES_MAX + COMMAND_BYTES_MAX, len(entry)
+        assert len(entry) <= ENTRY_BYTES_MAX, len(entry)
         try:
             index, outcomes = await self._log.propose(entry)
         except ShoalError as error:

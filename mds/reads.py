@@ -8,7 +8,7 @@ import errno
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 
-from shoalfs.mds import cluster, dentry, extents, inline, keys, permission, records, xattr
+from shoalfs.mds import cluster, dentry, extents, inline, keys, layout, permission, records, xattr
 from shoalfs.mds import inode as inodes
 from shoalfs.mds import messages as m
 from shoalfs.mds.ops.commit_extents import reserved_by
@@ -178,6 +178,8 @@ def getxattr(txn: ReadTxn, request: m.GetXattr) -> m.XattrValue:
     xattr.check_name(request.name)
     inode = inodes.load(txn, request.ino)
     xattr.check_read(request.who, inode, request.name)
+    if layout.is_layout(request.name):
+        return m.XattrValue(layout.read(inode, request.name))
     value = txn.get(keys.xattr(inode.ino, request.name))
     if value is None:
         raise PosixError(errno.ENODATA)

@@ -53,7 +53,8 @@ _BOOT_ID: Final = "/proc/sys/kernel/random/boot_id"
 _DATA: Final = "data.mdb"
 _CHECKPOINT: Final = "checkpoint"
 _MAGIC: Final = b"shoalchk"
-_UNUSED_BYTES_MAX: Final = 2 * 64 * 1024  # an LMDB file without any row has only its two meta pages
+# An LMDB file without any row has only its two meta pages, of the machine's page size.
+_UNUSED_BYTES_MAX: Final = 2 * os.sysconf("SC_PAGESIZE")
 
 
 class SavedMeta(Message, frozen=True):

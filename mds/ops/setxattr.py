@@ -3,7 +3,7 @@
 import errno
 
 from shoalfs.mds import inode as inodes
-from shoalfs.mds import keys, xattr
+from shoalfs.mds import keys, layout, xattr
 from shoalfs.mds.messages import Entry, SetXattr, XattrFlags
 from shoalfs.mds.ops.context import Context
 from shoalfs.mds.txn import Txn
@@ -19,6 +19,11 @@ def setxattr(txn: Txn, context: Context, request: SetXattr) -> Entry:
         raise PosixError(errno.E2BIG)
     inode = inodes.load(txn, request.ino)
     xattr.check_write(request.who, inode, request.name)
+    if layout.is_layout(request.name):
+        fields = layout.change(inode, request.name, request.value)
+        inode = inodes.changed(inode, context.now_ns, **fields)
+        inodes.store(txn, inode)
+        return Entry(inode)
     key = keys.xattr(inode.ino, request.name)
     before = txn.get(key)
     if before is not None and request.flags == XattrFlags.CREATE:

@@ -36,17 +36,28 @@ from shoalfs.transport.ids import InodeId, NodeId
 SMALL, LARGE = b"small " * 100, Random(8).randbytes(3_000_000)
 
 
+@pytest.fixture(scope="module")
+def own() -> Iterator[Cluster]:
+    """The cluster of this module's tests, with two files."""
+    require_fuse()
+    with Cluster() as cluster:
+        cluster.up()
+        (cluster.point / "small").write_bytes(SMALL)
+        (cluster.point / "large").write_bytes(LARGE)
+        yield cluster
+
+
 @pytest.fixture
-def made(cluster: Cluster) -> Iterator[Cluster]:
-    """A cluster with two files whose metadata service was killed; it must come back with both."""
-    (cluster.point / "small").write_bytes(SMALL)
-    (cluster.point / "large").write_bytes(LARGE)
-    cluster.kill("mds")
-    yield cluster
-    cluster.up()
-    with cluster.unhung(30.0):
-        assert_whole(cluster)
-    assert_no_traceback(cluster)
+def made(own: Cluster) -> Iterator[Cluster]:
+    """The cluster after its metadata service was killed; it must come back whole."""
+    own.up()
+    own.kill("mds")
+    yield own
+    own.up()
+    with own.unhung(30.0):
+        assert_whole(own)
+        own.fsck()
+    assert_no_traceback(own)
 
 
 def assert_whole(cluster: Cluster) -> None:
@@ -148,7 +159,7 @@ def test_a_store_that_is_none_is_refused(made: Cluster):
         assert "but no checkpoint beside it" in refusal_of_up(made)
 
 
-def test_a_store_of_another_cluster_is_refused(made: Cluster, tmp_path: Path):
+def test_a_store_of_another_cluster_is_refused(made: Cluster):
     tables = configuration(made, "mds-1")
     tables["cluster"]["id"] = "f" * 32
     path = write_configuration(made, "other", tables)
@@ -214,7 +225,9 @@ def test_a_store_without_its_log_is_refused(made: Cluster):
 # --- in use, and full -------------------------------------------------------------------------------------------------
 
 
-def test_a_second_node_on_the_same_data_is_refused(cluster: Cluster):
+def test_a_second_node_on_the_same_data_is_refused(own: Cluster):
+    cluster = own
+    cluster.up()
     tables = configuration(cluster, "mds-1")
     tables["mds"]["listen"] = f"unix:{cluster.state}/sock/twin.sock"
     tables["mds"]["peers"] = {}

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -128,14 +129,18 @@ class Cluster:
         assert not left, f"still running after shoal down: {left}"
         assert not self._mounted(), f"still mounted after shoal down: {self._mounted()}"
 
-    def fsck(self) -> None:
-        """Every invariant holds and every byte that is promised is there; otherwise the report is the failure.
-
-        `shoal fsck` without its process: starting an interpreter after each of hundreds of tests takes minutes.
-        """
+    def findings(self) -> list[dict[str, Any]]:
+        """What `shoal fsck` finds. Without its process: starting an interpreter hundreds of times takes minutes."""
         check = partial(fsck.check, deep=False, grace_ms=GARBAGE_GRACE_MS_DEFAULT)
-        report = call(locate(None, None, str(self.state)), check).as_json()
-        assert report["clean"], json.dumps(report["findings"], indent=2)
+        findings: list[dict[str, Any]] = call(locate(None, None, str(self.state)), check).as_json()[
+            "findings"
+        ]
+        return findings
+
+    def fsck(self) -> None:
+        """Every invariant holds and every byte that is promised is there; otherwise the report is the failure."""
+        findings = self.findings()
+        assert not findings, json.dumps(findings, indent=2)
 
     # --- processes ---------------------------------------------------------------------------------------------------
 

@@ -29,6 +29,12 @@ class Workload:
         wait_until(lambda: self.done >= goal or self.process.poll() is not None, f"{goal} operations", 45.0)
         assert self.process.poll() is None, f"the workload got an error: {self.process.stderr.read()}"
 
+    def end(self) -> None:
+        """End it between two operations, unless an error has ended it already."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        self.process.communicate(timeout=45.0)
+
     def stop(self) -> None:
         """End it between two operations; it must not have met an error."""
         self.process.send_signal(signal.SIGTERM)

@@ -148,3 +148,41 @@ def test_they_go_with_the_inode(md, ino):
     md.do(m.Unlink(ROOT, ROOT_INODE, b"f"))
     md.do(m.Reap(ino), session=0)
     assert not [key for key in md.store.rows if key[:1] == b"A"]
+
+
+def value_of(md, who, ino, name):
+    return md.read(reads.getxattr, m.GetXattr(who, ino, name)).value
+
+
+def test_the_layout_of_a_directory_is_an_attribute_and_is_inherited(md):
+    directory = md.do(m.Mkdir(ROOT, ROOT_INODE, b"d", 0o755)).inode.ino
+    assert set_(md, ROOT, directory, b"trusted.shoal.inline_bytes", b"128") is None
+    assert set_(md, ROOT, directory, b"trusted.shoal.chunk_bytes", b"1048576") is None
+    assert value_of(md, ROOT, directory, b"trusted.shoal.inline_bytes") == b"128"
+    child = md.do(m.Mkdir(ROOT, directory, b"e", 0o755)).inode
+    made = md.create(b"f", parent=child.ino)
+    assert (made.inline_bytes_max, made.chunk_bytes) == (128, 1 << 20)
+    assert names(md, ROOT, directory) == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        (b"trusted.shoal.inline_bytes", b"16257", E.EINVAL),
+        (b"trusted.shoal.inline_bytes", b"-1", E.EINVAL),
+        (b"trusted.shoal.inline_bytes", b"", E.EINVAL),
+        (b"trusted.shoal.inline_bytes", b"9" * 400, E.EINVAL),
+        (b"trusted.shoal.chunk_bytes", b"65535", E.EINVAL),
+        (b"trusted.shoal.chunk_bytes", b"134217728", E.EINVAL),
+        (b"trusted.shoal.other", b"1", E.EOPNOTSUPP),
+    ],
+)
+def test_a_layout_that_cannot_be_is_refused(md, name, value, expected):
+    assert set_(md, ROOT, ROOT_INODE, name, value) == expected
+
+
+def test_only_root_sees_and_sets_a_layout_and_only_directories_have_one(md, ino):
+    assert set_(md, ALICE, ROOT_INODE, b"trusted.shoal.inline_bytes", b"1") == E.EPERM
+    assert get(md, ALICE, ROOT_INODE, b"trusted.shoal.inline_bytes") == E.ENODATA
+    assert set_(md, ROOT, ino, b"trusted.shoal.inline_bytes", b"1") == E.EOPNOTSUPP
+    assert get(md, ROOT, ino, b"trusted.shoal.inline_bytes") == E.ENODATA
