@@ -37,9 +37,7 @@ CLUSTER = secrets.token_bytes(16)
 Work = Callable[[int], Awaitable[object]]
 
 
-async def rate(
-    work: Work, numbers: "itertools.count[int]", seconds: float, streams: int
-) -> tuple[int, float]:
+async def rate(work: Work, numbers: "itertools.count[int]", seconds: float, streams: int) -> tuple[int, float]:
     """Run ``work`` with rising numbers in ``streams`` tasks: how often it ran, and for how many seconds."""
     done = 0
     start = time.perf_counter()
@@ -81,9 +79,7 @@ async def measure(
 def report(name: str, what: str, size: int, count: int, seconds: float) -> None:
     per_second = count / seconds
     rate_text = f"{per_second * size / 1e6:8.0f} MB/s" if size >= MIB else f"{per_second:8.0f} /s  "
-    print(
-        f"{name:14} {size // KIB:5} KiB  {what:20} {rate_text}  {1e6 / per_second:8.0f} us each", flush=True
-    )
+    print(f"{name:14} {size // KIB:5} KiB  {what:20} {rate_text}  {1e6 / per_second:8.0f} us each", flush=True)
 
 
 async def bench(directory: str, args: argparse.Namespace) -> None:
@@ -153,9 +149,7 @@ async def bench_socket(carriers: Carriers, target: m.Target, args: argparse.Name
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else "")
-    parser.add_argument(
-        "--dir", default=None, help="where to store (default: the system's temporary directory)"
-    )
+    parser.add_argument("--dir", default=None, help="where to store (default: the system's temporary directory)")
     parser.add_argument("--seconds", type=float, default=2.0, help="per figure")
     parser.add_argument("--streams", type=int, default=16, help="requests in flight")
     args = parser.parse_args()

@@ -62,10 +62,7 @@ def write_rates(log: Log) -> None:
         for start in range(0, FILES, batch):
             log.apply(made[start : start + batch])
         rate(f"create, {batch} in an entry", FILES, began)
-    data = [
-        log.command(m.Op.COMMIT_INLINE, m.CommitInline(2 + n, (m.Patch(0, bytes(4000)),)))
-        for n in range(FILES)
-    ]
+    data = [log.command(m.Op.COMMIT_INLINE, m.CommitInline(2 + n, (m.Patch(0, bytes(4000)),))) for n in range(FILES)]
     began = time.perf_counter()
     for start in range(0, FILES, 64):
         log.apply(data[start : start + 64])
@@ -102,9 +99,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=sys.argv[1] if len(sys.argv) > 1 else None) as path:
         store = LmdbStore.open(path)
         log = Log(store)
-        opened = m.Command(
-            0, 0, int(m.Op.OPEN_SESSION), msgspec.Raw(_encode(m.OpenSession(b"n" * 16, "bench")))
-        )
+        opened = m.Command(0, 0, int(m.Op.OPEN_SESSION), msgspec.Raw(_encode(m.OpenSession(b"n" * 16, "bench"))))
         log.apply([(SessionId(0), opened)])
         write_rates(log)
         read_rates(store)

@@ -33,9 +33,7 @@ def run(
     target: Annotated[
         list[str] | None, typer.Option(metavar="DIR", help="A directory to keep chunks in; may be repeated.")
     ] = None,
-    mds: Annotated[
-        list[str] | None, typer.Option(metavar="ADDRESS", help="A metadata node; may be repeated.")
-    ] = None,
+    mds: Annotated[list[str] | None, typer.Option(metavar="ADDRESS", help="A metadata node; may be repeated.")] = None,
 ) -> None:
     """Run one chunkserver in the foreground, until SIGTERM. A flag wins over the configuration file."""
     chosen = load(
@@ -61,15 +59,12 @@ def server_options(config: Config) -> "ServerOptions":
     if not table.targets:
         raise UserError("chunkserver.targets: none: name a directory with --target or in the configuration")
     if not table.mds:
-        raise UserError(
-            "chunkserver.mds: none: name a metadata node with --mds ADDRESS or in the configuration"
-        )
+        raise UserError("chunkserver.mds: none: name a metadata node with --mds ADDRESS or in the configuration")
     return ServerOptions(
         node=table.name or socket.gethostname(),
         listen=str(table.listen),
         targets=tuple(
-            TargetOptions(target.path, None if target.size is None else int(target.size))
-            for target in table.targets
+            TargetOptions(target.path, None if target.size is None else int(target.size)) for target in table.targets
         ),
         mds=tuple(map(str, table.mds)),
         advertise=None if table.advertise is None else str(table.advertise),

@@ -137,9 +137,7 @@ class ChunkClient:
         return (await self._network.call(address, SERVER_STATUS, GetServerStatus())).body
 
 
-def _check_receipts(
-    target: Target, chunks: Sequence[ChunkId], receipts: Sequence[Receipt], *, durable: bool
-) -> None:
+def _check_receipts(target: Target, chunks: Sequence[ChunkId], receipts: Sequence[Receipt], *, durable: bool) -> None:
     """Raises ProtocolViolation unless there is one receipt for each chunk, of this target, as durable as asked for."""
     stated = [(receipt.chunk, receipt.target) for receipt in receipts]
     if stated != [(chunk, target.id) for chunk in chunks] or not all(

@@ -31,9 +31,7 @@ _TARGET_FILE: Final = "target.json"
 _STATE_FILE: Final = "state.json"
 _LOCK_FILE: Final = "lock"
 _FILE_BYTES_MAX: Final = 4096
-_FRESH: Final = frozenset(
-    {_LOCK_FILE, _TARGET_FILE + ".new", "lost+found"}
-)  # what an unused directory may hold
+_FRESH: Final = frozenset({_LOCK_FILE, _TARGET_FILE + ".new", "lost+found"})  # what an unused directory may hold
 
 
 class TargetFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -86,9 +84,7 @@ class TargetDirectory:
         self._lock_fd = disk.open(f"{path}/{_LOCK_FILE}", create=True)
         try:
             if not disk.lock(self._lock_fd):
-                raise UserError(
-                    f"{path} is in use by another chunkserver: stop that one or use another directory"
-                )
+                raise UserError(f"{path} is in use by another chunkserver: stop that one or use another directory")
             if _TARGET_FILE not in foreign:
                 fresh = TargetFile(_MAGIC, FORMAT, cluster_id.hex(), fresh_uuid.hex())
                 _write_file(disk, path, _TARGET_FILE, fresh)

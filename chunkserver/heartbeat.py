@@ -15,7 +15,14 @@ from shoalfs.chunkserver.membership import Condition, Membership
 from shoalfs.chunkserver.target import Target
 from shoalfs.mds.client import Leader
 from shoalfs.mds.messages import HEARTBEAT, MUTATE, Command, Mutate, Op, RegisterTarget, TargetRegistered
-from shoalfs.transport.errors import ProtocolViolation, ShoalError, TargetDown, TargetFull, from_wire
+from shoalfs.transport.errors import (
+    ProtocolViolation,
+    ShoalError,
+    TargetDown,
+    TargetFull,
+    WrongCluster,
+    from_wire,
+)
 from shoalfs.transport.ids import ChunkId, SessionId
 from shoalfs.transport.limits import HEARTBEAT_MS
 
@@ -34,22 +41,25 @@ class Heart:
         self._orders_came = trio.Event()
 
     async def run(self) -> NoReturn:
-        """Beat until cancelled."""
+        """Beat until cancelled. Raises WrongCluster if the first metadata service that answers is another cluster's:
+        nobody will ever ask for what is stored here."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._delete_forever)
-            reachable = True
+            reachable, known = True, False
             while True:
                 next_beat = trio.current_time() + HEARTBEAT_MS / 1000
                 try:
                     await self.beat()
                 except ShoalError as error:
+                    if isinstance(error, WrongCluster) and not known:
+                        raise
                     if reachable:
                         _log.warning("the metadata service does not answer, serving on: %s", error)
                     reachable = False
                 else:
                     if not reachable:
                         _log.info("the metadata service answers again")
-                    reachable = True
+                    reachable = known = True
                 await trio.sleep_until(next_beat)
 
     async def beat(self) -> None:

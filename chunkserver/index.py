@@ -189,8 +189,7 @@ class Index:
         """Of every segment that the index knows."""
         with self._env.begin(self._segments) as txn:
             return {
-                _SEGMENT_KEY.unpack(key)[0]: SegmentRow._make(_SEGMENT_ROW.unpack(value))
-                for key, value in txn.cursor()
+                _SEGMENT_KEY.unpack(key)[0]: SegmentRow._make(_SEGMENT_ROW.unpack(value)) for key, value in txn.cursor()
             }
 
     def segment(self, number: int) -> SegmentRow:

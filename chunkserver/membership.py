@@ -75,9 +75,7 @@ class Membership:
 
     def heartbeat(self, conditions: dict[bytes, Condition]) -> Heartbeat:
         """What to say now. The answer goes to :meth:`answered`, with this; no answer: nothing has changed."""
-        reports = [
-            self._report(member, conditions[uuid]) for uuid, member in self._members.items() if member.id
-        ]
+        reports = [self._report(member, conditions[uuid]) for uuid, member in self._members.items() if member.id]
         return Heartbeat(self._node, tuple(reports))
 
     def _report(self, member: _Member, condition: Condition) -> TargetReport:

@@ -39,9 +39,7 @@ _Read = Callable[[int, Sequence[Buffer], int], bool]
 class Reader:
     """Thread-safe."""
 
-    def __init__(
-        self, disk: Disk, cluster_id: bytes, index: Index, segments: Segments, counters: Counter[str]
-    ) -> None:
+    def __init__(self, disk: Disk, cluster_id: bytes, index: Index, segments: Segments, counters: Counter[str]) -> None:
         self._disk = disk
         self._cluster_id = cluster_id
         self._index = index
@@ -125,9 +123,7 @@ class Reader:
         """Verify the whole record; what is wrong with it, or nothing."""
         try:
             with self._segments.use(row.segment) as fd:
-                segment = scan.Segment(
-                    self._disk, fd, row.segment, self._cluster_id, self._segments.end(row.segment)
-                )
+                segment = scan.Segment(self._disk, fd, row.segment, self._cluster_id, self._segments.end(row.segment))
                 return check_row(segment, chunk, row)
         except OSError as error:
             return f"it cannot be read ({error})"

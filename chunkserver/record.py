@@ -131,9 +131,7 @@ def decode(data: Buffer, *, segment: int, position_bytes: int, cluster_id: bytes
     (checksum,) = _CHECKSUM.unpack_from(data, _FIELDS.size)
     if checksum != xxhash.xxh3_64_intdigest(fields):
         raise ChunkCorrupt("the header does not match its checksum")
-    _, form, state, in_segment, position, cluster, chunk, ino, offset, length, digest, stored = (
-        _FIELDS.unpack(fields)
-    )
+    _, form, state, in_segment, position, cluster, chunk, ino, offset, length, digest, stored = _FIELDS.unpack(fields)
     if form != FORMAT:
         raise ChunkCorrupt(f"format {form} is unknown")
     if (in_segment, position) != (segment, position_bytes):

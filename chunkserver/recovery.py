@@ -87,9 +87,7 @@ def _existing_index(path: str, files: dict[int, bool], disk: Disk, segments: Seg
 
 
 class _Recovery:
-    def __init__(
-        self, disk: Disk, segments: Segments, index: Index, cluster_id: bytes, *, check_all: bool
-    ) -> None:
+    def __init__(self, disk: Disk, segments: Segments, index: Index, cluster_id: bytes, *, check_all: bool) -> None:
         self._disk = disk
         self._segments = segments
         self._index = index
@@ -131,9 +129,7 @@ class _Recovery:
                 self._enter(changes, segment, item.header, check=not sealed or self._check_all)
                 end = item.header.position_bytes + item.header.record_bytes
             elif sealed:
-                self._set_aside(
-                    changes, segment.number, item.header.position_bytes, "the file ends inside the record"
-                )
+                self._set_aside(changes, segment.number, item.header.position_bytes, "the file ends inside the record")
                 end = segment.size_bytes
         return end
 

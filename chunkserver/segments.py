@@ -44,9 +44,7 @@ class _Unsealed:
     end_bytes: int
     written: int = 0
     synced: int = 0
-    in_flight: dict[int, int] = field(
-        default_factory=dict
-    )  # position -> size: handed out, not yet in the index
+    in_flight: dict[int, int] = field(default_factory=dict)  # position -> size: handed out, not yet in the index
     sync_lock: threading.Lock = field(default_factory=threading.Lock)
     broken: bool = False  # an fdatasync failed: the next one would succeed and hide that bytes are lost
 
@@ -109,9 +107,7 @@ class Segments:
         """
         with self._lock:
             active = self._unsealed[self._active] if self._active is not None else None
-            if active is None or (
-                active.end_bytes and active.end_bytes + size_bytes > self._segment_bytes_max
-            ):
+            if active is None or (active.end_bytes and active.end_bytes + size_bytes > self._segment_bytes_max):
                 active = self._start_segment()
             assert self._active is not None
             place = Place(self._active, active.end_bytes, size_bytes)
@@ -221,9 +217,7 @@ class Segments:
         """
         with self._lock:
             full = [
-                number
-                for number, segment in self._unsealed.items()
-                if number != self._active and not segment.in_flight
+                number for number, segment in self._unsealed.items() if number != self._active and not segment.in_flight
             ]
         sealed = [number for number in full if self._seal(number)]
         if sealed:

@@ -92,9 +92,7 @@ def _check(options: ServerOptions) -> None:
     if not options.mds:
         raise UserError("a chunkserver needs the address of a metadata server")
     if not 0 < len(options.targets) <= TARGETS_PER_SERVER_MAX:
-        raise UserError(
-            f"a chunkserver has 1 to {TARGETS_PER_SERVER_MAX} targets, not {len(options.targets)}"
-        )
+        raise UserError(f"a chunkserver has 1 to {TARGETS_PER_SERVER_MAX} targets, not {len(options.targets)}")
 
 
 def _cluster_of_targets(disk: RealDisk, targets: Sequence[TargetOptions]) -> bytes | None:

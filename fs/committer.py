@@ -59,9 +59,7 @@ class Committer:
         self._in_flight[unit] = landed = trio.Event()
         try:
             offset = unit.offset_bytes + shift_bytes
-            unit.stored = await self._uploader.store(
-                self._contents.inode, offset, unit.payload, durable=durable
-            )
+            unit.stored = await self._uploader.store(self._contents.inode, offset, unit.payload, durable=durable)
         finally:
             del self._in_flight[unit]
             landed.set()
@@ -216,9 +214,7 @@ class Committer:
         if not durable or not units:
             return
         need = self._uploader.min_ack(self._contents.inode.pool)
-        volatile = {
-            unit.stored.chunk: unit for unit in units if unit.stored and unit.stored.durable_receipts < need
-        }
+        volatile = {unit.stored.chunk: unit for unit in units if unit.stored and unit.stored.durable_receipts < need}
         held = {chunk: _holders(unit) for chunk, unit in volatile.items()}
         for chunk, receipts in (await self._uploader.sync(held)).items():
             unit = volatile[chunk]

@@ -35,7 +35,6 @@ from shoalfs.fs.readahead import Readahead
 from shoalfs.fs.reader import ChunkReader
 from shoalfs.fs.units import Backlog, Unit
 from shoalfs.fs.uploader import Uploader
-from shoalfs.fs.write_errors import WriteErrors
 from shoalfs.mds.messages import NOW, Entry, Extent, Inode, Op, SetAttr
 from shoalfs.transport.errors import PosixError, SessionGone, ShoalError
 from shoalfs.transport.ids import InodeId
@@ -62,25 +61,20 @@ class Services:
 
 
 class FileData:
-    """Errors: every method that touches bytes raises ShoalError. A failed commit is also remembered in
-    ``errors``, for each handle to be told once. Cancelled: bytes written stay; whether a commit under way
-    happened is not known, and it is repeated."""
+    """Errors: every method that touches bytes raises ShoalError. A commit that fails in the background leaves
+    its bytes dirty and is tried again; whoever flushes next tries it too, and is told if it fails. Cancelled:
+    bytes written stay; whether a commit under way happened is not known, and it is repeated."""
 
     def __init__(self, services: Services, inode: Inode) -> None:
-        self.errors = WriteErrors()
         self._services = services
         self._contents = Contents(inode)
         self._dirty = Dirty(inode.chunk_bytes)
         self._backlog = Backlog()
         self._fetcher = Fetcher(services.metadata, self._contents)
-        self._committer = Committer(
-            services.metadata, services.uploader, self._contents, self._backlog, self._fetcher
-        )
+        self._committer = Committer(services.metadata, services.uploader, self._contents, self._backlog, self._fetcher)
         self._readahead = Readahead()
         self._lock = trio.Lock()
-        self._charged_bytes = (
-            0  # Invariant: what _dirty and _backlog cost, whenever a method of this class returns
-        )
+        self._charged_bytes = 0  # Invariant: what _dirty and _backlog cost, whenever a method of this class returns
         self._written_ns = 0  # when a program last wrote here, by this machine's clock
         self._lost: ShoalError | None = None  # set once; from then on there is only EIO (or ESTALE)
 
@@ -303,10 +297,13 @@ class FileData:
         written."""
         if self.is_dirty:
             log.error("inode %d: bytes that were not committed are lost: %s", self.ino, error)
-            self.errors.record(error)
             self._lost = error
             self.discard()
         self._contents.forget()
+
+    def closed(self) -> None:
+        """Nobody is left who wrote what was lost: whoever opens the file next gets what is committed."""
+        self._lost = None
 
     @property
     def _syncs_long(self) -> bool:
@@ -361,16 +358,13 @@ class FileData:
     def _note_failure(self, error: ShoalError) -> None:
         self._services.counters["write_backs_failed"] += 1
         log.warning("inode %d: write-back failed: %s: %s", self.ino, type(error).__name__, error)
-        self.errors.record(error)
 
 
 def _extents(spans: Iterable[Span]) -> list[Extent]:
     return [span for span in spans if isinstance(span, Extent)]
 
 
-def _placed(
-    extents: Iterable[Extent], read: Iterable[list[memoryview] | ShoalError]
-) -> Iterator[tuple[int, Buffer]]:
+def _placed(extents: Iterable[Extent], read: Iterable[list[memoryview] | ShoalError]) -> Iterator[tuple[int, Buffer]]:
     for extent, views in zip(extents, read, strict=True):
         assert not isinstance(views, ShoalError)
         offset = extent.offset_bytes

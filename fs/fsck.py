@@ -165,9 +165,7 @@ def judge(
     findings = []
     for chunk in linked:
         said, targets = expected[chunk], groups[chunk_pg(chunk)]
-        asked = {
-            target: answers[Replica(target, chunk)] for target in targets if Replica(target, chunk) in answers
-        }
+        asked = {target: answers[Replica(target, chunk)] for target in targets if Replica(target, chunk) in answers}
         faults = {target: found for target, answer in asked.items() if (found := fault(said, answer))}
         if len(faults) == len(targets):
             text = f"no good copy of chunk {chunk:016x}: " + ", ".join(

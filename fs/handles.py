@@ -9,14 +9,13 @@ from shoalfs.transport.ids import InodeId
 
 @dataclass(slots=True)
 class FileHandle:
-    """One open(2). ``errors_seen`` is the place in the file's error sequence up to which this handle has been told."""
+    """One open(2)."""
 
     file: FileData
     read: bool
     write: bool
     append: bool
     sync: bool  # O_SYNC or O_DSYNC: each write is followed by an fsync
-    errors_seen: int
 
 
 @dataclass(slots=True)

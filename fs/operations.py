@@ -146,17 +146,11 @@ class Operations(pyfuse3.Operations):
     async def mknod(
         self, parent: int, name: bytes, mode: int, rdev: int, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
-        return self._pack(
-            await self._vfs.mknod(self._who(ctx), InodeId(parent), name, mode & ~ctx.umask, rdev)
-        )
+        return self._pack(await self._vfs.mknod(self._who(ctx), InodeId(parent), name, mode & ~ctx.umask, rdev))
 
     @_handler
-    async def mkdir(
-        self, parent: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext
-    ) -> pyfuse3.EntryAttributes:
-        return self._pack(
-            await self._vfs.mkdir(self._who(ctx), InodeId(parent), name, mode & 0o7777 & ~ctx.umask)
-        )
+    async def mkdir(self, parent: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        return self._pack(await self._vfs.mkdir(self._who(ctx), InodeId(parent), name, mode & 0o7777 & ~ctx.umask))
 
     @_handler
     async def symlink(
@@ -188,9 +182,7 @@ class Operations(pyfuse3.Operations):
         flags: int,
         ctx: pyfuse3.RequestContext,
     ) -> None:
-        await self._vfs.rename(
-            self._who(ctx), InodeId(parent_old), name_old, InodeId(parent_new), name_new, flags
-        )
+        await self._vfs.rename(self._who(ctx), InodeId(parent_old), name_old, InodeId(parent_new), name_new, flags)
 
     # --- files -------------------------------------------------------------------------------------------------------
 

@@ -12,9 +12,7 @@ from shoalfs.mds.messages import ClusterMap, PlacementGroup, Pool, Target, Targe
 from shoalfs.transport.errors import TargetDown
 from shoalfs.transport.ids import ChunkId, InodeId, PgId, PoolId, TargetId, chunk_pg, chunk_sequence
 
-_GOLDEN: Final = (
-    0x9E3779B97F4A7C15  # 2^64 over the golden ratio: Fibonacci hashing spreads consecutive numbers
-)
+_GOLDEN: Final = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio: Fibonacci hashing spreads consecutive numbers
 
 
 class Placement:
@@ -37,9 +35,7 @@ class Placement:
             raise TargetDown(f"the cluster map has no pool {pool}")
         return self._pools[pool].min_ack
 
-    def group_for(
-        self, pool: PoolId, ino: InodeId, index: int, avoid: Collection[TargetId]
-    ) -> PlacementGroup | None:
+    def group_for(self, pool: PoolId, ino: InodeId, index: int, avoid: Collection[TargetId]) -> PlacementGroup | None:
         """The group for chunk number ``index`` of a file: the first from its turn on that has no target in
         ``avoid`` and all of whose targets are up. None if there is none."""
         groups = self._order.get(pool, [])

@@ -40,9 +40,7 @@ class _Flight:
 
 
 class ChunkReader:
-    def __init__(
-        self, metadata: Metadata, chunks: Chunks, counters: Counter[str], *, cache_bytes: int
-    ) -> None:
+    def __init__(self, metadata: Metadata, chunks: Chunks, counters: Counter[str], *, cache_bytes: int) -> None:
         self.cache = BlockCache(cache_bytes)
         self._metadata = metadata
         self._chunks = chunks
@@ -65,9 +63,7 @@ class ChunkReader:
                 if view is not None:
                     views[block] = view
             missing = [block for block in missing if block not in views]
-            runs = await all_of(
-                [partial(self._fetch, extent, blocks) for blocks in self._split(extent, missing)]
-            )
+            runs = await all_of([partial(self._fetch, extent, blocks) for blocks in self._split(extent, missing)])
             for run in runs:
                 if run is not None:
                     views.update((block, run.block(block)) for block in run.blocks if block in blocks)
@@ -101,9 +97,7 @@ class ChunkReader:
                 raise from_wire(wire_code(on_its_way.error), str(on_its_way.error))
             return on_its_way.run
         # Others may have set out since the blocks were split: then only up to theirs, the caller looks again.
-        keys = list(
-            takewhile(lambda key: key not in self._flights, ((extent.chunk, block) for block in blocks))
-        )
+        keys = list(takewhile(lambda key: key not in self._flights, ((extent.chunk, block) for block in blocks)))
         blocks = range(blocks[0], blocks[0] + len(keys))
         flight = _Flight()
         self._flights.update(dict.fromkeys(keys, flight))

@@ -43,9 +43,7 @@ class Uploader:
     def min_ack(self, pool: PoolId) -> int:
         return self._current().min_ack(pool)
 
-    async def store(
-        self, inode: Inode, offset_bytes: int, payload: Sequence[memoryview], *, durable: bool
-    ) -> Stored:
+    async def store(self, inode: Inode, offset_bytes: int, payload: Sequence[memoryview], *, durable: bool) -> Stored:
         """Store ``payload`` as one chunk of this file and return who took it: at least ``min_ack`` targets.
 
         Raises PosixError(ENOSPC) when every group has a full target, the last error when no group takes it
@@ -57,9 +55,7 @@ class Uploader:
             for attempt in range(STORE_ATTEMPTS_MAX):
                 group = await self._group(inode, index)
                 chunk = chunk_id(group.id, await self._metadata.chunk_sequence())
-                receipts, errors = await self._put(
-                    group, chunk, inode, offset_bytes, payload, digest, durable=durable
-                )
+                receipts, errors = await self._put(group, chunk, inode, offset_bytes, payload, digest, durable=durable)
                 if len(receipts) >= self.min_ack(inode.pool):
                     return Stored(chunk, digest, receipts)
                 await self._recover(errors, attempt)
@@ -158,9 +154,7 @@ class Uploader:
         if any(error.retry is Retry.REFRESH for error in errors):
             await self._metadata.refresh_map()
         elif all(error.retry is Retry.SAME for error in errors):
-            await trio.sleep(
-                0.01 * 2**attempt
-            )  # 10 ms to 1.3 s: the servers have no room for requests just now
+            await trio.sleep(0.01 * 2**attempt)  # 10 ms to 1.3 s: the servers have no room for requests just now
 
     async def _sync_batch(self, target: TargetId, chunks: Sequence[ChunkId]) -> list[Receipt]:
         """Sync on one target. A chunk it does not have gets no receipt and does not spoil the others."""

@@ -84,9 +84,7 @@ class Vfs:
         )
 
     async def mkdir(self, who: m.Credentials, parent: InodeId, name: bytes, mode: int) -> m.Inode:
-        return self._seen(
-            (await self._metadata.mutate(m.Op.MKDIR, m.Mkdir(who, parent, name, mode), m.Entry)).inode
-        )
+        return self._seen((await self._metadata.mutate(m.Op.MKDIR, m.Mkdir(who, parent, name, mode), m.Entry)).inode)
 
     async def symlink(self, who: m.Credentials, parent: InodeId, name: bytes, target: bytes) -> m.Inode:
         return self._seen(
@@ -102,14 +100,10 @@ class Vfs:
         )
 
     async def unlink(self, who: m.Credentials, parent: InodeId, name: bytes) -> m.Inode:
-        return self._seen(
-            (await self._metadata.mutate(m.Op.UNLINK, m.Unlink(who, parent, name), m.Unlinked)).inode
-        )
+        return self._seen((await self._metadata.mutate(m.Op.UNLINK, m.Unlink(who, parent, name), m.Unlinked)).inode)
 
     async def rmdir(self, who: m.Credentials, parent: InodeId, name: bytes) -> m.Inode:
-        return self._seen(
-            (await self._metadata.mutate(m.Op.RMDIR, m.Rmdir(who, parent, name), m.Unlinked)).inode
-        )
+        return self._seen((await self._metadata.mutate(m.Op.RMDIR, m.Rmdir(who, parent, name), m.Unlinked)).inode)
 
     async def rename(
         self,
@@ -176,9 +170,7 @@ class Vfs:
         self._seen(reply.inode)
 
     async def removexattr(self, who: m.Credentials, ino: InodeId, name: bytes) -> None:
-        self._seen(
-            (await self._metadata.mutate(m.Op.REMOVEXATTR, m.RemoveXattr(who, ino, name), m.Entry)).inode
-        )
+        self._seen((await self._metadata.mutate(m.Op.REMOVEXATTR, m.RemoveXattr(who, ino, name), m.Entry)).inode)
 
     async def _without_xattrs(self, ino: InodeId) -> bool:
         """True if the inode has no extended attribute, as far as a cache of attributes may know."""
@@ -269,7 +261,6 @@ class Vfs:
                 write=access != os.O_RDONLY,
                 append=bool(flags & os.O_APPEND),
                 sync=bool(flags & (os.O_SYNC | os.O_DSYNC)),
-                errors_seen=file.errors.sample(),
             )
         )
 
@@ -292,24 +283,15 @@ class Vfs:
             return len(data)
         count = await handle.file.write(offset_bytes, data)
         if handle.sync:
-            await self._flush(handle, durable=True)
+            await handle.file.flush(durable=True)
         return count
 
     async def flush(self, number: int) -> None:
         """close(2), also of a duplicate: everything written is committed, or the error is returned."""
-        await self._flush(self._handles.file(number), durable=self._durable_close)
+        await self._handles.file(number).file.flush(durable=self._durable_close)
 
     async def fsync(self, number: int) -> None:
-        await self._flush(self._handles.file(number), durable=True)
-
-    async def _flush(self, handle: FileHandle, *, durable: bool) -> None:
-        try:
-            await handle.file.flush(durable=durable)
-        finally:
-            # An error of this flush is raised as such; what is noted here is that this handle has been told.
-            handle.errors_seen, earlier = handle.file.errors.check(handle.errors_seen)
-        if earlier is not None:
-            raise earlier
+        await self._handles.file(number).file.flush(durable=True)
 
     async def release(self, number: int) -> None:
         """The handle is gone; nobody is left to be told of an error. What was written through a shared mapping after
@@ -323,14 +305,13 @@ class Vfs:
             elif file.is_dirty:
                 await file.flush(durable=False)
         except ShoalError as error:
-            log.error(
-                "inode %d: closed for the last time with bytes that are not committed: %s", file.ino, error
-            )
+            log.error("inode %d: closed for the last time with bytes that are not committed: %s", file.ino, error)
         finally:
             self._unhold(file)
 
     def _unhold(self, file: FileData) -> None:
         if self._handles.unhold(file.ino):
+            file.closed()
             if file.is_mixed:
                 self._pages.spoiled(file.ino)
             else:

@@ -55,9 +55,7 @@ def check_namespace(txn: ReadTxn, request: CheckNamespace) -> NamespaceChecked:
     return NamespaceChecked(last or InodeId(0), checked, findings.found(), tuple(listed))
 
 
-def _load_page(
-    txn: ReadTxn, after_ino: InodeId, count: int, findings: Findings
-) -> tuple[list[Inode], InodeId | None]:
+def _load_page(txn: ReadTxn, after_ino: InodeId, count: int, findings: Findings) -> tuple[list[Inode], InodeId | None]:
     """Up to ``count`` inodes behind ``after_ino``, and the last one's number unless these are all."""
     page: list[Inode] = []
     if not 0 <= after_ino < keys.U64_MAX:
@@ -102,9 +100,7 @@ def _check_inode(txn: ReadTxn, inode: Inode, parents: list[InodeId], findings: F
     elif extents or (inline_bytes and not inode.is_symlink):
         findings.add("bytes-of-no-file", inode.ino, f"mode {inode.mode:o} has bytes")
     if inode.is_symlink and inline_bytes is not None and inline_bytes != inode.size_bytes:
-        findings.add(
-            "wrong-symlink-size", inode.ino, f"size {inode.size_bytes}, target of {inline_bytes} bytes"
-        )
+        findings.add("wrong-symlink-size", inode.ino, f"size {inode.size_bytes}, target of {inline_bytes} bytes")
     return extents
 
 
@@ -114,13 +110,9 @@ def _check_inode(txn: ReadTxn, inode: Inode, parents: list[InodeId], findings: F
 def _check_orphan(txn: ReadTxn, inode: Inode, findings: Findings) -> None:
     listed = findings.get(txn, keys.orphan(inode.ino), inode.ino)
     if inode.nlink == 0 and listed is None:
-        findings.add(
-            "orphan-not-listed", inode.ino, "it has no links and no orphan row: it would stay for ever"
-        )
+        findings.add("orphan-not-listed", inode.ino, "it has no links and no orphan row: it would stay for ever")
     if inode.nlink > 0 and listed is not None:
-        findings.add(
-            "linked-orphan", inode.ino, f"it has {inode.nlink} links and an orphan row: it would be removed"
-        )
+        findings.add("linked-orphan", inode.ino, f"it has {inode.nlink} links and an orphan row: it would be removed")
 
 
 def _check_names(inode: Inode, parents: list[InodeId], findings: Findings) -> None:
@@ -162,9 +154,7 @@ def _check_way_up(txn: ReadTxn, inode: Inode, findings: Findings) -> None:
         except DamagedRecord:
             return  # reported as an inode
         if directory is None or not directory.is_dir:
-            findings.add(
-                "wrong-parent", inode.ino, f"going up from it comes to {above}, which is no directory"
-            )
+            findings.add("wrong-parent", inode.ino, f"going up from it comes to {above}, which is no directory")
             return
         above = directory.parent
 
@@ -183,13 +173,9 @@ def _check_entries(txn: ReadTxn, directory: Inode, findings: Findings) -> None:
         _check_entry(txn, directory, keys.name_of(key), entry, findings)
     _check_listing(txn, directory, cookies, findings)
     if directory.size_bytes != entries:
-        findings.add(
-            "wrong-directory-size", directory.ino, f"size {directory.size_bytes}, but {entries} entries"
-        )
+        findings.add("wrong-directory-size", directory.ino, f"size {directory.size_bytes}, but {entries} entries")
     if directory.nlink and directory.nlink != 2 + subdirectories:
-        findings.add(
-            "wrong-nlink", directory.ino, f"nlink {directory.nlink}, but {subdirectories} subdirectories"
-        )
+        findings.add("wrong-nlink", directory.ino, f"nlink {directory.nlink}, but {subdirectories} subdirectories")
 
 
 def _check_entry(txn: ReadTxn, directory: Inode, name: bytes, entry: Dentry, findings: Findings) -> None:
@@ -198,13 +184,9 @@ def _check_entry(txn: ReadTxn, directory: Inode, name: bytes, entry: Dentry, fin
     except DamagedRecord:
         return  # reported as an inode
     if child is None:
-        findings.add(
-            "dangling-dentry", directory.ino, f"{name!r} leads to inode {entry.ino}, which is not there"
-        )
+        findings.add("dangling-dentry", directory.ino, f"{name!r} leads to inode {entry.ino}, which is not there")
     elif stat.S_IFMT(child.mode) != entry.kind:
-        findings.add(
-            "wrong-dentry-type", directory.ino, f"{name!r} is of type {entry.kind:o}, not {child.mode:o}"
-        )
+        findings.add("wrong-dentry-type", directory.ino, f"{name!r} is of type {entry.kind:o}, not {child.mode:o}")
 
 
 def _check_listing(txn: ReadTxn, directory: Inode, cookies: dict[int, bytes], findings: Findings) -> None:
@@ -220,9 +202,7 @@ def _check_listing(txn: ReadTxn, directory: Inode, cookies: dict[int, bytes], fi
         if entry is None or entry.cookie != cookie or entry.ino != row.ino:
             findings.add("listing-without-dentry", directory.ino, f"{row.name!r} is listed at {cookie} only")
         if cookie >= directory.next_cookie:
-            findings.add(
-                "wrong-cookie", directory.ino, f"{row.name!r} is at {cookie}, which is yet to be given"
-            )
+            findings.add("wrong-cookie", directory.ino, f"{row.name!r} is at {cookie}, which is yet to be given")
     for cookie in cookies.keys() - listed:
         findings.add("dentry-not-listed", directory.ino, f"{cookies[cookie]!r} is not listed at {cookie}")
 
@@ -235,9 +215,7 @@ def _check_xattrs(txn: ReadTxn, inode: Inode, findings: Findings) -> None:
     for key, value in findings.rows(txn, *keys.under(b"A", inode.ino)):
         size_bytes += len(keys.name_of(key)) + len(value)
     if size_bytes != inode.xattr_bytes:
-        findings.add(
-            "wrong-xattr-bytes", inode.ino, f"it claims {inode.xattr_bytes} bytes, there are {size_bytes}"
-        )
+        findings.add("wrong-xattr-bytes", inode.ino, f"it claims {inode.xattr_bytes} bytes, there are {size_bytes}")
 
 
 def _extents(txn: ReadTxn, inode: Inode, findings: Findings) -> Iterator[Extent]:
@@ -247,9 +225,7 @@ def _extents(txn: ReadTxn, inode: Inode, findings: Findings) -> Iterator[Extent]
             continue
         inside = extent.chunk_offset_bytes + extent.length_bytes <= extent.chunk_bytes
         if extent.offset_bytes != keys.second_field(key) or extent.length_bytes <= 0 or not inside:
-            findings.add(
-                "bad-extent", inode.ino, f"the extent at {keys.second_field(key)} contradicts itself"
-            )
+            findings.add("bad-extent", inode.ino, f"the extent at {keys.second_field(key)} contradicts itself")
         yield extent
 
 
@@ -263,9 +239,7 @@ def _inline_bytes(txn: ReadTxn, inode: Inode, findings: Findings) -> int | None:
 def _check_bytes(inode: Inode, extents: list[Extent], inline_bytes: int | None, findings: Findings) -> None:
     for before, after in pairwise(extents):
         if before.end_bytes > after.offset_bytes:
-            findings.add(
-                "overlapping-extents", inode.ino, f"at {before.offset_bytes} and {after.offset_bytes}"
-            )
+            findings.add("overlapping-extents", inode.ino, f"at {before.offset_bytes} and {after.offset_bytes}")
     end_bytes = max([extent.end_bytes for extent in extents], default=0)
     if max(end_bytes, inline_bytes or 0) > inode.size_bytes:
         findings.add("bytes-past-size", inode.ino, f"bytes end past its size, {inode.size_bytes}")
@@ -277,6 +251,4 @@ def _check_bytes(inode: Inode, extents: list[Extent], inline_bytes: int | None, 
         return
     used_bytes = inline_bytes + sum(extent.length_bytes for extent in extents)
     if used_bytes != inode.used_bytes:
-        findings.add(
-            "wrong-used-bytes", inode.ino, f"it claims {inode.used_bytes} bytes, there are {used_bytes}"
-        )
+        findings.add("wrong-used-bytes", inode.ino, f"it claims {inode.used_bytes} bytes, there are {used_bytes}")

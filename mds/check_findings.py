@@ -32,9 +32,7 @@ class Findings:
 
     def found(self) -> tuple[Finding, ...]:
         if self._left_off:
-            more = Finding(
-                "more-findings", InodeId(0), f"{self._left_off} more were found and are not listed"
-            )
+            more = Finding("more-findings", InodeId(0), f"{self._left_off} more were found and are not listed")
             return (*self._found, more)
         return tuple(self._found)
 
@@ -51,9 +49,7 @@ class Findings:
             self._damaged_keys.add(error.key)
             self.add("damaged-record", ino, str(error))
 
-    def rows(
-        self, txn: ReadTxn, first: bytes, end: bytes, ino: InodeId | None = None
-    ) -> Iterator[tuple[bytes, bytes]]:
+    def rows(self, txn: ReadTxn, first: bytes, end: bytes, ino: InodeId | None = None) -> Iterator[tuple[bytes, bytes]]:
         """The rows of a range that can be read. A damaged one is reported for the inode in its key, or for
         ``ino``."""
         while True:

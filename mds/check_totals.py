@@ -37,9 +37,7 @@ def _check_chunks(txn: ReadTxn, findings: Findings) -> None:
         chunk = ChunkId(keys.first_field(key))
         used = extents.pop(chunk, 0)
         if use is not None and use.extents != used:
-            findings.add(
-                "wrong-chunk-count", _NONE, f"chunk {chunk} counts {use.extents} extents, there are {used}"
-            )
+            findings.add("wrong-chunk-count", _NONE, f"chunk {chunk} counts {use.extents} extents, there are {used}")
         if use is not None and used and use.chunk_bytes != chunk_bytes[chunk]:
             findings.add("wrong-chunk-length", _NONE, f"chunk {chunk} is noted with {use.chunk_bytes} bytes")
         if findings.get(txn, keys.garbage(chunk), _NONE) is not None:
@@ -73,22 +71,16 @@ def _check_sessions(txn: ReadTxn, findings: Findings) -> None:
         row = findings.decoded(records.SESSION, key, value, _NONE)
         if row is not None and findings.get(txn, keys.nonce(row.nonce), _NONE) != session.to_bytes(8, "big"):
             findings.add("wrong-nonce", _NONE, f"session {session} is not found by its nonce")
-    for key, _ in chain(
-        findings.rows(txn, *keys.all_of(b"R"), _NONE), findings.rows(txn, *keys.all_of(b"n"), _NONE)
-    ):
+    for key, _ in chain(findings.rows(txn, *keys.all_of(b"R"), _NONE), findings.rows(txn, *keys.all_of(b"n"), _NONE)):
         if keys.first_field(key) not in sessions:
-            findings.add(
-                "stray-row", _NONE, f"a row {key[:1]!r} is of session {keys.first_field(key)}, which is gone"
-            )
+            findings.add("stray-row", _NONE, f"a row {key[:1]!r} is of session {keys.first_field(key)}, which is gone")
     for key, value in findings.rows(txn, *keys.all_of(b"N"), _NONE):
         first = keys.first_field(key)
         chunks = findings.decoded(records.RANGE, key, value, _NONE)
         if chunks is None:
             continue
         if findings.get(txn, keys.chunk_range_of(chunks.session, first), _NONE) is None:
-            findings.add(
-                "wrong-chunk-range", _NONE, f"range {first} is not found by its session {chunks.session}"
-            )
+            findings.add("wrong-chunk-range", _NONE, f"range {first} is not found by its session {chunks.session}")
 
 
 def _check_owners(txn: ReadTxn, findings: Findings) -> Counter[str]:
@@ -107,9 +99,7 @@ def _check_owners(txn: ReadTxn, findings: Findings) -> Counter[str]:
         for key, value in findings.rows(txn, *keys.all_of(prefix)):
             ino = keys.first_field(key)
             if ino not in inos:
-                findings.add(
-                    "stray-row", InodeId(ino), f"a row {prefix.decode()} is of an inode that is not there"
-                )
+                findings.add("stray-row", InodeId(ino), f"a row {prefix.decode()} is of an inode that is not there")
             if prefix == b"L" and ino not in symlinks:
                 seen["inline_files"] += 1
                 seen["inline_bytes"] += len(value)
@@ -126,13 +116,9 @@ def _check_counters(txn: ReadTxn, seen: Counter[str], findings: Findings) -> Non
     seen["sessions"] = sum(1 for _ in findings.rows(txn, *keys.all_of(b"S"), _NONE))
     for name in ("inodes", "inline_files", "inline_bytes", "orphans", "garbage_chunks", "sessions"):
         if getattr(counters, name) != seen[name]:
-            findings.add(
-                "wrong-counter", _NONE, f"{name} is {getattr(counters, name)}, there are {seen[name]}"
-            )
+            findings.add("wrong-counter", _NONE, f"{name} is {getattr(counters, name)}, there are {seen[name]}")
     highest = {"next_ino": b"I", "next_session": b"S"}
     for name, prefix in highest.items():
-        last = max(
-            (keys.first_field(key) for key, _ in findings.rows(txn, *keys.all_of(prefix), _NONE)), default=0
-        )
+        last = max((keys.first_field(key) for key, _ in findings.rows(txn, *keys.all_of(prefix), _NONE)), default=0)
         if last >= getattr(counters, name):
             findings.add("wrong-counter", _NONE, f"{name} is {getattr(counters, name)}, but {last} is in use")

@@ -111,9 +111,7 @@ class Duties:
             strays.difference_update(found)
         if (room := garbage.room()) > 0:
             with self._store.read() as txn:
-                due = reads.garbage_before(
-                    txn, self._now_ns() - self._grace_ms * 1_000_000, room, garbage.knows
-                )
+                due = reads.garbage_before(txn, self._now_ns() - self._grace_ms * 1_000_000, room, garbage.knows)
                 map_ = reads.cluster_map(txn)
             garbage.add(due, map_)
         if done := garbage.take_done(_CHUNKS_PER_COMMAND):

@@ -60,9 +60,7 @@ def is_id(number: int) -> bool:
     return 0 <= number <= _ID_MAX
 
 
-def make(
-    txn: Txn, parent: Inode, *, mode: int, uid: int, gid: int, now_ns: int, rdev: int, size_bytes: int
-) -> Inode:
+def make(txn: Txn, parent: Inode, *, mode: int, uid: int, gid: int, now_ns: int, rdev: int, size_bytes: int) -> Inode:
     """A new inode with the next number, its layout taken from ``parent``; stored and counted, not yet linked
     to."""
     counters = load_counters(txn)

@@ -124,9 +124,7 @@ class Journal:
         self._failed = False
         self._segments: list[_Segment] = []  # oldest first; the last one is written to
         self._salt = 0  # of the last segment
-        self._tail_offset = (
-            0  # where the next batch goes in the last segment; the worker thread's while under way
-        )
+        self._tail_offset = 0  # where the next batch goes in the last segment; the worker thread's while under way
         self._lock = _lock_directory(directory)
         self._tail = -1  # the last segment's descriptor
         try:
@@ -340,9 +338,7 @@ class Journal:
 
     def _next_segment(self, first_number: int) -> tuple[Path, SegmentHeader]:
         self._salt = secrets.randbits(64)
-        header = SegmentHeader(
-            FORMAT_VERSION, self._node, self._cluster_id, self._salt, first_number, *self._taken
-        )
+        header = SegmentHeader(FORMAT_VERSION, self._node, self._cluster_id, self._salt, first_number, *self._taken)
         path = self._directory / _segment_name(first_number)
         self._segments.append(_Segment(path, header.end_index, 0))
         return path, header
@@ -354,9 +350,7 @@ class Journal:
             leftover.unlink()
         paths = sorted(self._directory.glob("*.log"))
         if not paths:
-            raise JournalRefused(
-                f"{self._directory}: there is no log here; a new node must be initialised first"
-            )
+            raise JournalRefused(f"{self._directory}: there is no log here; a new node must be initialised first")
         for path in paths:
             self._read_segment(path, is_last=path is paths[-1])
         self._tail = os.open(paths[-1], os.O_RDWR | os.O_CLOEXEC)
@@ -407,18 +401,14 @@ class Journal:
             self._term, self._voted_for = header.current_term, header.voted_for
             self._position = header.first_number - 1
         elif header.first_number != self._position + 1 or state != self._state():
-            raise JournalRefused(
-                f"{path}: it does not continue the segment before it; one is missing or damaged"
-            )
+            raise JournalRefused(f"{path}: it does not continue the segment before it; one is missing or damaged")
         return header
 
     def _replay(self, path: Path, segment: _Segment, record: Record) -> None:
         index, term = record.index, record.term
         if record.kind is Kind.ENTRY:
             if index != self.last_index + 1 or term < self.last_term:
-                raise JournalRefused(
-                    f"{path}: entry {index} of term {term} does not follow {self.last_index}"
-                )
+                raise JournalRefused(f"{path}: entry {index} of term {term} does not follow {self.last_index}")
             self._entries.append((record.payload, index, term))
             self._bytes += len(record.payload)
             segment.index_max = max(segment.index_max, index)
@@ -493,9 +483,7 @@ def _lock_directory(directory: Path) -> int:
     try:
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except FileNotFoundError as error:
-        raise JournalRefused(
-            f"{directory}: there is no log here; a new node must be initialised first"
-        ) from error
+        raise JournalRefused(f"{directory}: there is no log here; a new node must be initialised first") from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:

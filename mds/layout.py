@@ -1,9 +1,9 @@
 """A directory's layout, seen as extended attributes: how files made in it are stored. Pure.
 
-``trusted.shoal.inline_bytes`` (how large a file may grow inside its inode) and ``trusted.shoal.chunk_bytes`` (its largest
-chunk) are fields of the inode record, shown and set as decimal numbers by root. They count for what is made in the
-directory from then on, directories included; a file keeps the layout that it was made with. They are not listed, so that
-copying a tree with its attributes does not copy layouts.
+``trusted.shoal.inline_bytes`` (how large a file may grow inside its inode) and ``trusted.shoal.chunk_bytes`` (its
+largest chunk) are fields of the inode record, shown and set as decimal numbers by root. They count for what is made in
+the directory from then on, directories included; a file keeps the layout that it was made with. They are not listed,
+so that copying a tree with its attributes does not copy layouts.
 """
 
 import errno

@@ -302,9 +302,7 @@ def check_format(txn: ReadTxn) -> None:
     if made is None:
         raise StorageFailed("the metadata store is empty: it was never formatted")
     if made.version != FORMAT_VERSION:
-        raise StorageFailed(
-            f"the metadata store has format {made.version}, this program reads {FORMAT_VERSION}"
-        )
+        raise StorageFailed(f"the metadata store has format {made.version}, this program reads {FORMAT_VERSION}")
 
 
 def load_applied(txn: ReadTxn) -> Applied:

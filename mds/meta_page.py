@@ -37,9 +37,7 @@ def parse(page: bytes) -> MetaPage:
     if magic != _MAGIC or not flags & _META_FLAG:
         raise StorageFailed("the metadata file is not an LMDB file, or its first pages are damaged")
     if version != _VERSION:
-        raise StorageFailed(
-            f"the metadata file has LMDB format {version}, this program reads format {_VERSION}"
-        )
+        raise StorageFailed(f"the metadata file has LMDB format {version}, this program reads format {_VERSION}")
     page_bytes = int.from_bytes(free_tree[:4], "little")
     if page_bytes < PAGE_BYTES_MIN or page_bytes & (page_bytes - 1) or page_bytes > 64 * 1024:
         raise StorageFailed(f"the metadata file claims pages of {page_bytes} bytes")

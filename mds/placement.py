@@ -38,9 +38,7 @@ def missing_groups(map_: ClusterMap) -> tuple[PlacementGroup, ...]:
 
 
 def _group(number: PgId, pool: Pool, leader: Target, usable: Sequence[Target]) -> PlacementGroup:
-    others = sorted(
-        (t for t in usable if t.id != leader.id), key=lambda t: (_weight(number, t), t.id), reverse=True
-    )
+    others = sorted((t for t in usable if t.id != leader.id), key=lambda t: (_weight(number, t), t.id), reverse=True)
     chosen = [leader.id, *_one_per_node(leader.node, others)][: pool.replicas]
     return PlacementGroup(number, pool.id, tuple(chosen))
 

@@ -213,9 +213,7 @@ class RaftNode:
                 continue
             # Shielded: the journal must not be closed under the thread, unless the disk hangs.
             with trio.move_on_after(LOG_SYNC_MS_MAX / 1000, shield=True) as scope:
-                await trio.to_thread.run_sync(
-                    self._journal.write, batch, limiter=disk, abandon_on_cancel=True
-                )
+                await trio.to_thread.run_sync(self._journal.write, batch, limiter=disk, abandon_on_cancel=True)
             if scope.cancelled_caught:
                 raise self._journal.abandon_write()
             self._journal.batch_written(batch)

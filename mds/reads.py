@@ -227,9 +227,7 @@ def counts(txn: ReadTxn) -> records.Counters:
 def sessions(txn: ReadTxn) -> list[tuple[SessionId, str]]:
     """All sessions, and the names that their clients gave."""
     rows = txn.range(*keys.all_of(b"S"))
-    return [
-        (SessionId(keys.first_field(key)), records.SESSION.decode(key, value).client) for key, value in rows
-    ]
+    return [(SessionId(keys.first_field(key)), records.SESSION.decode(key, value).client) for key, value in rows]
 
 
 def orphans(txn: ReadTxn, count: int) -> list[InodeId]:

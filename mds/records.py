@@ -107,9 +107,7 @@ class Codec(Generic[T]):
         try:
             return self._decode(value)
         except msgspec.DecodeError as error:
-            raise DamagedRecord(
-                f"the metadata record {readable(key)} does not decode: {error}", key
-            ) from error
+            raise DamagedRecord(f"the metadata record {readable(key)} does not decode: {error}", key) from error
 
     def load(self, txn: ReadTxn, key: bytes) -> T | None:
         value = txn.get(key)

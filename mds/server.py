@@ -112,9 +112,7 @@ def _cluster_id(store: LmdbStore, options: MdsOptions) -> bytes:
         made = records.FORMAT.load(txn, keys.FORMAT)
     if made is None:
         if not options.cluster_id and options.members and len(options.members) > 1:
-            raise UserError(
-                "mds: cluster.id: several nodes need the same one: set it to 32 hex digits on all of them"
-            )
+            raise UserError("mds: cluster.id: several nodes need the same one: set it to 32 hex digits on all of them")
         return options.cluster_id or secrets.token_bytes(CLUSTER_ID_BYTES)
     if options.cluster_id not in (b"", made.cluster_id):
         raise UserError(

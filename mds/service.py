@@ -123,9 +123,7 @@ class MdsService:
 
         return handle
 
-    def _session_reader(
-        self, function: Callable[[ReadTxn, Any], Any]
-    ) -> Callable[[Call, Any, memoryview], Any]:
+    def _session_reader(self, function: Callable[[ReadTxn, Any], Any]) -> Callable[[Call, Any, memoryview], Any]:
         """As :meth:`_reader`, for requests of a session that must be alive."""
 
         def checked(txn: ReadTxn, request: Any) -> Any:

@@ -91,8 +91,7 @@ class SessionTable:
     def describe(self, now_ms: int) -> list[tuple[SessionId, str, int, int]]:
         """(session, client, opens, milliseconds since the last renewal) of each, for status."""
         return [
-            (sid, live.client, len(live.opens), now_ms - live.renewed_ms)
-            for sid, live in sorted(self._live.items())
+            (sid, live.client, len(live.opens), now_ms - live.renewed_ms) for sid, live in sorted(self._live.items())
         ]
 
     def _in_grace(self, now_ms: int) -> bool:

@@ -279,9 +279,7 @@ def _repair(path: str, directory: int, boot_id: str) -> None:
             _discard_unused(data, directory)
         return
     if not os.path.exists(data):
-        raise StorageFailed(
-            f"{path} has a checkpoint but no {_DATA}: restore the directory from another node"
-        )
+        raise StorageFailed(f"{path} has a checkpoint but no {_DATA}: restore the directory from another node")
     meta = meta_page.newest(saved.meta_pages, _file_bytes(path))
     if saved.boot_id != boot_id:
         log.warning("the machine was restarted: going back to the checkpoint at entry %d", saved.applied)

@@ -30,8 +30,7 @@ def block_hashes(buffers: Sequence[Buffer]) -> bytes:
     if len(buffers) == 1:
         view = memoryview(buffers[0]).cast("B")
         return b"".join(
-            xxhash.xxh3_64_digest(view[start : start + BLOCK_BYTES])
-            for start in range(0, len(view), BLOCK_BYTES)
+            xxhash.xxh3_64_digest(view[start : start + BLOCK_BYTES]) for start in range(0, len(view), BLOCK_BYTES)
         )
     return b"".join(_streamed(buffers))
 
@@ -58,10 +57,7 @@ def chunk_hash(hashes: bytes) -> bytes:
 
 def hashes_fit(hashes: bytes, length_bytes: int, expected_chunk_hash: bytes) -> bool:
     """True if these are the block hashes of the chunk of that length and hash."""
-    return (
-        len(hashes) == block_count(length_bytes) * BLOCK_HASH_BYTES
-        and chunk_hash(hashes) == expected_chunk_hash
-    )
+    return len(hashes) == block_count(length_bytes) * BLOCK_HASH_BYTES and chunk_hash(hashes) == expected_chunk_hash
 
 
 def damaged_block(data: Buffer, hashes: bytes, first_block: int = 0) -> int | None:

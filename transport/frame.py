@@ -90,8 +90,8 @@ def encode_head(
 def decode_header(buffer: Buffer) -> Header:
     """Parse HEADER_BYTES bytes. Raises ProtocolViolation."""
     fields = buffer[: _FIELDS.size]
-    magic, version, kind, flags, method, status, request_id, control_bytes, payload_bytes, deadline_ms = (
-        _FIELDS.unpack(fields)
+    magic, version, kind, flags, method, status, request_id, control_bytes, payload_bytes, deadline_ms = _FIELDS.unpack(
+        fields
     )
     if magic != MAGIC:
         raise ProtocolViolation(f"not a frame: it begins with {bytes(magic).hex()}")

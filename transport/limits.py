@@ -23,15 +23,11 @@ BLOCK_BYTES: Final = 64 * KIB  # the unit of checksums: what a reader of one byt
 CHUNK_BYTES_MIN: Final = 64 * KIB
 CHUNK_BYTES_MAX: Final = 64 * MIB
 CHUNK_BYTES_DEFAULT: Final = 4 * MIB
-INLINE_BYTES_MAX: Final = (
-    16_368 - 112
-)  # one LMDB overflow run of four pages, less the record's own header and hash
-INLINE_BYTES_DEFAULT: Final = 8_168  # with its 8-byte seal it just fits LMDB pages; see docs/decisions/0006-inline-default.md
+INLINE_BYTES_MAX: Final = 16_368 - 112  # one LMDB overflow run of four pages, less the record's own header and hash
+INLINE_BYTES_DEFAULT: Final = 8_168  # two LMDB pages; see docs/decisions/0006-inline-default.md
 EXTENTS_PER_COMMIT_MAX: Final = 1024
 EXTENTS_PER_FILE_MAX: Final = 1 << 22  # 16 TiB of default chunks; EFBIG beyond
-PGS_PER_TARGET: Final = (
-    16  # groups a target leads: enough to spread, few enough to keep the map in one message
-)
+PGS_PER_TARGET: Final = 16  # groups a target leads: enough to spread, few enough to keep the map in one message
 
 # --- wire ------------------------------------------------------------------------------------------------------------
 CONTROL_BYTES_MAX: Final = 1 * MIB  # msgpack part of a frame
@@ -44,9 +40,7 @@ CREDITS_MAX: Final = 65_535
 PAYLOAD_IN_FLIGHT_BYTES_MAX: Final = 256 * MIB  # per listener: request payloads that are held at one time
 ERROR_TEXT_BYTES_MAX: Final = 512
 RECEIVE_SCRATCH_BYTES: Final = 64 * KIB  # per connection; frames up to half of it are received many at a time
-SEND_QUEUED_BYTES_MAX: Final = (
-    8 * MIB
-)  # unsent, per connection: beyond, notifications wait; if answers, so do requests
+SEND_QUEUED_BYTES_MAX: Final = 8 * MIB  # unsent, per connection: beyond, notifications wait; if answers, so do requests
 NOTIFIES_QUEUED_MAX: Final = 1_024  # one-way messages of a connection that wait for their handler
 STALL_TIMEOUT_MS: Final = 30_000  # a connection that is inside a frame must move a byte in this time
 DIAL_TIMEOUT_MS: Final = 5_000  # connect, TLS handshake and hello together
@@ -62,15 +56,11 @@ REQUEST_TIMEOUT_MS_DEFAULT: Final = 10_000
 REQUEST_TIMEOUT_MS_MAX: Final = 600_000
 
 # --- metadata service ------------------------------------------------------------------------------------------------
-ENTRY_BYTES_MAX: Final = (
-    512 * KIB
-)  # one Raft entry; pysyncobj's fragmentation starts above its 1 MiB batch size
+ENTRY_BYTES_MAX: Final = 512 * KIB  # one Raft entry; pysyncobj's fragmentation starts above its 1 MiB batch size
 ENTRY_COMMANDS_MAX: Final = 1024
 ENTRIES_IN_FLIGHT_MAX: Final = 2
 LOG_SEGMENT_BYTES: Final = 16 * MIB  # the log is deleted by whole segments; read back in 10 ms each
-LOG_BYTES_MAX: Final = (
-    512 * MIB
-)  # entries in memory: two checkpoints of the store (256 MiB); Overloaded beyond
+LOG_BYTES_MAX: Final = 512 * MIB  # entries in memory: two checkpoints of the store (256 MiB); Overloaded beyond
 LOG_BEHIND_BYTES_MAX: Final = 64 * MIB  # kept for members that are behind; further behind needs a snapshot
 LOG_BEHIND_ENTRIES_MAX: Final = 50_000  # likewise, at most 5 s of small entries
 APPEND_BYTES_MAX: Final = 1 * MIB  # entries in one message to a follower
@@ -96,12 +86,8 @@ HEARTBEAT_MS: Final = 1_000
 TARGET_DOWN_MS: Final = 6_000  # six lost heartbeats
 ORDERS_PER_HEARTBEAT_MAX: Final = 1_000
 INVENTORY_PER_HEARTBEAT_MAX: Final = 1_000
-CHECKPOINT_MS: Final = (
-    30_000  # of the store; the log grows, and recovery from a power loss replays, no longer than this
-)
-GARBAGE_GRACE_MS_DEFAULT: Final = (
-    900_000  # > 2 x session TTL: a reader with an old extent map still finds its chunk
-)
+CHECKPOINT_MS: Final = 30_000  # of the store; bounds how much of the log a recovery from power loss replays
+GARBAGE_GRACE_MS_DEFAULT: Final = 900_000  # > 2 x session TTL: a reader with an old extent map still finds its chunk
 
 # --- chunkserver -----------------------------------------------------------------------------------------------------
 SEGMENT_BYTES_MAX: Final = 1024 * MIB  # a segment is sealed at this size
@@ -111,16 +97,12 @@ CHUNK_LIST_MAX: Final = 10_000  # ids in one LIST or VERIFY message
 DISK_THREADS_PER_TARGET: Final = 8
 RECORD_ALIGN_BYTES: Final = 4 * KIB  # a filesystem block: what a punched hole gives back
 SEGMENT_FILES_OPEN_MAX: Final = 256  # descriptors that one target keeps for reading sealed segments
-INDEX_MAP_BYTES: Final = (
-    256 * 1024 * MIB
-)  # address space for a target's index: 10^9 chunks at about 200 bytes each
+INDEX_MAP_BYTES: Final = 256 * 1024 * MIB  # address space for a target's index: 10^9 chunks at about 200 bytes each
 SYNC_PERIOD_MS: Final = 5_000  # what nobody asked to sync is on disk after this at the latest
 HASH_INLINE_BYTES_MAX: Final = 256 * KIB  # hashed in the event loop (about 20 us); more goes to a thread
 PUT_QUEUED_BYTES_MAX: Final = 64 * KIB  # smaller PUTs share a worker thread, larger ones write in parallel
 READ_INLINE_BYTES_MAX: Final = 256 * KIB  # read in the event loop if it is in the page cache
-DELETES_PENDING_MAX: Final = (
-    4 * 1_000
-)  # delete orders of one target that wait; the service repeats what we drop
+DELETES_PENDING_MAX: Final = 4 * 1_000  # delete orders of one target that wait; the service repeats what we drop
 HEARTBEAT_PATIENCE_MS: Final = 3_000  # one heartbeat looks for the leader so long; half of TARGET_DOWN_MS
 
 # --- client ----------------------------------------------------------------------------------------------------------
@@ -129,30 +111,18 @@ DIRTY_BYTES_DEFAULT: Final = 256 * MIB  # write-behind budget of one mount; writ
 READ_CACHE_BYTES_DEFAULT: Final = 256 * MIB
 READAHEAD_BYTES_MAX: Final = 16 * MIB
 WRITE_BACK_MS: Final = 5_000  # a dirty byte is committed after this at the latest
-DIRTY_RUN_COST_BYTES: Final = (
-    256  # what one run of dirty bytes takes besides its bytes, as charged to the budget
-)
+DIRTY_RUN_COST_BYTES: Final = 256  # what one run of dirty bytes takes besides its bytes, as charged to the budget
 UNITS_EXTENTS_MAX: Final = 512  # extents packed into one chunk; at least two units fit one commit
-COMMIT_ATTEMPTS_MAX: Final = (
-    8  # one flush meets a changed layout or a stale receipt this often, then it fails
-)
+COMMIT_ATTEMPTS_MAX: Final = 8  # one flush meets a changed layout or a stale receipt this often, then it fails
 STORE_ATTEMPTS_MAX: Final = 8  # groups tried for one chunk
-PUTS_IN_FLIGHT_MAX: Final = (
-    16  # chunks of one mount being stored; 64 MiB of default chunks fill a 10 Gbit/s link
-)
+PUTS_IN_FLIGHT_MAX: Final = 16  # chunks of one mount being stored; 64 MiB of default chunks fill a 10 Gbit/s link
 GETS_IN_FLIGHT_MAX: Final = 32
 FETCH_BYTES_MAX: Final = 1 * MIB  # of one GET: a reader of one block never waits for a whole large chunk
 FLUSHES_IN_FLIGHT_MAX: Final = 16  # files that write-back flushes at one time; far below SLOTS_PER_SESSION
-TARGET_AVOID_MS: Final = (
-    5_000  # a target that failed is tried last for so long; TARGET_DOWN_MS then settles it
-)
+TARGET_AVOID_MS: Final = 5_000  # a target that failed is tried last for so long; TARGET_DOWN_MS then settles it
 SYNC_CHUNKS_MAX: Final = 1_000  # ids in one SYNC
-UNDURABLE_CHUNKS_MAX: Final = (
-    65_536  # of one file: beyond, write-back stores durably so that fsync stays short
-)
-EXTENTS_CACHED_MAX: Final = (
-    1 << 18
-)  # of one file, about 60 MB; a larger map is forgotten and fetched by pages
+UNDURABLE_CHUNKS_MAX: Final = 65_536  # of one file: beyond, write-back stores durably so that fsync stays short
+EXTENTS_CACHED_MAX: Final = 1 << 18  # of one file, about 60 MB; a larger map is forgotten and fetched by pages
 STALE_PAGES_MAX: Final = 16  # extent pages that a busy file may overtake before a read gives up
 FILES_KEPT_MAX: Final = 16_384  # closed files whose extents or unsynced chunks are remembered
 READAHEAD_BYTES_MIN: Final = 256 * KIB  # first window; two FUSE readahead requests of 128 KiB

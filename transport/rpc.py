@@ -118,9 +118,7 @@ class _Waiter:
 class Connection:
     """One connection, either side. :meth:`greet`, then :meth:`run`, which lasts as long as the connection."""
 
-    def __init__(
-        self, link: Link, hello: Hello, service: Service, room: PayloadRoom, *, dialler: bool
-    ) -> None:
+    def __init__(self, link: Link, hello: Hello, service: Service, room: PayloadRoom, *, dialler: bool) -> None:
         self._link = link
         self._service = service
         self._room = room

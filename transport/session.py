@@ -126,9 +126,7 @@ Event = Greeted | Asked | Answered | Late | Rejected | Refused
 _encode: Final = msgspec.msgpack.Encoder().encode
 
 
-_decoders: Final[
-    dict[type[Any], Callable[[bytes], Any]]
-] = {}  # made once; bounded by the number of our messages
+_decoders: Final[dict[type[Any], Callable[[bytes], Any]]] = {}  # made once; bounded by the number of our messages
 
 
 def _decode(kind: type[Any], control: bytes) -> Any:
@@ -230,9 +228,7 @@ class Session:
             raise ProtocolViolation(f"{header.kind.name} is not allowed while {self.state.value}")
         if self.state is State.GREETING:
             if header.control_bytes > HELLO_BYTES_MAX or header.payload_bytes:
-                raise ProtocolViolation(
-                    f"a {header.kind.name} of {header.control_bytes} bytes before the hello"
-                )
+                raise ProtocolViolation(f"a {header.kind.name} of {header.control_bytes} bytes before the hello")
             return False
         return _ADMIT[header.kind](self, header)
 
@@ -353,9 +349,7 @@ _RECEIVE: Final[dict[Kind, Callable[[Session, Frame, float], Event]]] = {
 }
 
 
-def _encode_bounded(
-    method: AnyMethod, body: msgspec.Struct, payload_bytes: int, payload_bytes_max: int
-) -> bytes:
+def _encode_bounded(method: AnyMethod, body: msgspec.Struct, payload_bytes: int, payload_bytes_max: int) -> bytes:
     control = _encode(body)
     if len(control) > CONTROL_BYTES_MAX:
         raise BadMessage(f"{method}: {len(control)} control bytes; at most {CONTROL_BYTES_MAX} are allowed")

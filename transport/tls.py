@@ -15,9 +15,7 @@ from shoalfs.transport.frame import Buffer
 from shoalfs.transport.limits import KIB
 from shoalfs.transport.link import Link, unsent_part
 
-_PORTION_BYTES: Final = (
-    256 * KIB
-)  # plain bytes that are encrypted before the result is sent; received likewise
+_PORTION_BYTES: Final = 256 * KIB  # plain bytes that are encrypted before the result is sent; received likewise
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +61,7 @@ class TlsLink:
         self._below = below
         self._in = ssl.MemoryBIO()
         self._out = ssl.MemoryBIO()
-        self._tls = context.wrap_bio(
-            self._in, self._out, server_side=server_name is None, server_hostname=server_name
-        )
+        self._tls = context.wrap_bio(self._in, self._out, server_side=server_name is None, server_hostname=server_name)
         self._cipher = memoryview(bytearray(_PORTION_BYTES))
         self._plain: list[Buffer] = []  # taken by send_now, not encrypted yet
 

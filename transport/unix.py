@@ -41,9 +41,7 @@ class UnixCarrier:
         await _remove_stale(place)
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            os.fchmod(
-                sock.fileno(), 0o600
-            )  # bind makes the file with this mode: it is never wider, not even briefly
+            os.fchmod(sock.fileno(), 0o600)  # bind makes the file with this mode: it is never wider, not even briefly
             sock.bind(place)
             sock.listen(LISTEN_BACKLOG)
         except OSError as error:
@@ -83,9 +81,7 @@ class UnixListener:
 
 def _check_path(path: str) -> None:
     if not 0 < len(os.fsencode(path)) <= _PATH_BYTES_MAX:
-        raise UserError(
-            f"unix:{path}: a socket's path must have 1 to {_PATH_BYTES_MAX} bytes; use a shorter one"
-        )
+        raise UserError(f"unix:{path}: a socket's path must have 1 to {_PATH_BYTES_MAX} bytes; use a shorter one")
 
 
 async def _remove_stale(path: str) -> None:
@@ -98,9 +94,7 @@ async def _remove_stale(path: str) -> None:
     except OSError as error:
         raise UserError(f"cannot listen on unix:{path}: {error.strerror}") from error
     if not stat.S_ISSOCK(mode):
-        raise UserError(
-            f"cannot listen on unix:{path}: it exists and is not a socket; remove it or use another path"
-        )
+        raise UserError(f"cannot listen on unix:{path}: it exists and is not a socket; remove it or use another path")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         try:
             await connect(probe, path)

@@ -24,9 +24,7 @@ if TYPE_CHECKING:
     from shoalfs.transport.network import Network
 
 CONFIG_ENV: Final = "SHOAL_CONFIG"
-PATIENCE_MS: Final = (
-    5_000  # an operator wants to hear soon that nobody leads; an election takes about a second
-)
+PATIENCE_MS: Final = 5_000  # an operator wants to hear soon that nobody leads; an election takes about a second
 
 ConfigOption = Annotated[
     str | None, typer.Option("--config", envvar=CONFIG_ENV, metavar="FILE", help="Configuration (TOML).")
@@ -34,9 +32,7 @@ ConfigOption = Annotated[
 MdsOption = Annotated[
     list[str] | None, typer.Option("--mds", metavar="ADDRESS", help="A metadata node; may be repeated.")
 ]
-StateOption = Annotated[
-    str | None, typer.Option("--state", metavar="DIR", help="Where `shoal up` keeps its cluster.")
-]
+StateOption = Annotated[str | None, typer.Option("--state", metavar="DIR", help="Where `shoal up` keeps its cluster.")]
 T = TypeVar("T")
 
 
@@ -63,9 +59,7 @@ class Operator:
     leader: "Leader"
 
 
-def locate(
-    mds: list[str] | None, config: str | None, state: str | None, mount: mountinfo.Mount | None = None
-) -> Reach:
+def locate(mds: list[str] | None, config: str | None, state: str | None, mount: mountinfo.Mount | None = None) -> Reach:
     """The cluster that is meant. Raises UserError, with what to give, if that is not clear."""
     file = load(config) if config is not None else Config()
     if mds:

@@ -72,9 +72,7 @@ def _wait_flushed(directory: StateDir, point: str) -> None:
 def _purge(directory: StateDir, *, yes: bool) -> None:
     if not yes:
         if not sys.stdin.isatty():
-            raise UserError(
-                f"--purge: {directory.path}: removes all files of the cluster: add --yes to confirm"
-            )
+            raise UserError(f"--purge: {directory.path}: removes all files of the cluster: add --yes to confirm")
         typer.confirm(f"Remove all files of the cluster in {directory.path}?", abort=True, err=True)
     directory.purge()
     say(f"removed {directory.path}")

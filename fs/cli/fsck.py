@@ -30,9 +30,7 @@ Q = TypeVar("Q", bound=msgspec.Struct)
 A = TypeVar("A", bound=msgspec.Struct)
 
 FINDINGS_MAX: Final = 10_000  # kept and shown; further ones are only counted
-_DEEP_CHUNKS: Final = (
-    32  # per request when all bytes are read: 2 GiB at the largest chunks, within the time limit
-)
+_DEEP_CHUNKS: Final = 32  # per request when all bytes are read: 2 GiB at the largest chunks, within the time limit
 _WALK_ENTRIES_MAX: Final = 1_000_000  # directory entries looked at to find the paths of what was found
 
 
@@ -134,9 +132,7 @@ class _Targets:
             return None
         address = self._by_id[target].address
         try:
-            return (
-                await self._network.call(address, method, request, timeout_ms=REQUEST_TIMEOUT_MS_MAX)
-            ).body
+            return (await self._network.call(address, method, request, timeout_ms=REQUEST_TIMEOUT_MS_MAX)).body
         except ShoalError as error:
             if target not in self._lost:
                 self._lost.add(target)
@@ -203,9 +199,7 @@ async def _verify(
             answers[Replica(target, chunk)] = answer
 
 
-async def _check_target(
-    operator: Operator, targets: _Targets, target: "Target", report: Report, grace_ms: int
-) -> None:
+async def _check_target(operator: Operator, targets: _Targets, target: "Target", report: Report, grace_ms: int) -> None:
     """Every chunk on one target: is it known?"""
     from shoalfs.chunkserver.messages import LIST, ListChunks
     from shoalfs.fs.fsck import unknown_chunks
@@ -218,9 +212,7 @@ async def _check_target(
         if page is None or not page.chunks:
             return
         classes = await _classify(operator, [chunk.chunk for chunk in page.chunks])
-        findings, young = unknown_chunks(
-            target.id, page.chunks, classes, now_ns=time.time_ns(), grace_ms=grace_ms
-        )
+        findings, young = unknown_chunks(target.id, page.chunks, classes, now_ns=time.time_ns(), grace_ms=grace_ms)
         report.add(findings)
         report.young_unknown_chunks += young
         report.chunks_listed += len(page.chunks)

@@ -57,9 +57,7 @@ def mount(
         list[str],
         typer.Argument(metavar="[SOURCE] MNT", help="Where a metadata node listens; where to mount."),
     ],
-    background: Annotated[
-        bool, typer.Option("-d", "--daemon", help="Return when the mount answers.")
-    ] = False,
+    background: Annotated[bool, typer.Option("-d", "--daemon", help="Return when the mount answers.")] = False,
     wait_s: Annotated[float, typer.Option("--wait", metavar="S", help="With -d: how long to wait.")] = 30.0,
     options: Annotated[
         str,
@@ -79,9 +77,7 @@ def mount(
     chosen = load(config, overrides)
     if not chosen.mount.mds:
         reach = locate(None, config, state)
-        chosen = load(
-            config, {**overrides, "mount.mds": list(reach.mds), "cluster.id": reach.cluster_id.hex() or None}
-        )
+        chosen = load(config, {**overrides, "mount.mds": list(reach.mds), "cluster.id": reach.cluster_id.hex() or None})
     mountpoint.make_ready(point, create=False)
     if background:
         _in_background(",".join(chosen.mount.mds), point, options, config, wait_s)
@@ -98,9 +94,7 @@ def umount(
     point = mountpoint.absolute(mnt)
     mounted = mountinfo.mounted_at(point, mountpoint.mounts())
     if mounted is None:
-        raise UserError(
-            f"umount: {point}: nothing is mounted there: see with `findmnt -t fuse.shoalfs` what is"
-        )
+        raise UserError(f"umount: {point}: nothing is mounted there: see with `findmnt -t fuse.shoalfs` what is")
     if not mounted.is_shoal:
         raise UserError(f"umount: {point}: not a mount of shoalfs: use umount")
     found = mountpoint.condition(point)

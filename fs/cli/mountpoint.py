@@ -135,16 +135,12 @@ def unmount(point: str, *, lazy: bool) -> None:
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=_UMOUNT_S
         )
     except subprocess.TimeoutExpired:
-        raise ShoalError(
-            f"umount: {point}: not done after {_UMOUNT_S:g} s: shoal umount -l {point}"
-        ) from None
+        raise ShoalError(f"umount: {point}: not done after {_UMOUNT_S:g} s: shoal umount -l {point}") from None
     if done.returncode == 0:
         return
     said = " ".join(done.stderr.split())
     if "busy" in said:
-        raise ShoalError(
-            f"umount: {point}: busy: end what uses it (fuser -vm {point}), or shoal umount -l {point}"
-        )
+        raise ShoalError(f"umount: {point}: busy: end what uses it (fuser -vm {point}), or shoal umount -l {point}")
     raise ShoalError(f"umount: {point}: {said or f'exit status {done.returncode}'}")
 
 

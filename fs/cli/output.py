@@ -30,9 +30,7 @@ def console() -> "Console":
     from rich.console import Console
 
     # A table that is piped must not be cut at 80 columns.
-    return Console(
-        soft_wrap=not sys.stdout.isatty(), highlight=False, width=None if sys.stdout.isatty() else 200
-    )
+    return Console(soft_wrap=not sys.stdout.isatty(), highlight=False, width=None if sys.stdout.isatty() else 200)
 
 
 def print_json(value: object) -> None:

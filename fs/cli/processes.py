@@ -79,9 +79,7 @@ def stop(process: Identity, patience_s: float) -> bool:
         return True  # it ended between the look and the signal
     finally:
         os.close(fd)
-    raise ShoalError(
-        f"process {process.pid}: does not end: it waits in the kernel: cat /proc/{process.pid}/stack"
-    )
+    raise ShoalError(f"process {process.pid}: does not end: it waits in the kernel: cat /proc/{process.pid}/stack")
 
 
 def wait_end(process: Identity, timeout_s: float) -> bool:
@@ -132,9 +130,7 @@ class Starting:
             return
         if said is None:
             stop(self.identity, _KILL_PATIENCE_S)
-            raise ShoalError(
-                f"{self._what}: not ready after {timeout_s:g} s: ended it: read {self._log_path}"
-            )
+            raise ShoalError(f"{self._what}: not ready after {timeout_s:g} s: ended it: read {self._log_path}")
         line = said.decode(errors="replace").strip().removeprefix("shoal: ")
         if not line:
             status = self.process.wait()

@@ -37,9 +37,7 @@ class ClusterRecord(msgspec.Struct, frozen=True):
     mds: int
     nodes: int
     replicas: int
-    target_bytes: (
-        int  # size of each target: all targets share one disk, and together they have what it had free
-    )
+    target_bytes: int  # size of each target: all targets share one disk, and together they have what it had free
 
 
 class RunRecord(msgspec.Struct, frozen=True):

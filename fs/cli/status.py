@@ -86,9 +86,7 @@ def assess(found: "MdsStatus", members: Mapping[int, bool]) -> Health:
         reasons.append("no chunkserver has registered: only small files can be written")
     reasons += [f"mds {node} does not answer" for node, up in sorted(members.items()) if not up]
     reasons += [
-        f"target {t.id} on {t.node} is {t.state.name.lower()}"
-        for t in found.map.targets
-        if t.state is TargetState.DOWN
+        f"target {t.id} on {t.node} is {t.state.name.lower()}" for t in found.map.targets if t.state is TargetState.DOWN
     ]
     if not reasons:
         return Health("healthy", ())
@@ -108,13 +106,9 @@ def as_json(found: "MdsStatus", members: Mapping[int, bool], health: Health) -> 
         "applied_index": found.raft.applied_index,
         "map_epoch": found.map.epoch,
         "members": [
-            {"node": node, "address": address, "up": members.get(node, False)}
-            for node, address in found.raft.members
+            {"node": node, "address": address, "up": members.get(node, False)} for node, address in found.raft.members
         ],
-        "pools": [
-            {"id": p.id, "name": p.name, "replicas": p.replicas, "min_ack": p.min_ack}
-            for p in found.map.pools
-        ],
+        "pools": [{"id": p.id, "name": p.name, "replicas": p.replicas, "min_ack": p.min_ack} for p in found.map.pools],
         "targets": [
             {
                 "id": target.id,
@@ -149,9 +143,7 @@ def _print(found: "MdsStatus", members: Mapping[int, bool], health: Health) -> N
     exact = as_json(found, members, health)
     colour = {"healthy": "green", "degraded": "yellow", "broken": "red"}[health.word]
     screen = console()
-    screen.print(
-        f"[bold {colour}]{health.word}[/]  cluster {exact['cluster_id']}  map epoch {exact['map_epoch']}"
-    )
+    screen.print(f"[bold {colour}]{health.word}[/]  cluster {exact['cluster_id']}  map epoch {exact['map_epoch']}")
     for reason in health.reasons:
         screen.print(f"  {reason}", markup=False)
     screen.print(

@@ -28,15 +28,11 @@ _WATCH_S: Final = 1.0
 def up(
     mnt: Annotated[str, typer.Argument(metavar="MNT", help="Empty directory to mount at.")],
     nodes: Annotated[int | None, typer.Option(help="Chunkservers; 2 if not given.")] = None,
-    replicas: Annotated[
-        int | None, typer.Option(help="Copies of every chunk; 2 if there are nodes for it.")
-    ] = None,
+    replicas: Annotated[int | None, typer.Option(help="Copies of every chunk; 2 if there are nodes for it.")] = None,
     mds: Annotated[int | None, typer.Option(help="Metadata nodes, 1 or 3; 1 if not given.")] = None,
     state: StateOption = None,
     mkdir: Annotated[bool, typer.Option("--mkdir", help="Create MNT if it is missing.")] = False,
-    background: Annotated[
-        bool, typer.Option("-d", "--daemon", help="Return when the mount answers.")
-    ] = False,
+    background: Annotated[bool, typer.Option("-d", "--daemon", help="Return when the mount answers.")] = False,
 ) -> None:
     """Start a cluster on this machine and mount it; or start what is missing of it."""
     directory = StateDir(state)
@@ -148,8 +144,7 @@ def _is_mounted(directory: StateDir, point: str) -> bool:
 
 def _report(directory: StateDir, point: str) -> None:
     rows = [
-        (record.name, record.process.pid, record.point or record.address, record.log)
-        for record in directory.records()
+        (record.name, record.process.pid, record.point or record.address, record.log) for record in directory.records()
     ]
     print_table(("process", "pid", "serves", "log"), rows)
     option = "" if directory.path == StateDir().path else f" --state {directory.path}"
@@ -164,9 +159,7 @@ def _stay(directory: StateDir, point: str) -> None:
     told: set[str] = set()
     try:
         while records := directory.records():
-            ended = {
-                record.name: record.log for record in records if not processes.is_running(record.process)
-            }
+            ended = {record.name: record.log for record in records if not processes.is_running(record.process)}
             for name in sorted(ended.keys() - told):
                 say(f"{name} has ended: read {ended[name]}; `shoal up` in another terminal restarts it")
             told = set(ended)

@@ -15,9 +15,7 @@ from shoalfs.transport.ids import InodeId
 PERMISSION_BITS = 0o7777
 
 
-def check_new(
-    txn: ReadTxn, who: Credentials, parent: InodeId, name: bytes, *, subdirectory: bool = False
-) -> Inode:
+def check_new(txn: ReadTxn, who: Credentials, parent: InodeId, name: bytes, *, subdirectory: bool = False) -> Inode:
     """The directory in which ``who`` may make ``name``, which is free. Raises what mkdir(2) does."""
     inodes.check_credentials(who)
     directory = dentry.search(txn, who, parent)

@@ -24,9 +24,7 @@ def register_target(txn: Txn, context: Context, request: RegisterTarget) -> Targ
     counters = inodes.load_counters(txn)
     if before is None and counters.next_target > _TARGET_ID_MAX:
         raise Overloaded("all target numbers have been used")
-    kept = (
-        before.state if before and before.state in (TargetState.DRAINING, TargetState.OUT) else TargetState.UP
-    )
+    kept = before.state if before and before.state in (TargetState.DRAINING, TargetState.OUT) else TargetState.UP
     target = Target(
         id=before.id if before else TargetId(counters.next_target),
         uuid=request.uuid,

@@ -36,9 +36,7 @@ def rename(txn: Txn, context: Context, request: Rename) -> Renamed:
     flags = _check_flags(request.flags)
     old = _side(txn, request.who, request.parent, request.name)
     no_replace = bool(flags & RenameFlags.NOREPLACE)
-    new = _side(
-        txn, request.who, request.new_parent, request.new_name, errno.EEXIST if no_replace else errno.EBUSY
-    )
+    new = _side(txn, request.who, request.new_parent, request.new_name, errno.EEXIST if no_replace else errno.EBUSY)
     if old.entry is None or old.inode is None:
         raise PosixError(errno.ENOENT)
     if new.inode is not None and no_replace:
@@ -69,9 +67,7 @@ def _check_flags(flags: int) -> RenameFlags:
     return known
 
 
-def _side(
-    txn: ReadTxn, who: Credentials, parent: InodeId, name: bytes, dots_errno: int = errno.EBUSY
-) -> _Side:
+def _side(txn: ReadTxn, who: Credentials, parent: InodeId, name: bytes, dots_errno: int = errno.EBUSY) -> _Side:
     directory = dentry.search(txn, who, parent)
     dentry.check_name(name)
     if name in dentry.DOTS:

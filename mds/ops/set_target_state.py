@@ -33,9 +33,7 @@ def set_target_state(txn: Txn, context: Context, request: SetTargetState) -> Map
     if request.state is target.state:
         return MapChanged(map_epoch)
     if request.state not in _ALLOWED[target.state]:
-        raise PosixError(
-            errno.EINVAL, f"target {target.id} is {target.state.name}: it cannot be {request.state.name}"
-        )
+        raise PosixError(errno.EINVAL, f"target {target.id} is {target.state.name}: it cannot be {request.state.name}")
     epoch = target.epoch + (request.state is TargetState.DOWN)
     cluster.store_target(txn, msgspec.structs.replace(target, state=request.state, epoch=epoch))
     cluster.store_epoch(txn, map_epoch + 1)

@@ -50,12 +50,8 @@ def _print_version(wanted: bool) -> None:
 @app.callback(invoke_without_command=True)
 def root(
     context: typer.Context,
-    debug: Annotated[
-        bool, typer.Option("--debug", envvar=_DEBUG, help="Show tracebacks, and log everything.")
-    ] = False,
-    log_level: Annotated[
-        str | None, typer.Option(envvar=_LOG_LEVEL, help="debug, info, warning or error.")
-    ] = None,
+    debug: Annotated[bool, typer.Option("--debug", envvar=_DEBUG, help="Show tracebacks, and log everything.")] = False,
+    log_level: Annotated[str | None, typer.Option(envvar=_LOG_LEVEL, help="debug, info, warning or error.")] = None,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,

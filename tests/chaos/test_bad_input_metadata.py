@@ -116,7 +116,9 @@ def test_a_directory_with_a_damaged_inode_still_lists_its_names(made: Cluster):
         made.up()
         with made.unhung(60.0):
             assert sorted(os.listdir(made.point / "d")) == ["a", "victim", "z"]
-            assert failing(os.stat, made.point / "d" / "victim") == errno.EIO  # the listing told no attributes
+            assert (
+                failing(os.stat, made.point / "d" / "victim") == errno.EIO
+            )  # the listing told no attributes
             assert (made.point / "d" / "z").read_bytes() == b"bytes of z"
         made.run("umount", made.point, "--state", made.state)
         made.kill("mds")
@@ -171,26 +173,25 @@ def test_a_store_of_another_cluster_is_refused(made: Cluster):
 # --- the log ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["garbage", "zeros", "part of a record"])
-def test_a_torn_tail_of_the_log_is_cut(made: Cluster, kind: str):
+def test_a_torn_tail_of_the_log_is_cut(made: Cluster):
+    """What a crash may leave behind the last record that was synced, and so behind everything acknowledged."""
     path = journal(made)
     before = path.read_bytes()
-    tail = {
-        "garbage": Random(2).randbytes(5_000),
-        "zeros": bytes(8192),
-        "part of a record": before[before.rindex(b"\xa7ShR") :][:-1],
-    }[kind]
-    with open(path, "ab") as file:
-        file.write(tail)
-    made.up()
-    assert f"cut a torn tail of {len(tail)} bytes at offset {len(before)}" in made.logs()
+    part_of_a_record = before[before.rindex(b"\xa7ShR") :][:-1]
+    for tail in (Random(2).randbytes(5_000), bytes(8192), part_of_a_record):
+        end = path.stat().st_size
+        with open(path, "ab") as file:
+            file.write(tail)
+        made.up()
+        assert f"cut a torn tail of {len(tail)} bytes at offset {end}" in made.logs()
+        made.kill("mds")
 
 
 def test_a_damaged_log_is_refused_with_its_place(made: Cluster):
     path = journal(made)
     before = path.read_bytes()
     record = before.index(b"\xa7ShR", len(before) // 2)  # with records behind it that say it was synced
-    with flipped(path, record + 60):
+    with flipped(path, record + 20):
         line = refusal_of_up(made)
         assert f"{path}: damaged at offset {record}, in bytes that had been synced" in line
     with flipped(path, 20):  # in the header

@@ -88,6 +88,7 @@ def test_all_chunkservers_killed_at_once(cluster: Cluster, load: Workload):
     data = Random(3).randbytes(3_000_000)
     (cluster.point / "after").write_bytes(data)
     assert (cluster.point / "after").read_bytes() == data
+    copy_what_lacks_a_copy(cluster)  # the second server dies a moment after the first
 
 
 def test_a_killed_mount_leaves_what_was_closed_and_a_point_that_up_repairs(cluster: Cluster, load: Workload):

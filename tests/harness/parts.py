@@ -1,5 +1,6 @@
 """Single parts of a test's cluster: with a configuration of their own, on disks of their own, or refusing to start."""
 
+import json
 import subprocess
 import sys
 import tempfile
@@ -9,7 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from harness.cluster import COMMAND_S, Cluster, shoal
+from harness import short_grace_mds
+from harness.cluster import COMMAND_S, Cluster, shoal, wait_until
 from shoalfs.fs.cli.processes import Starting
 from shoalfs.fs.cli.state import RunRecord, StateDir
 from shoalfs.transport.config import render
@@ -30,21 +32,43 @@ def write_configuration(cluster: Cluster, name: str, tables: Mapping[str, Mappin
 
 
 @contextmanager
-def running(cluster: Cluster, name: str, tables: Mapping[str, Mapping[str, object]]) -> Iterator[None]:
-    """A server of the cluster in the place of the one `shoal up` would start, configured with ``tables``. It is ended
-    with the block."""
+def running(
+    cluster: Cluster, name: str, tables: Mapping[str, Mapping[str, object]], *arguments: object
+) -> Iterator[None]:
+    """A process of the cluster in the place of the one `shoal up` would start, configured with ``tables``. It is ended
+    with the block. ``arguments`` begin its command line; without them it is that of a server."""
     kind = name.partition("-")[0]
     log = str(cluster.state / "log" / f"{name}.log")
     path = write_configuration(cluster, name, tables)
-    starting = Starting(name, [kind, "run", "--config", str(path)], log)
+    starting = Starting(name, [*map(str, arguments or (kind, "run")), "--config", str(path)], log)
     try:
-        record = RunRecord(name, kind, starting.identity, str(tables[kind]["listen"]), log)
-        StateDir(str(cluster.state)).write_record(record)
+        address = str(tables[kind].get("listen", ""))
+        StateDir(str(cluster.state)).write_record(RunRecord(name, kind, starting.identity, address, log))
         starting.wait_ready(SERVER_READY_S)
         yield
     finally:
         starting.process.kill()
         starting.process.wait()
+
+
+@contextmanager
+def collecting_soon(cluster: Cluster, grace_ms: int) -> Iterator[None]:
+    """The metadata service of the cluster, started anew with a grace for garbage that no configuration may have: so
+    short that a test can wait for it."""
+    path = cluster.state / "conf" / "mds-1.toml"
+    with open(cluster.state / "log" / "mds-1.log", "ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, short_grace_mds.__file__, str(path), str(grace_ms)],
+            stdout=log,
+            stderr=log,
+            cwd="/",
+        )
+    try:
+        wait_until(lambda: shoal("status", "--state", cluster.state).returncode == 0, "the service answers")
+        yield
+    finally:
+        process.kill()
+        process.wait()
 
 
 def one_line(done: subprocess.CompletedProcess[str], code: int) -> str:
@@ -71,8 +95,6 @@ def assert_no_traceback(cluster: Cluster) -> None:
 
 def fsck_findings(cluster: Cluster, *options: str) -> list[dict[str, Any]]:
     """What fsck finds, as its JSON has it; it has to find something."""
-    import json
-
     done = shoal("fsck", "--json", *options, "--state", cluster.state)
     assert done.returncode == 1, f"fsck: exit {done.returncode}\n{done.stdout}{done.stderr}"
     found: list[dict[str, Any]] = json.loads(done.stdout)["findings"]
@@ -111,8 +133,3 @@ def _command(*arguments: str) -> None:
         arguments, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=COMMAND_S, check=False
     )
     assert done.returncode == 0, f"{arguments}: {done.stderr}"
-
-
-def python(*arguments: object) -> list[str]:
-    """A command of this interpreter."""
-    return [sys.executable, *map(str, arguments)]

@@ -271,9 +271,7 @@ class World:
             self.reads += 1
             newest = max(self.acknowledged.values(), default=0)
             if process.machine.applied_index < newest:
-                raise Broken(
-                    f"node {process.node} serves reads at {process.machine.applied_index} of {newest}"
-                )
+                raise Broken(f"node {process.node} serves reads at {process.machine.applied_index} of {newest}")
 
     def check_healed(self) -> None:
         """After everything works again: one leader, everybody equal, nothing acknowledged is lost."""

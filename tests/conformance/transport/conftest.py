@@ -26,9 +26,7 @@ def tls_paths(tmp_path_factory: pytest.TempPathFactory) -> TlsPaths:
 
 
 @pytest.fixture(params=["memory", "unix", "tcp", "tls"])
-def place(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, nursery: trio.Nursery
-) -> Place:
+def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, nursery: trio.Nursery) -> Place:
     if request.param == "memory":
         return Place(Carriers(MemoryFabric()), "memory:server", nursery)
     if request.param == "unix":

@@ -23,9 +23,7 @@ def hello_bytes(hello=ROGUE):
 
 def request_bytes(request_id=1, method=ECHO, **fields):
     control = msgspec.msgpack.encode(Number(1))
-    return encode_head(
-        Kind.REQUEST, control, method=method.number, request_id=request_id, deadline_ms=1000, **fields
-    )
+    return encode_head(Kind.REQUEST, control, method=method.number, request_id=request_id, deadline_ms=1000, **fields)
 
 
 def altered(frame, position, value):

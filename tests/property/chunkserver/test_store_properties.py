@@ -206,8 +206,6 @@ def test_any_damage_to_a_segment_is_noticed(data: st.DataObject) -> None:
             if not again:
                 rig.power_cut(data.draw(st.integers(0, 1000)))
         chunk = ChunkId(50)
-        rig.store.put(
-            chunk=chunk, ino=InodeId(1), offset_bytes=0, data=[b"new"], expected_hash=hash_of(b"new")
-        )
+        rig.store.put(chunk=chunk, ino=InodeId(1), offset_bytes=0, data=[b"new"], expected_hash=hash_of(b"new"))
         assert rig.get(50) == b"new"
         rig.store.abandon()

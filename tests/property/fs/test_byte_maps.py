@@ -67,9 +67,7 @@ def test_extent_map_is_the_array_of_chunk_bytes_it_stands_for(changes, window) -
     for span in extents.lookup(window[0], window[1] - window[0]):
         assert span.offset_bytes == window[0] + len(shown)
         for index in range(span.end_bytes - span.offset_bytes):
-            shown.append(
-                None if isinstance(span, Hole) else (int(span.chunk), span.chunk_offset_bytes + index)
-            )
+            shown.append(None if isinstance(span, Hole) else (int(span.chunk), span.chunk_offset_bytes + index))
     assert shown == model[slice(*window)]
 
 

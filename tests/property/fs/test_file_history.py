@@ -49,9 +49,7 @@ class Cluster:
 
     def register(self, target: TargetId) -> None:
         uuid = bytes([target]) * 16
-        self.apply(
-            SessionId(0), 0, 0, m.Op.REGISTER_TARGET, m.RegisterTarget(uuid, f"n{target}", "memory:", 1 << 40)
-        )
+        self.apply(SessionId(0), 0, 0, m.Op.REGISTER_TARGET, m.RegisterTarget(uuid, f"n{target}", "memory:", 1 << 40))
 
     def restart(self, target: TargetId) -> None:
         self.servers.restart(target, lose=False)
@@ -95,9 +93,7 @@ class Session:
 
     def __init__(self, cluster: Cluster, number: int) -> None:
         self._cluster = cluster
-        opened = cluster.apply(
-            SessionId(0), 0, 0, m.Op.OPEN_SESSION, m.OpenSession(bytes([number]) * 16, "test")
-        )
+        opened = cluster.apply(SessionId(0), 0, 0, m.Op.OPEN_SESSION, m.OpenSession(bytes([number]) * 16, "test"))
         self.session: SessionId = opened.session
         self.map: m.ClusterMap = opened.map
         self._seq = 0
@@ -111,9 +107,7 @@ class Session:
         await trio.lowlevel.checkpoint()
         assert method is m.GET_EXTENTS
         with self._cluster.store.read() as txn:
-            page, inline = reads.get_extents(
-                txn, msgspec.structs.replace(request, count=min(request.count, 3))
-            )
+            page, inline = reads.get_extents(txn, msgspec.structs.replace(request, count=min(request.count, 3)))
         return Reply(page, memoryview(inline))
 
     async def mutate(self, op: m.Op, request: Any, reply: Any) -> Any:

@@ -20,9 +20,7 @@ _INTS = st.one_of(
     ),
 )
 _BYTES = st.one_of(
-    st.sampled_from(
-        [b"", b".", b"..", b"a", b"b", b"user.a", b"trusted.", b"x/y", b"\0", b"n" * 256, b"h" * 16]
-    ),
+    st.sampled_from([b"", b".", b"..", b"a", b"b", b"user.a", b"trusted.", b"x/y", b"\0", b"n" * 256, b"h" * 16]),
     st.binary(max_size=20),
 )
 
@@ -65,9 +63,7 @@ _BODIES = {op: of_type(types[0]) for op, types in OP_TYPES.items()}
 _COMMANDS = st.sampled_from(list(Op)).flatmap(lambda op: st.tuples(st.just(op), _BODIES[op], st.booleans()))
 
 
-@settings(
-    max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
-)
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(st.lists(_COMMANDS, max_size=12))
 def test_no_request_ends_the_node_or_breaks_the_namespace(commands):
     md = Metadata()

@@ -351,9 +351,7 @@ class NamespaceMachine(RuleBasedStateMachine):
         set_ = m.SetXattr(ROOT, node.ino, name, value or b"")
         self.both(expected, m.RemoveXattr(ROOT, node.ino, name) if value is None else set_)
 
-    @rule(
-        what=WHERE, offset=st.integers(0, 120), data=st.binary(min_size=1, max_size=30), append=st.booleans()
-    )
+    @rule(what=WHERE, offset=st.integers(0, 120), data=st.binary(min_size=1, max_size=30), append=st.booleans())
     def write_inline(self, what, offset, data, append):
         node = self.pick_file(what)
         if node is None:
@@ -471,14 +469,10 @@ def describe(txn, node):
     elif inode.is_file:
         answer, inline = reads.get_extents(txn, m.GetExtents(node.ino, 0, 1 << 20))
         # A hole between inline bytes is stored as zeros.
-        data = [("inline", byte) if byte else None for byte in inline] + [None] * (
-            inode.size_bytes - len(inline)
-        )
+        data = [("inline", byte) if byte else None for byte in inline] + [None] * (inode.size_bytes - len(inline))
         for e in answer.extents:
             assert data[e.offset_bytes : e.end_bytes] == [None] * e.length_bytes
-            data[e.offset_bytes : e.end_bytes] = [
-                (e.chunk, e.chunk_offset_bytes + i) for i in range(e.length_bytes)
-            ]
+            data[e.offset_bytes : e.end_bytes] = [(e.chunk, e.chunk_offset_bytes + i) for i in range(e.length_bytes)]
         said["data"] = data
     return said
 

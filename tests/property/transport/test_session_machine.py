@@ -181,9 +181,7 @@ def test_arbitrary_frames_break_nothing(dialler, greeted, received):
         header = Header(kind, method, status, request_id, len(control), payload_bytes, 10)
         try:
             wanted = session.admit(header)
-            event = session.receive(
-                Frame(header, control, memoryview(bytes(payload_bytes if wanted else 0))), 0.0
-            )
+            event = session.receive(Frame(header, control, memoryview(bytes(payload_bytes if wanted else 0))), 0.0)
         except (ProtocolViolation, VersionMismatch, WrongCluster):
             return
         if isinstance(event, Refused):

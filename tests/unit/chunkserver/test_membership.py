@@ -91,9 +91,7 @@ def test_orders_and_reports_are_bounded():
 def test_targets_share_a_heartbeat():
     membership = registered(A, B)
     assert membership.inventory_max == INVENTORY_PER_HEARTBEAT_MAX // 2
-    membership.answered(
-        membership.heartbeat({A: condition(), B: condition()}), orders(*range(1, 1001), target=2)
-    )
+    membership.answered(membership.heartbeat({A: condition(), B: condition()}), orders(*range(1, 1001), target=2))
     membership.deleted(B, membership.to_delete(B))
     sent = membership.heartbeat({A: condition(), B: condition()})
     assert [len(report.deleted) for report in sent.targets] == [0, 500]

@@ -63,9 +63,7 @@ def test_short_and_empty_pages_are_refused():
 
 @pytest.mark.parametrize("length", [0, CHUNK_BYTES_MAX + 1])
 def test_a_length_out_of_range_is_refused(length):
-    header = record.Header(
-        record.State.LIVE, 3, 8192, CLUSTER, ChunkId(1), InodeId(9), 0, length, b"h" * 16, 1
-    )
+    header = record.Header(record.State.LIVE, 3, 8192, CLUSTER, ChunkId(1), InodeId(9), 0, length, b"h" * 16, 1)
     with pytest.raises(ChunkCorrupt, match="out of range"):
         decode(record.encode(header))
 

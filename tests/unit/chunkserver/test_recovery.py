@@ -283,9 +283,7 @@ def test_without_a_state_file_sealed_data_is_read_too(make_rig):
 
 def test_a_header_leads_back_to_its_file(rig):
     """A rescue without the metadata service finds inode and offset in the records."""
-    rig.store.put(
-        chunk=ChunkId(5), ino=InodeId(77), offset_bytes=1 << 33, data=[b"x"], expected_hash=hash_of(b"x")
-    )
+    rig.store.put(chunk=ChunkId(5), ino=InodeId(77), offset_bytes=1 << 33, data=[b"x"], expected_hash=hash_of(b"x"))
     page = bytes(rig.disk.contents(ACTIVE)[:HEADER_BYTES])
     header = decode(page, segment=1, position_bytes=0, cluster_id=CLUSTER)
     assert (header.ino, header.offset_bytes, header.chunk) == (77, 1 << 33, 5)

@@ -69,9 +69,7 @@ class FakeMds:
         asked = msgspec.msgpack.decode(command.body, type=m.RegisterTarget)
         old = self.targets.get(asked.uuid)
         number, epoch = (old.id, old.epoch + 1) if old else (TargetId(len(self.targets) + 1), 1)
-        target = m.Target(
-            number, asked.uuid, asked.node, asked.address, epoch, m.TargetState.UP, asked.capacity_bytes
-        )
+        target = m.Target(number, asked.uuid, asked.node, asked.address, epoch, m.TargetState.UP, asked.capacity_bytes)
         self.targets[asked.uuid] = target
         body = msgspec.msgpack.encode(m.TargetRegistered(target, 1))
         return m.Mutated(1, (m.Outcome(0, "", msgspec.Raw(body)),))
@@ -137,9 +135,7 @@ class Cluster:
         self.server_scope.cancel()
         await self.server_done.wait()
 
-    async def put(
-        self, target: int, chunk: int, data: bytes, *, durable: bool = False, **changes
-    ) -> m.Receipt:
+    async def put(self, target: int, chunk: int, data: bytes, *, durable: bool = False, **changes) -> m.Receipt:
         arguments = {
             "chunk": ChunkId(chunk),
             "ino": InodeId(1),
@@ -151,9 +147,7 @@ class Cluster:
         }
         return await self.client.put(self.mds.target(target), **arguments)
 
-    async def get(
-        self, target: int, chunk: int, data: bytes, offset: int = 0, length: int | None = None
-    ) -> bytes:
+    async def get(self, target: int, chunk: int, data: bytes, offset: int = 0, length: int | None = None) -> bytes:
         view = await self.client.get(
             self.mds.target(target),
             chunk=ChunkId(chunk),
@@ -172,9 +166,7 @@ async def running(tmp_path, role: str = "client"):
         await cluster.start_mds()
         await cluster.start_server()
         await cluster.mds.wait_beats(1)
-        async with open_network(
-            cluster.carriers, Hello(cluster_id=CLUSTER, role=role, name="test")
-        ) as network:
+        async with open_network(cluster.carriers, Hello(cluster_id=CLUSTER, role=role, name="test")) as network:
             cluster.client = ChunkClient(network)
             yield cluster
         nursery.cancel_scope.cancel()
@@ -335,9 +327,7 @@ async def test_without_the_metadata_service_reads_go_on(tmp_path, patient_clock)
         async def mds(*, task_status) -> None:
             with mds_scope:
                 hello = Hello(cluster_id=CLUSTER, role="mds", name="mds")
-                await serve(
-                    cluster.carriers, "memory:mds", cluster.mds.service, hello, task_status=task_status
-                )
+                await serve(cluster.carriers, "memory:mds", cluster.mds.service, hello, task_status=task_status)
 
         await nursery.start(mds)
         await cluster.start_server()

@@ -76,9 +76,7 @@ def test_an_empty_chunk_is_refused(rig):
 
 def test_bytes_that_do_not_match_their_hash_are_not_stored(rig):
     with pytest.raises(ChunkCorrupt):
-        rig.store.put(
-            chunk=ChunkId(1), ino=InodeId(1), offset_bytes=0, data=[b"abc"], expected_hash=hash_of(b"abd")
-        )
+        rig.store.put(chunk=ChunkId(1), ino=InodeId(1), offset_bytes=0, data=[b"abc"], expected_hash=hash_of(b"abd"))
     with pytest.raises(ChunkMissing):
         rig.store.reader.get(ChunkId(1), 0, 1)
 

@@ -38,9 +38,7 @@ def test_what_is_no_size(written):
         ByteSize.parse(written)
 
 
-@pytest.mark.parametrize(
-    "written", ["unix:/run/a.sock", "tcp:127.0.0.1:7400", "tcp:host.name:0", "tcp:[::1]:7400"]
-)
+@pytest.mark.parametrize("written", ["unix:/run/a.sock", "tcp:127.0.0.1:7400", "tcp:host.name:0", "tcp:[::1]:7400"])
 def test_addresses(written):
     assert Address.parse(written) == written
 

@@ -122,9 +122,7 @@ def test_a_made_cluster_keeps_its_shape():
 
 
 def test_options_of_mount_8():
-    settings = parse_options(
-        "ro,_netdev,x-systemd.automount,attr-timeout-ms=5,cache_bytes=1GiB,close=durable,"
-    )
+    settings = parse_options("ro,_netdev,x-systemd.automount,attr-timeout-ms=5,cache_bytes=1GiB,close=durable,")
     assert settings == {
         "mount.read_only": True,
         "mount.attr_timeout_ms": 5,

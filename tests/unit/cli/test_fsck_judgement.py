@@ -81,9 +81,7 @@ def test_one_replica(answer, kind):
 
 
 def judged(first, second, linked=(A,)):
-    answers = {
-        Replica(target, A): answer for target, answer in ((1, first), (2, second)) if answer is not None
-    }
+    answers = {Replica(target, A): answer for target, answer in ((1, first), (2, second)) if answer is not None}
     assert fsck.suspects(SAID, answers) == ([A] if {first, second} - {GOOD, None} else [])
     return fsck.judge(SAID, GROUPS, answers, linked)
 
@@ -114,9 +112,7 @@ def test_what_was_deleted_meanwhile_is_no_finding():
 )
 def test_lost_exactly_if_all_were_asked_and_none_is_good(answers):
     groups = {1: tuple(range(1, len(answers) + 1))}
-    given_answers = {
-        Replica(target, A): answer for target, answer in enumerate(answers, start=1) if answer is not None
-    }
+    given_answers = {Replica(target, A): answer for target, answer in enumerate(answers, start=1) if answer is not None}
     suspects = fsck.suspects(SAID, given_answers)
     findings = fsck.judge(SAID, groups, given_answers, suspects)
     bad = sum(answer in (MISSING, CORRUPT) for answer in answers)
@@ -129,15 +125,11 @@ def test_lost_exactly_if_all_were_asked_and_none_is_good(answers):
 
 
 def test_unknown_chunks_are_findings_only_after_the_grace():
-    listed = [
-        ListedChunk(chunk_id(1, number), 10, stored_ns) for number, stored_ns in enumerate((0, 50, 0, 0), 1)
-    ]
+    listed = [ListedChunk(chunk_id(1, number), 10, stored_ns) for number, stored_ns in enumerate((0, 50, 0, 0), 1)]
     listed[1] = ListedChunk(chunk_id(1, 2), 10, 95 * 10**9)
     classes = [ChunkClass.UNKNOWN, ChunkClass.UNKNOWN, ChunkClass.GARBAGE, ChunkClass.LINKED]
     findings, young = fsck.unknown_chunks(3, listed, classes, now_ns=100 * 10**9, grace_ms=60_000)
-    assert [(found.kind, found.chunk, found.target) for found in findings] == [
-        (Kind.UNKNOWN_CHUNK, chunk_id(1, 1), 3)
-    ]
+    assert [(found.kind, found.chunk, found.target) for found in findings] == [(Kind.UNKNOWN_CHUNK, chunk_id(1, 1), 3)]
     assert young == 1
 
 

@@ -51,9 +51,7 @@ def command(monkeypatch):
             "shoal: tcp:a:1: refused: see with `shoal status` what runs; `shoal up MNT` starts what is missing",
         ),
         (
-            ExceptionGroup(
-                "g", [ExceptionGroup("h", [errors.ShoalError("once")]), errors.ShoalError("once")]
-            ),
+            ExceptionGroup("g", [ExceptionGroup("h", [errors.ShoalError("once")]), errors.ShoalError("once")]),
             1,
             "shoal: once",
         ),
@@ -121,9 +119,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(capsys, monkeypatch, arguments, l
 def test_a_missing_mount_point_is_refused_before_a_cluster_is_contacted(tmp_path):
     done = shoal("mount", "tcp:127.0.0.1:1", str(tmp_path / "gone"))
     assert done.returncode == 2
-    assert (
-        done.stderr == f"shoal: mount point: {tmp_path}/gone: no such directory: create it, or add --mkdir\n"
-    )
+    assert done.stderr == f"shoal: mount point: {tmp_path}/gone: no such directory: create it, or add --mkdir\n"
 
 
 def test_a_cluster_that_does_not_run_is_one_line(tmp_path, capsys, monkeypatch):

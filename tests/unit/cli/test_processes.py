@@ -61,9 +61,7 @@ def test_stop_asks_first(child):
 
 def test_stop_insists():
     deaf = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); input()"
-    with subprocess.Popen(
-        [sys.executable, "-c", deaf], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as child:
+    with subprocess.Popen([sys.executable, "-c", deaf], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         child.stdout.readline()
         assert processes.stop(processes.identity(child.pid), 0.1) is True
         assert child.wait() == -signal.SIGKILL

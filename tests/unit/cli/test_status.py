@@ -25,9 +25,7 @@ def cluster(*states):
         Target(number, b"u" * 16, f"node-{number}", f"tcp:n{number}:1", 1, state, 1000)
         for number, state in enumerate(states, start=1)
     )
-    groups = tuple(
-        PlacementGroup(first, 1, (first, first % len(targets) + 1)) for first in range(1, len(targets) + 1)
-    )
+    groups = tuple(PlacementGroup(first, 1, (first, first % len(targets) + 1)) for first in range(1, len(targets) + 1))
     return MdsStatus(
         raft=RaftStatus(1, 1, "tcp:m:1", 3, 10, 10, ((1, "tcp:m:1"), (2, "tcp:m:2"))),
         map=ClusterMap(b"c" * 16, 7, (Pool(1, "hot", 2, 1),), targets, groups),

@@ -433,24 +433,18 @@ async def test_a_failing_target_is_left_out(error, autojump_clock) -> None:
     await file.write(0, data)
     await file.flush(durable=False)
     assert world.service.read_back(file.ino) == data
-    assert all(
-        e.chunk not in world.servers.chunks[TargetId(1)] for e in world.service.files[file.ino].extents
-    )
+    assert all(e.chunk not in world.servers.chunks[TargetId(1)] for e in world.service.files[file.ino].extents)
 
 
 async def test_all_full_is_enospc_and_the_data_waits_for_room(autojump_clock) -> None:
     world = World()
     file = await new_file(world, world.mount())
     world.servers.on_put = lambda target, chunk: TargetFull()
-    seen = file.errors.sample()
     await file.write(0, b"1" * CHUNK)
     for _ in range(2):
         with pytest.raises(PosixError) as caught:
             await file.flush(durable=True)
         assert caught.value.errno == errno.ENOSPC
-    seen, error = file.errors.check(seen)
-    assert error is not None
-    assert file.errors.check(seen)[1] is None
     world.servers.on_put = lambda target, chunk: None
     await trio.sleep(60)
     await file.flush(durable=True)
@@ -512,33 +506,24 @@ async def test_a_chunk_that_was_replaced_and_collected_is_found_by_a_new_map() -
 # --- errors that programs see ----------------------------------------------------------------------------------------
 
 
-async def test_a_background_failure_is_told_once_to_each_handle(autojump_clock) -> None:
+async def test_a_background_failure_that_lasts_is_told_at_every_flush_and_one_that_passes_never(
+    autojump_clock,
+) -> None:
     world = World()
     async with world.running() as mount:
         file = await new_file(world, mount)
-        seen = [file.errors.sample(), file.errors.sample()]
         world.service.before = lambda op, request: PeerUnreachable()
         await file.write(0, b"x")
         await trio.sleep(WRITE_BACK_MS / 1000 + 1)
         assert file.is_dirty
-        for index in range(2):
-            seen[index], error = file.errors.check(seen[index])
-            assert isinstance(error, PeerUnreachable)
-            assert file.errors.check(seen[index])[1] is None
+        for _ in range(2):
+            with pytest.raises(PeerUnreachable):
+                await file.flush(durable=False)
         world.service.before = lambda op, request: None
         await trio.sleep(WRITE_BACK_MS / 1000 + 1)
         assert not file.is_dirty
-        assert file.errors.check(seen[0])[1] is None
+        await file.flush(durable=True)
     assert world.service.read_back(file.ino) == b"x"
-
-
-async def test_an_error_nobody_saw_is_told_to_the_next_who_opens() -> None:
-    world = World()
-    file = await new_file(world, world.mount())
-    file.errors.record(PeerUnreachable())
-    late = file.errors.sample()
-    assert isinstance(file.errors.check(late)[1], PeerUnreachable)
-    assert file.errors.check(file.errors.sample())[1] is None
 
 
 async def test_a_lost_session_poisons_dirty_files_and_no_others() -> None:

@@ -14,9 +14,7 @@ POOL = PoolId(1)
 
 
 def with_state(cluster_map: ClusterMap, target: int, state: TargetState) -> ClusterMap:
-    targets = tuple(
-        msgspec.structs.replace(t, state=state) if t.id == target else t for t in cluster_map.targets
-    )
+    targets = tuple(msgspec.structs.replace(t, state=state) if t.id == target else t for t in cluster_map.targets)
     return msgspec.structs.replace(cluster_map, targets=targets)
 
 

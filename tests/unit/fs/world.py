@@ -69,9 +69,7 @@ def make_map(targets: int = 4, replicas: int = 2, min_ack: int = 2, epoch: int =
         cluster_id=b"c" * 16,
         epoch=epoch,
         pools=(m.Pool(PoolId(1), "hot", replicas, min_ack),),
-        targets=tuple(
-            m.Target(t, bytes([t]) * 16, f"n{t}", f"memory:{t}", 1, m.TargetState.UP, 1 << 40) for t in ids
-        ),
+        targets=tuple(m.Target(t, bytes([t]) * 16, f"n{t}", f"memory:{t}", 1, m.TargetState.UP, 1 << 40) for t in ids),
         groups=tuple(groups),
     )
 
@@ -113,9 +111,7 @@ class Servers:
             self.durable[target.id].add(chunk)
         return self.receipt(target.id, chunk)
 
-    async def get(
-        self, target, *, chunk, chunk_bytes, chunk_hash: bytes, offset_bytes, length_bytes
-    ) -> memoryview:
+    async def get(self, target, *, chunk, chunk_bytes, chunk_hash: bytes, offset_bytes, length_bytes) -> memoryview:
         self.getting += 1
         self.getting_max = max(self.getting, self.getting_max)
         try:

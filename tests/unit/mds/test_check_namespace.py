@@ -235,9 +235,7 @@ FAULTS = {
     ),
     "nonce": (lambda w: w.delete(keys.nonce(w.session_row().nonce)), {"wrong-nonce"}, None),
     "slot of nobody": (
-        lambda w: w.put(
-            keys.slot(SessionId(9), 1), records.RECORDED.encode(records.Recorded(1, m.Outcome(0)))
-        ),
+        lambda w: w.put(keys.slot(SessionId(9), 1), records.RECORDED.encode(records.Recorded(1, m.Outcome(0)))),
         {"stray-row"},
         None,
     ),

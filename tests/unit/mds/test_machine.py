@@ -75,8 +75,7 @@ def test_a_command_twice_in_one_entry_is_applied_once(md):
 
 def test_slots_are_apart_and_sequences_may_skip(md):
     outcomes = md.entry(
-        [(md.session, mkdir(b"%d" % i, slot=i, seq=9)) for i in range(3)]
-        + [(md.session, mkdir(b"x", slot=1, seq=20))]
+        [(md.session, mkdir(b"%d" % i, slot=i, seq=9)) for i in range(3)] + [(md.session, mkdir(b"x", slot=1, seq=20))]
     )
     assert [o.code for o in outcomes] == [0] * 4
 
@@ -127,9 +126,7 @@ def test_entries_round_trip():
     commands = [(1, mkdir(b"a")), (0, command(m.Reap(InodeId(3))))]
     entry = decode_entry(encode_entry(5, commands))
     assert entry.now_ns == 5
-    assert [(s, c.op, bytes(c.body)) for s, c in entry.commands] == [
-        (s, c.op, bytes(c.body)) for s, c in commands
-    ]
+    assert [(s, c.op, bytes(c.body)) for s, c in entry.commands] == [(s, c.op, bytes(c.body)) for s, c in commands]
 
 
 @pytest.mark.parametrize(

@@ -98,9 +98,7 @@ def test_a_file_grows_to_its_limit_and_not_past_it(md, ino):
     refused(md, LayoutConflict, m.CommitInline(ino, (m.Patch(0, b"x"),), append=True))
     assert md.do(m.CommitInline(ino, (m.Patch(1000, b""),))).inode.size_bytes == 100
     refused(md, BadMessage, m.CommitInline(ino, (m.Patch(-1, b"xy"),)))
-    assert (
-        refused(md, PosixError, m.CommitInline(ino, (m.Patch(FILE_SIZE_BYTES_MAX, b"x"),))).errno == E.EFBIG
-    )
+    assert refused(md, PosixError, m.CommitInline(ino, (m.Patch(FILE_SIZE_BYTES_MAX, b"x"),))).errno == E.EFBIG
 
 
 def test_writing_what_is_no_file(md, ino):
@@ -148,10 +146,7 @@ def test_a_commit_without_extents_only_moves_the_size(md, ino):
     assert (answer.inode.size_bytes, answer.inode.storage) == (50, m.Storage.INLINE)
     assert content(md, ino)[1] == b"abc"
     assert md.commit(ino, size_bytes=10).inode.size_bytes == 50
-    assert (
-        refused(md, PosixError, m.CommitExtents(ino, (), (), size_bytes=FILE_SIZE_BYTES_MAX + 1)).errno
-        == E.EFBIG
-    )
+    assert refused(md, PosixError, m.CommitExtents(ino, (), (), size_bytes=FILE_SIZE_BYTES_MAX + 1)).errno == E.EFBIG
 
 
 # --- extents over extents -----------------------------------------------------------------------------------
@@ -344,9 +339,7 @@ def test_reaping_is_bounded(md, ino):
     sequence = md.do(m.ReserveChunks(count)).first_sequence
     chunks = [chunk_id(1, sequence + i) for i in range(count)]
     for start in range(0, count, 500):
-        md.commit(
-            ino, *(md.extent(c, 10 * (start + i), 10) for i, c in enumerate(chunks[start : start + 500]))
-        )
+        md.commit(ino, *(md.extent(c, 10 * (start + i), 10) for i, c in enumerate(chunks[start : start + 500])))
     md.do(m.Unlink(ROOT, ROOT_INODE, b"f"))
     assert not md.do(m.Reap(ino), session=0).done
     assert md.findings() == []

@@ -128,8 +128,7 @@ def test_times(md, who, mode, atime, mtime, number):
         assert after == made
         return
     expected = [
-        {None: old, m.NOW: md.now_ns}.get(new, new)
-        for old, new in ((made.atime_ns, atime), (made.mtime_ns, mtime))
+        {None: old, m.NOW: md.now_ns}.get(new, new) for old, new in ((made.atime_ns, atime), (made.mtime_ns, mtime))
     ]
     assert [after.atime_ns, after.mtime_ns] == expected
     assert after.ctime_ns == md.now_ns

@@ -44,9 +44,7 @@ class Node:
         self.journal = Journal(self.directory, CLUSTER, NodeId(node))
         self.machine = Machine()
         peers = [NodeId(n) for n in range(1, size + 1) if n != node]
-        self.guard = GuardedRaft(
-            NodeId(node), peers, self.journal, self.machine, TIMES, now, lambda: node / (size + 1)
-        )
+        self.guard = GuardedRaft(NodeId(node), peers, self.journal, self.machine, TIMES, now, lambda: node / (size + 1))
 
     def sync(self, now: float) -> None:
         self.journal.sync()
@@ -163,7 +161,7 @@ def test_the_leader_does_not_commit_before_its_own_disk(group):
 
 def test_a_follower_does_not_apply_before_its_own_disk(group):
     group.elect()
-    index, term = group.propose(b"x")
+    index, _ = group.propose(b"x")
     group.give(group.out(1), {3})
     group.nodes[1].sync(group.now)
     group.nodes[3].sync(group.now)
@@ -397,9 +395,7 @@ def test_messages_for_others_or_of_strangers_are_refused(group):
     guard = group.nodes[1].guard
     for sender, receiver in ((9, 1), (2, 3), (1, 1)):
         with pytest.raises(BadMessage):
-            guard.receive(
-                PeerMessage(NodeId(sender), NodeId(receiver), TermPassed(9)), memoryview(b""), group.now
-            )
+            guard.receive(PeerMessage(NodeId(sender), NodeId(receiver), TermPassed(9)), memoryview(b""), group.now)
     assert guard.term == 0
 
 

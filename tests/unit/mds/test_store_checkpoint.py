@@ -123,9 +123,7 @@ def live_pages(data, meta_pages):
         flags, lower = int.from_bytes(page[10:12], "little"), int.from_bytes(page[12:14], "little")
         for slot in range((lower - 16) // 2):
             node = int.from_bytes(page[16 + 2 * slot :][:2], "little")
-            low, high, node_flags, key_bytes = (
-                int.from_bytes(page[node + i :][:2], "little") for i in (0, 2, 4, 6)
-            )
+            low, high, node_flags, key_bytes = (int.from_bytes(page[node + i :][:2], "little") for i in (0, 2, 4, 6))
             if flags & 0x01:
                 waiting.append(low | high << 16 | node_flags << 32)
             elif node_flags & 0x01:

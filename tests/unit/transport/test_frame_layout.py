@@ -20,9 +20,7 @@ GOLDEN = (
 
 
 def test_a_request_is_these_bytes():
-    head = encode_head(
-        Kind.REQUEST, b"abc", method=100, request_id=7, payload_bytes=4 * MIB, deadline_ms=10_000
-    )
+    head = encode_head(Kind.REQUEST, b"abc", method=100, request_id=7, payload_bytes=4 * MIB, deadline_ms=10_000)
     assert head[:32].hex() == GOLDEN
     assert head[36:] == b"abc"
     assert HEADER_BYTES == 36

@@ -211,9 +211,7 @@ def test_an_abandoned_request_keeps_its_credit_until_the_answer():
         one.abandon(request_id)
         asked.append(request_id)
     assert not one.may_request
-    assert not one.admit(
-        header(Kind.REPLY, request_id=asked[0], payload_bytes=50)
-    )  # nobody wants its payload
+    assert not one.admit(header(Kind.REPLY, request_id=asked[0], payload_bytes=50))  # nobody wants its payload
     assert receive(one, two.reply(asked[0], ECHO, Number(0), 0)) == Late()
     assert receive(one, two.error(asked[1], TargetFull())) == Late()
     assert one.in_flight == 0
