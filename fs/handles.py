@@ -1,5 +1,6 @@
 """What this mount has open: file handles, directory handles, and how many handles there are on each inode. Pure."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 from shoalfs.fs.file import FileData
@@ -30,14 +31,6 @@ class DirHandle:
     page_eof: bool = False
 
 
-@dataclass(slots=True)
-class _Held:
-    """An inode's data with the number of handles on it. Invariant: count > 0 while it is in the table."""
-
-    file: FileData
-    count: int = 0
-
-
 @dataclass
 class Handles:
     """The tables. Numbers are handed out upwards and not used again, so that a late request of a closed handle finds
@@ -46,32 +39,27 @@ class Handles:
     _next: int = 1
     _files: dict[int, FileHandle] = field(default_factory=dict)
     _dirs: dict[int, DirHandle] = field(default_factory=dict)
-    _held: dict[InodeId, _Held] = field(default_factory=dict)
-
-    def data(self, ino: InodeId) -> FileData | None:
-        """The data of an inode that is open here, else None."""
-        held = self._held.get(ino)
-        return held.file if held else None
+    # Handles on each open inode. Invariant: no zero entries.
+    _held: Counter[InodeId] = field(default_factory=Counter)
 
     def open_inodes(self) -> tuple[InodeId, ...]:
         return tuple(self._held)
 
-    def hold(self, file: FileData) -> None:
+    def hold(self, ino: InodeId) -> None:
         """One more handle on the inode, until :meth:`unhold`."""
-        self._held.setdefault(file.ino, _Held(file)).count += 1
+        self._held[ino] += 1
 
     def unhold(self, ino: InodeId) -> bool:
         """One handle less. True if it was the last."""
-        held = self._held[ino]
-        held.count -= 1
-        if held.count:
+        assert self._held[ino] > 0, ino
+        self._held[ino] -= 1
+        if self._held[ino]:
             return False
         del self._held[ino]
         return True
 
     def holders(self, ino: InodeId) -> int:
-        held = self._held.get(ino)
-        return held.count if held else 0
+        return self._held[ino]
 
     def add_file(self, handle: FileHandle) -> int:
         number = self._number()

@@ -4,7 +4,7 @@ Every FUSE handler is a translation of one method here; tests call the same meth
 :class:`~shoalfs.mds.messages.Inode` values, failures are :class:`~shoalfs.transport.errors.ShoalError`.
 
 Attributes come from the metadata service, with what this mount has written and not committed yet laid over them. That
-view belongs to the file's :class:`~shoalfs.fs.file.FileData`, of which there is one per open inode.
+view belongs to the file's :class:`~shoalfs.fs.file.FileData`; :class:`~shoalfs.fs.data_path.DataPath` keeps them.
 
 Cancelled: any method leaves the mount usable; a mutation may or may not have been applied.
 """
@@ -13,6 +13,8 @@ import errno
 import logging
 import os
 from collections.abc import Callable
+
+import msgspec
 
 from shoalfs.fs.attributes import AttributeCache
 from shoalfs.fs.data_path import DataPath
@@ -25,6 +27,7 @@ from shoalfs.mds import messages as m
 from shoalfs.transport.errors import PosixError, ShoalError
 from shoalfs.transport.ids import InodeId
 from shoalfs.transport.limits import READDIR_ENTRIES_MAX
+from shoalfs.transport.method import Message
 
 log = logging.getLogger("shoal.fs.vfs")
 
@@ -79,25 +82,19 @@ class Vfs:
         return self._seen(reply.body.inode)
 
     async def mknod(self, who: m.Credentials, parent: InodeId, name: bytes, mode: int, rdev: int) -> m.Inode:
-        return self._seen(
-            (await self._metadata.mutate(m.Op.MKNOD, m.Mknod(who, parent, name, mode, rdev), m.Entry)).inode
-        )
+        return await self._change(m.Op.MKNOD, m.Mknod(who, parent, name, mode, rdev))
 
     async def mkdir(self, who: m.Credentials, parent: InodeId, name: bytes, mode: int) -> m.Inode:
-        return self._seen((await self._metadata.mutate(m.Op.MKDIR, m.Mkdir(who, parent, name, mode), m.Entry)).inode)
+        return await self._change(m.Op.MKDIR, m.Mkdir(who, parent, name, mode))
 
     async def symlink(self, who: m.Credentials, parent: InodeId, name: bytes, target: bytes) -> m.Inode:
-        return self._seen(
-            (await self._metadata.mutate(m.Op.SYMLINK, m.Symlink(who, parent, name, target), m.Entry)).inode
-        )
+        return await self._change(m.Op.SYMLINK, m.Symlink(who, parent, name, target))
 
     async def readlink(self, ino: InodeId) -> bytes:
         return (await self._metadata.read(m.READLINK, m.ReadLink(ino))).body.target
 
     async def link(self, who: m.Credentials, ino: InodeId, new_parent: InodeId, new_name: bytes) -> m.Inode:
-        return self._seen(
-            (await self._metadata.mutate(m.Op.LINK, m.Link(who, ino, new_parent, new_name), m.Entry)).inode
-        )
+        return await self._change(m.Op.LINK, m.Link(who, ino, new_parent, new_name))
 
     async def unlink(self, who: m.Credentials, parent: InodeId, name: bytes) -> m.Inode:
         return self._seen((await self._metadata.mutate(m.Op.UNLINK, m.Unlink(who, parent, name), m.Unlinked)).inode)
@@ -134,13 +131,24 @@ class Vfs:
     # --- attributes --------------------------------------------------------------------------------------------------
 
     async def setattr(self, request: m.SetAttr) -> m.Inode:
-        """Change attributes. Bytes written before are committed first, so that times set now stay as they are set."""
-        file = self._handles.data(request.ino)
+        """Change attributes. Bytes written before are committed first, so that times set now stay as they are set.
+
+        The kernel has let a caller who is not the owner set times, hence it asked for the present time.
+        """
+        if request.who.uid and (request.atime_ns is not None or request.mtime_ns is not None):
+            inode = self._attributes.get(request.ino, self._clock()) or await self.getattr(request.ino)
+            if inode.uid != request.who.uid:
+                request = msgspec.structs.replace(request, atime_ns=m.NOW, mtime_ns=m.NOW)
+        file = self._data_path.find(request.ino)
         if file is None:
-            return self._seen((await self._metadata.mutate(m.Op.SETATTR, request, m.Entry)).inode)
+            return await self._change(m.Op.SETATTR, request)
         inode = await file.setattr(request)
         self._attributes.put(file.committed_inode, self._clock())
         return inode
+
+    async def _change(self, op: m.Op, request: Message) -> m.Inode:
+        """A mutation that is answered with the inode it made or changed."""
+        return self._seen((await self._metadata.mutate(op, request, m.Entry)).inode)
 
     async def access(self, who: m.Credentials, ino: InodeId, mask: int) -> bool:
         try:
@@ -166,19 +174,16 @@ class Vfs:
 
     async def setxattr(self, who: m.Credentials, ino: InodeId, name: bytes, value: bytes) -> None:
         """As setxattr(2) without flags: the FUSE binding checks XATTR_CREATE and XATTR_REPLACE by asking first."""
-        reply = await self._metadata.mutate(m.Op.SETXATTR, m.SetXattr(who, ino, name, value), m.Entry)
-        self._seen(reply.inode)
+        await self._change(m.Op.SETXATTR, m.SetXattr(who, ino, name, value))
 
     async def removexattr(self, who: m.Credentials, ino: InodeId, name: bytes) -> None:
-        self._seen((await self._metadata.mutate(m.Op.REMOVEXATTR, m.RemoveXattr(who, ino, name), m.Entry)).inode)
+        await self._change(m.Op.REMOVEXATTR, m.RemoveXattr(who, ino, name))
 
     async def _without_xattrs(self, ino: InodeId) -> bool:
         """True if the inode has no extended attribute, as far as a cache of attributes may know."""
-        file = self._handles.data(ino)
+        file = self._data_path.find(ino) if self._handles.holders(ino) else None
         inode = file.inode if file is not None else self._attributes.get(ino, self._clock())
-        if inode is None:
-            inode = await self.getattr(ino)
-        return inode.xattr_bytes == 0
+        return (inode or await self.getattr(ino)).xattr_bytes == 0
 
     # --- directories -------------------------------------------------------------------------------------------------
 
@@ -225,7 +230,7 @@ class Vfs:
         self._seen(created.inode)
         file = self._data_path.file(created.inode)
         file.refresh(created.inode, b"")
-        self._handles.hold(file)
+        self._handles.hold(file.ino)
         return created.inode, self._add(file, flags), False
 
     async def open(self, who: m.Credentials, ino: InodeId, flags: int) -> tuple[int, bool]:
@@ -237,7 +242,7 @@ class Vfs:
         inode = reply.body.inode
         file = self._data_path.file(inode)
         coherent = not file.changed_elsewhere(inode) and not file.is_mixed
-        self._handles.hold(file)
+        self._handles.hold(file.ino)
         try:
             keep = coherent and (self._handles.holders(ino) > 1 or self._pages.still_good(inode))
             if not keep and self._handles.holders(ino) == 1:
@@ -322,16 +327,16 @@ class Vfs:
 
     def view(self, inode: m.Inode) -> m.Inode:
         """The inode with what this mount has written and not committed laid over it."""
-        file = self._handles.data(inode.ino)
+        file = self._data_path.find(inode.ino)
         return inode if file is None else file.inode
 
     def _seen(self, inode: m.Inode) -> m.Inode:
-        """An answer of the service: remember it, and tell the file's data if it is open."""
+        """An answer of the service: remember it, and tell the file's data if there is any here."""
         self._attributes.put(inode, self._clock())
-        file = self._handles.data(inode.ino)
+        file = self._data_path.find(inode.ino)
         if file is None:
             return inode
-        if file.changed_elsewhere(inode):
+        if file.changed_elsewhere(inode) and self._handles.holders(inode.ino):
             self._invalidate(inode.ino)
         file.refresh(inode)
         return file.inode

@@ -7,7 +7,6 @@ every test puts the right bytes back and looks.
 
 import errno
 import os
-import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -209,7 +208,6 @@ def test_a_log_of_another_cluster_or_node_is_refused(made: Cluster):
         with moved_away(log):
             create_journal(log, cluster_id, NodeId(node))
             assert words in refusal_of_up(made)
-        shutil.rmtree(log.with_name("log.found"))
 
 
 def test_a_store_without_its_log_is_refused(made: Cluster):

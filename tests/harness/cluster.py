@@ -91,9 +91,7 @@ class Cluster:
     def run(self, *arguments: object) -> str:
         """A command that has to succeed; returns its stdout."""
         done = shoal(*arguments)
-        assert done.returncode == 0, (
-            f"shoal {' '.join(map(str, arguments))}: {done.returncode}: {done.stderr}"
-        )
+        assert done.returncode == 0, f"shoal {' '.join(map(str, arguments))}: {done.returncode}: {done.stderr}"
         return done.stdout
 
     def up(self) -> None:
@@ -132,9 +130,7 @@ class Cluster:
     def findings(self) -> list[dict[str, Any]]:
         """What `shoal fsck` finds. Without its process: starting an interpreter hundreds of times takes minutes."""
         check = partial(fsck.check, deep=False, grace_ms=GARBAGE_GRACE_MS_DEFAULT)
-        findings: list[dict[str, Any]] = call(locate(None, None, str(self.state)), check).as_json()[
-            "findings"
-        ]
+        findings: list[dict[str, Any]] = call(locate(None, None, str(self.state)), check).as_json()["findings"]
         return findings
 
     def fsck(self) -> None:

@@ -1,6 +1,7 @@
 """Damage to files of a server that does not run, undone at the end of a block."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -74,12 +75,13 @@ def replaced(path: Path, content: bytes) -> Iterator[None]:
 
 @contextmanager
 def moved_away(path: Path) -> Iterator[None]:
-    """The file or directory is not there within the block; what came in its place goes to ``.found``."""
+    """The file or directory is not there within the block; what came in its place is removed."""
     aside = path.with_name(path.name + ".aside")
     path.rename(aside)
     try:
         yield
     finally:
-        if path.exists():
-            path.rename(path.with_name(path.name + ".found"))
+        if path.is_dir():
+            shutil.rmtree(path)
+        path.unlink(missing_ok=True)
         aside.rename(path)

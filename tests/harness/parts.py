@@ -10,9 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from harness import short_grace_mds
 from harness.cluster import COMMAND_S, Cluster, shoal, wait_until
-from shoalfs.fs.cli.processes import Starting
+from shoalfs.fs.cli.processes import Starting, identity
 from shoalfs.fs.cli.state import RunRecord, StateDir
 from shoalfs.transport.config import render
 
@@ -56,14 +58,14 @@ def collecting_soon(cluster: Cluster, grace_ms: int) -> Iterator[None]:
     """The metadata service of the cluster, started anew with a grace for garbage that no configuration may have: so
     short that a test can wait for it."""
     path = cluster.state / "conf" / "mds-1.toml"
-    with open(cluster.state / "log" / "mds-1.log", "ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, short_grace_mds.__file__, str(path), str(grace_ms)],
-            stdout=log,
-            stderr=log,
-            cwd="/",
-        )
+    (record,) = [record for record in cluster.records() if record.name == "mds-1"]
+    command = [sys.executable, short_grace_mds.__file__, str(path), str(grace_ms)]
+    with open(record.log, "ab") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, cwd="/")
     try:
+        itself = identity(process.pid)
+        assert itself is not None
+        StateDir(str(cluster.state)).write_record(msgspec.structs.replace(record, process=itself))
         wait_until(lambda: shoal("status", "--state", cluster.state).returncode == 0, "the service answers")
         yield
     finally:

@@ -37,8 +37,7 @@ def snapshot(root: Path, *, times: bool = True) -> dict[bytes, Entry]:
         if not stat.S_ISDIR(found[name].st_mode):
             names[found[name].st_ino].append(name)
     return {
-        name: _entry(os.path.join(start, name), status, times, names[status.st_ino])
-        for name, status in found.items()
+        name: _entry(os.path.join(start, name), status, times, names[status.st_ino]) for name, status in found.items()
     }
 
 

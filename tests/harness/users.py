@@ -9,9 +9,7 @@ from typing import Any
 NOBODY = 65534
 
 
-def run_as(
-    function: Callable[[], Any], uid: int = NOBODY, gid: int = NOBODY, groups: Sequence[int] = ()
-) -> Any:
+def run_as(function: Callable[[], Any], uid: int = NOBODY, gid: int = NOBODY, groups: Sequence[int] = ()) -> Any:
     """What ``function`` returns (anything JSON has) when ``uid`` calls it. Raises the OSError that it raised.
 
     The child is a plain fork: another user may not be allowed to read the interpreter's files again.

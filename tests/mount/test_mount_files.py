@@ -237,8 +237,7 @@ def test_o_excl_lets_one_of_many_win(mnt: Path):
         "    except FileExistsError: pass\n"
     )
     racers = [
-        subprocess.Popen([sys.executable, "-c", script, mnt], stdout=subprocess.PIPE, text=True)
-        for _ in range(3)
+        subprocess.Popen([sys.executable, "-c", script, mnt], stdout=subprocess.PIPE, text=True) for _ in range(3)
     ]
     won = [int(line) for racer in racers for line in racer.communicate()[0].split()]
     assert sorted(won) == list(range(50))

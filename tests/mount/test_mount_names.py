@@ -91,9 +91,7 @@ def test_deep_paths(mnt: Path):
 # --- what a name may be ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "name", [b"n" * 255, b"\xff\xfe\x80", b"new\nline", b" ", b"-rf", "naïve".encode(), b"a\\b"]
-)
+@pytest.mark.parametrize("name", [b"n" * 255, b"\xff\xfe\x80", b"new\nline", b" ", b"-rf", "naïve".encode(), b"a\\b"])
 def test_any_bytes_but_slash_and_nul_are_a_name(mnt: Path, name: bytes):
     path = os.path.join(os.fsencode(mnt), name)
     with open(path, "wb") as file:

@@ -223,10 +223,7 @@ def test_sort_grep_find_and_sed(mnt: Path):
         (mnt / f"d{number % 5}").mkdir(exist_ok=True)
         (mnt / f"d{number % 5}" / f"f{number:03}").write_text(f"value {number * 7 % 100:03}\nother\n")
     assert len(run("grep", "-r", "value 04", ".", cwd=mnt).splitlines()) == 10
-    assert (
-        len(run("find", ".", "-type", "f", "-size", "1", "-newermt", "2000-01-01", cwd=mnt).splitlines())
-        == 100
-    )
+    assert len(run("find", ".", "-type", "f", "-size", "1", "-newermt", "2000-01-01", cwd=mnt).splitlines()) == 100
     run("sh", "-c", "cat d*/f* | sort -u -o sorted", cwd=mnt)
     assert len((mnt / "sorted").read_text().splitlines()) == 101
     run("sed", "-i", "s/other/another/", "sorted", cwd=mnt)

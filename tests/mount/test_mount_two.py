@@ -127,9 +127,7 @@ def test_appends_from_both_mounts_land_once_and_whole(mnt: Path, there: Path, re
     lines = (mnt / "log").read_bytes().splitlines()
     assert {len(line) for line in lines} == {record - 1}
     for who in range(4):
-        assert [int(line.split(b"-")[1]) for line in lines if line.startswith(b"%d-" % who)] == list(
-            range(100)
-        )
+        assert [int(line.split(b"-")[1]) for line in lines if line.startswith(b"%d-" % who)] == list(range(100))
     assert (there / "log").read_bytes() == (mnt / "log").read_bytes()
 
 
