@@ -229,6 +229,7 @@ def check_that_full_is_survived(cluster: Cluster) -> None:
     assert failing(os.fsync, fd) == errno.ENOSPC
     assert failing(os.close, fd) == errno.ENOSPC  # it tried again
     (point / "synced").unlink()
+    check_that_write_fails_when_memory_is_full(cluster)
     (point / "inline").write_bytes(b"small files go to the metadata")
 
     remount(cluster)
@@ -245,6 +246,25 @@ def check_that_full_is_survived(cluster: Cluster) -> None:
     assert cluster.dead() == []
     assert_no_traceback(cluster)
     cluster.fsck()
+
+
+def check_that_write_fails_when_memory_is_full(cluster: Cluster) -> None:
+    """What cannot be stored stays in memory, which is bounded: then write(2) is told, without fsync or close."""
+    tables = configuration(cluster, "mount")
+    tables["mount"]["dirty_bytes"] = "8MiB"
+    second = cluster.root / "second"
+    second.mkdir()
+    with running(cluster, "mount-2", tables, "mount", second):
+        fd = os.open(second / "endless", os.O_WRONLY | os.O_CREAT)
+        assert failing(write_on, fd) == errno.ENOSPC
+        assert failing(os.close, fd) == errno.ENOSPC
+        (second / "endless").unlink()
+        cluster.run("umount", second, "--state", cluster.state)
+
+
+def write_on(fd: int) -> None:
+    for number in range(32):
+        os.write(fd, content(number))
 
 
 def capacity_bytes(point: Path) -> int:

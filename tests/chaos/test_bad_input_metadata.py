@@ -115,9 +115,7 @@ def test_a_directory_with_a_damaged_inode_still_lists_its_names(made: Cluster):
         made.up()
         with made.unhung(60.0):
             assert sorted(os.listdir(made.point / "d")) == ["a", "victim", "z"]
-            assert (
-                failing(os.stat, made.point / "d" / "victim") == errno.EIO
-            )  # the listing told no attributes
+            assert failing(os.stat, made.point / "d" / "victim") == errno.EIO  # the listing told no attributes
             assert (made.point / "d" / "z").read_bytes() == b"bytes of z"
         made.run("umount", made.point, "--state", made.state)
         made.kill("mds")

@@ -37,15 +37,17 @@ def write_configuration(cluster: Cluster, name: str, tables: Mapping[str, Mappin
 def running(
     cluster: Cluster, name: str, tables: Mapping[str, Mapping[str, object]], *arguments: object
 ) -> Iterator[None]:
-    """A process of the cluster in the place of the one `shoal up` would start, configured with ``tables``. It is ended
-    with the block. ``arguments`` begin its command line; without them it is that of a server."""
+    """A server of the cluster in the place of the one `shoal up` would start, or one more mount, configured with
+    ``tables``. It is ended with the block. ``arguments`` begin its command line; without them it is that of a server.
+    """
     kind = name.partition("-")[0]
     log = str(cluster.state / "log" / f"{name}.log")
     path = write_configuration(cluster, name, tables)
     starting = Starting(name, [*map(str, arguments or (kind, "run")), "--config", str(path)], log)
     try:
-        address = str(tables[kind].get("listen", ""))
-        StateDir(str(cluster.state)).write_record(RunRecord(name, kind, starting.identity, address, log))
+        if "listen" in tables[kind]:
+            record = RunRecord(name, kind, starting.identity, str(tables[kind]["listen"]), log)
+            StateDir(str(cluster.state)).write_record(record)
         starting.wait_ready(SERVER_READY_S)
         yield
     finally:

@@ -118,7 +118,7 @@ async def test_a_file_unlinked_elsewhere_is_readable_until_it_is_closed_here(clu
 async def test_a_lost_session_takes_what_was_not_committed_and_nothing_else(cluster):
     async with cluster.client() as one, cluster.client() as two:
         await one.write_file(b"kept", b"committed")
-        inode, number, _ = await one.vfs.create(ROOT, ROOT_INODE, b"lost", 0o644, os.O_RDWR)
+        _, number, _ = await one.vfs.create(ROOT, ROOT_INODE, b"lost", 0o644, os.O_RDWR)
         await one.vfs.write(number, 0, b"never committed")
         await one.session.mutate(m.Op.END_SESSION, m.EndSession(one.session.session), Nothing)
         with pytest.raises(Exception):  # noqa: B017, PT011 - SessionGone, or EIO if the renewal was first to notice

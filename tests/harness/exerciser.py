@@ -1,0 +1,110 @@
+"""Random reads, writes, truncations, maps and reopenings of one file, each compared with a buffer in memory.
+
+    python tests/harness/exerciser.py FILE [OPERATIONS] [SEED]
+
+A difference is an AssertionError that names the operation; the same seed does the same again.
+"""
+
+import mmap
+import os
+import random
+import sys
+from collections.abc import Callable
+
+SIZE_BYTES_MAX = 6_000_000
+_LENGTHS = (1, 100, 4_096, 70_000, 300_000, 1_500_000)
+
+
+class Exerciser:
+    """``run`` does the operations; the file is compared as a whole at the end."""
+
+    def __init__(self, path: str, seed: int) -> None:
+        self._path = path
+        self._chance = random.Random(seed)
+        self._shadow = bytearray()
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+        self._operations: list[Callable[[], None]] = [
+            *[self.write] * 3, *[self.read] * 3, self.truncate, self.read_map, self.write_map, self.reopen, self.sync,
+            self.append,
+        ]  # fmt: skip
+
+    def run(self, operations: int) -> None:
+        for number in range(operations):
+            operation = self._chance.choice(self._operations)
+            try:
+                operation()
+                assert os.fstat(self._fd).st_size == len(self._shadow)
+            except AssertionError as error:
+                raise AssertionError(f"operation {number}, {operation.__name__}: {error}") from error
+        os.close(self._fd)
+        with open(self._path, "rb") as file:
+            assert file.read() == bytes(self._shadow), "the whole file at the end"
+
+    def write(self) -> None:
+        offset, data = self._offset(), self._data()
+        data = data[: SIZE_BYTES_MAX - offset]
+        if data:
+            assert os.pwrite(self._fd, data, offset) == len(data)
+            self._shadow.extend(bytes(max(0, offset - len(self._shadow))))
+            self._shadow[offset : offset + len(data)] = data
+
+    def append(self) -> None:
+        data = self._data()[: SIZE_BYTES_MAX - len(self._shadow)]
+        os.lseek(self._fd, 0, os.SEEK_END)
+        assert os.write(self._fd, data) == len(data)
+        self._shadow.extend(data)
+
+    def read(self) -> None:
+        offset, length = self._offset(), self._length()
+        self._same(os.pread(self._fd, length, offset), offset, length)
+
+    def truncate(self) -> None:
+        size = self._offset()
+        os.ftruncate(self._fd, size)
+        del self._shadow[size:]
+        self._shadow.extend(bytes(size - len(self._shadow)))
+
+    def read_map(self) -> None:
+        if self._shadow:
+            with mmap.mmap(self._fd, len(self._shadow), prot=mmap.PROT_READ) as mapped:
+                offset, length = self._chance.randrange(len(self._shadow)), self._length()
+                self._same(mapped[offset : offset + length], offset, length)
+
+    def write_map(self) -> None:
+        if self._shadow:
+            with mmap.mmap(self._fd, len(self._shadow)) as mapped:
+                offset = self._chance.randrange(len(self._shadow))
+                data = self._data()[: min(70_000, len(self._shadow) - offset)]
+                mapped[offset : offset + len(data)] = data
+                self._shadow[offset : offset + len(data)] = data
+                if self._chance.random() < 0.5:
+                    mapped.flush()
+
+    def reopen(self) -> None:
+        os.close(self._fd)
+        self._fd = os.open(self._path, os.O_RDWR)
+
+    def sync(self) -> None:
+        os.fsync(self._fd)
+
+    def _offset(self) -> int:
+        anywhere = self._chance.random() < 0.5
+        return self._chance.randrange(SIZE_BYTES_MAX if anywhere else len(self._shadow) + 1)
+
+    def _length(self) -> int:
+        return self._chance.randrange(self._chance.choice(_LENGTHS)) + 1
+
+    def _data(self) -> bytes:
+        return self._chance.randbytes(self._length())
+
+    def _same(self, got: bytes, offset: int, length: int) -> None:
+        expected = bytes(self._shadow[offset : offset + length])
+        if got != expected:
+            at = next((i for i, pair in enumerate(zip(got, expected, strict=False)) if pair[0] != pair[1]), None)
+            raise AssertionError(f"{length} at {offset}: got {len(got)} of {len(expected)}, first difference at {at}")
+
+
+if __name__ == "__main__":
+    count, seed = (int(argument) for argument in (*sys.argv[2:4], *("1000", "1")[len(sys.argv[2:4]) :]))
+    Exerciser(sys.argv[1], seed).run(count)
+    print(f"{count} operations with seed {seed}: no difference")
