@@ -31,8 +31,8 @@ from shoalfs.chunkserver.client import ChunkClient, hash_chunk
 from shoalfs.mds import messages as m
 from shoalfs.mds.client import MdsClient, open_session
 from shoalfs.transport.carrier import Carriers
-from shoalfs.transport.errors import ShoalError
-from shoalfs.transport.ids import ROOT_INODE, ChunkId, TargetId, chunk_id
+from shoalfs.transport.errors import BadMessage, ChunkNotReserved, PosixError, ShoalError, StaleReceipt
+from shoalfs.transport.ids import ROOT_INODE, ChunkId, TargetId, chunk_id, chunk_pg, chunk_sequence
 from shoalfs.transport.limits import (
     BLOCK_BYTES,
     CHUNK_BYTES_MAX,
@@ -326,38 +326,39 @@ def test_absurd_extents_are_refused(whole: Cluster):
         chunk, digest, receipts = await rogue.store(DATA)
         right = m.Extent(0, len(DATA), chunk, 0, len(DATA), digest)
         change = partial(msgspec.structs.replace, right)
-        group = chunk >> 48
-        absurd = {
-            "beyond the largest file": (change(offset_bytes=FILE_SIZE_BYTES_MAX),),
-            "offset of 64 bits": (change(offset_bytes=U64_MAX),),
-            "negative offset": (change(offset_bytes=-1),),
-            "no length": (change(length_bytes=0),),
-            "negative length": (change(length_bytes=-5),),
-            "length of 64 bits": (change(length_bytes=U64_MAX),),
-            "past the chunk": (change(length_bytes=len(DATA) + 1),),
-            "negative place in the chunk": (change(chunk_offset_bytes=-1, length_bytes=1),),
-            "place past the chunk": (change(chunk_offset_bytes=len(DATA)),),
-            "a huge chunk": (change(chunk_bytes=CHUNK_BYTES_MAX + 1),),
-            "two lengths of one chunk": (right, change(offset_bytes=MIB, chunk_bytes=len(DATA) + 9)),
-            "a short hash": (change(chunk_hash=b"x"),),
-            "chunk 0": (change(chunk=0),),
-            "a negative chunk": (change(chunk=-1),),
-            "a chunk of no group": (change(chunk=chunk & ((1 << 48) - 1)),),
-            "a chunk of another group": (change(chunk=chunk_id(65_535, chunk & ((1 << 48) - 1))),),
-            "a chunk nobody reserved": (change(chunk=chunk_id(group, 1 << 40)),),
-            "a chunk of another session": (change(chunk=foreign_chunk(whole)),),
-            "too many extents": (right,) * (EXTENTS_PER_COMMIT_MAX + 1),
+        absurd: dict[str, tuple[type[ShoalError], tuple[m.Extent, ...]]] = {
+            "beyond the largest file": (PosixError, (change(offset_bytes=FILE_SIZE_BYTES_MAX),)),
+            "offset of 64 bits": (PosixError, (change(offset_bytes=U64_MAX),)),
+            "negative offset": (BadMessage, (change(offset_bytes=-1),)),
+            "no length": (BadMessage, (change(length_bytes=0),)),
+            "negative length": (BadMessage, (change(length_bytes=-5),)),
+            "length of 64 bits": (BadMessage, (change(length_bytes=U64_MAX),)),
+            "past the chunk": (BadMessage, (change(length_bytes=len(DATA) + 1),)),
+            "negative place in the chunk": (BadMessage, (change(chunk_offset_bytes=-1, length_bytes=1),)),
+            "place past the chunk": (BadMessage, (change(chunk_offset_bytes=len(DATA)),)),
+            "a huge chunk": (BadMessage, (change(chunk_bytes=CHUNK_BYTES_MAX + 1),)),
+            "two lengths": (BadMessage, (right, change(offset_bytes=MIB, chunk_bytes=len(DATA) + 9))),
+            "a short hash": (BadMessage, (change(chunk_hash=b"x"),)),
+            "chunk 0": (BadMessage, (change(chunk=0),)),
+            "a negative chunk": (BadMessage, (change(chunk=-1),)),
+            "a chunk of no group": (BadMessage, (change(chunk=chunk_sequence(chunk)),)),
+            "a chunk of another group": (StaleReceipt, (change(chunk=chunk_id(65_535, chunk_sequence(chunk))),)),
+            "a chunk nobody reserved": (ChunkNotReserved, (change(chunk=chunk_id(chunk_pg(chunk), 1 << 40)),)),
+            "a chunk of another session": (ChunkNotReserved, (change(chunk=foreign_chunk(whole)),)),
+            "too many extents": (BadMessage, (right,) * (EXTENTS_PER_COMMIT_MAX + 1)),
         }
-        for what, extents in absurd.items():
+        for what, (expected, extents) in absurd.items():
             for append in (False, True):
                 request = m.CommitExtents(ino, extents, receipts, append=append)
                 error = await rogue.refused_op(m.Op.COMMIT_EXTENTS, request, m.Committed)
-                assert error.errno != 0, what
+                assert type(error) is expected, (what, error)
+                assert expected is not PosixError or error.errno == errno.EFBIG, what
         old = tuple(msgspec.structs.replace(receipt, target_epoch=receipt.target_epoch - 1) for receipt in receipts)
         lent = tuple(msgspec.structs.replace(receipt, target=9) for receipt in receipts)
-        for wrong in ((), receipts[:0], old, lent):
+        for wrong in ((), old, lent):
             request = m.CommitExtents(ino, (right,), wrong)
-            await rogue.refused_op(m.Op.COMMIT_EXTENTS, request, m.Committed)
+            error = await rogue.refused_op(m.Op.COMMIT_EXTENTS, request, m.Committed)
+            assert type(error) is StaleReceipt
         for wrong_ino, number in ((ROOT_INODE, errno.EISDIR), (1 << 40, errno.ESTALE), (-1, errno.ESTALE)):
             request = m.CommitExtents(wrong_ino, (right,), receipts)
             error = await rogue.refused_op(m.Op.COMMIT_EXTENTS, request, m.Committed)
