@@ -216,7 +216,7 @@ class Committer:
         need = self._uploader.min_ack(self._contents.inode.pool)
         volatile = {unit.stored.chunk: unit for unit in units if unit.stored and unit.stored.durable_receipts < need}
         held = {chunk: _holders(unit) for chunk, unit in volatile.items()}
-        for chunk, receipts in (await self._uploader.sync(held)).items():
+        for chunk, receipts in (await self._uploader.sync(held, need)).items():
             unit = volatile[chunk]
             assert unit.stored is not None
             unit.stored = unit.stored._replace(receipts=receipts) if len(receipts) >= need else None
@@ -228,7 +228,7 @@ class Committer:
         held = dict(self.undurable)
         if not held:
             return
-        receipts = await self._uploader.sync(held)
+        receipts = await self._uploader.sync(held, need)
         lacking = {chunk for chunk in held if len(receipts[chunk]) < need}
         if lacking:
             # Chunks that were overwritten or cut off since may be collected: nobody needs them on disk.

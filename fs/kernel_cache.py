@@ -26,6 +26,16 @@ class KernelCache:
         self._stale[ino] = None
         self._work.set()
 
+    def forget_attributes(self, ino: InodeId) -> None:
+        """Have the kernel ask again for the attributes of ``ino``, the size among them, before it uses them next.
+
+        Takes no lock that a request in progress could hold, so this one may be done in a handler.
+        """
+        try:
+            pyfuse3.invalidate_inode(ino, True)
+        except OSError as error:
+            log.debug("inode %d: the kernel knows nothing of it: %s", ino, error)
+
     async def run(self) -> None:
         """Carry out until cancelled."""
         while True:

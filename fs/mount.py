@@ -131,7 +131,7 @@ async def _serve(
         AttributeCache(options.attr_timeout_ms / 1000),
         KernelPages(),
         trio.current_time,
-        kernel_cache.forget_pages,
+        kernel_cache,
         durable_close=options.durable_close,
     )
     async with trio.open_nursery() as nursery:

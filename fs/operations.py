@@ -12,7 +12,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import pyfuse3
 
 from shoalfs.fs.credentials import CredentialsCache
-from shoalfs.fs.vfs import Vfs
+from shoalfs.fs.vfs import Caching, Vfs
 from shoalfs.mds.messages import Credentials, Inode, SetAttr
 from shoalfs.transport.errors import PosixError, ShoalError
 from shoalfs.transport.ids import InodeId
@@ -44,6 +44,10 @@ def _handler(
             raise pyfuse3.FUSEError(error.errno) from None
 
     return handle
+
+
+def _file_info(number: int, caching: Caching) -> pyfuse3.FileInfo:
+    return pyfuse3.FileInfo(fh=number, keep_cache=caching.keep, direct_io=caching.direct)
 
 
 class Operations(pyfuse3.Operations):
@@ -190,15 +194,14 @@ class Operations(pyfuse3.Operations):
     async def create(
         self, parent: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
-        inode, number, keep = await self._vfs.create(
+        inode, number, caching = await self._vfs.create(
             self._who(ctx), InodeId(parent), name, mode & 0o7777 & ~ctx.umask, flags
         )
-        return pyfuse3.FileInfo(fh=number, keep_cache=keep), self._pack(inode)
+        return _file_info(number, caching), self._pack(inode)
 
     @_handler
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
-        number, keep = await self._vfs.open(self._who(ctx), InodeId(inode), flags)
-        return pyfuse3.FileInfo(fh=number, keep_cache=keep)
+        return _file_info(*await self._vfs.open(self._who(ctx), InodeId(inode), flags))
 
     @_handler
     async def read(self, fh: int, off: int, size: int) -> Any:

@@ -64,6 +64,10 @@ class Placement:
         found = [self._targets[target] for target in turned if self._state(target) is not TargetState.OUT]
         return sorted(found, key=lambda target: (target.state is TargetState.DOWN, target.id in avoid))
 
+    def may_come_back(self, targets: Collection[TargetId]) -> bool:
+        """Whether one of them counts as up, so that it is worth waiting for one that does not answer."""
+        return any(self._is_up(target) for target in targets)
+
     def _is_up(self, target: TargetId) -> bool:
         return self._state(target) is TargetState.UP
 

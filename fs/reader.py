@@ -17,11 +17,12 @@ import trio
 from shoalfs.fs.avoided import Avoided
 from shoalfs.fs.block_cache import BlockCache, Run
 from shoalfs.fs.parallel import all_of
+from shoalfs.fs.pauses import Pauses
 from shoalfs.fs.placement import Placement
 from shoalfs.fs.ports import Chunks, Metadata
 from shoalfs.mds.messages import Extent
 from shoalfs.transport.errors import ChunkCorrupt, ChunkMissing, ShoalError, from_wire, wire_code
-from shoalfs.transport.ids import ChunkId
+from shoalfs.transport.ids import ChunkId, TargetId
 from shoalfs.transport.limits import BLOCK_BYTES, FETCH_BYTES_MAX, GETS_IN_FLIGHT_MAX
 
 _Block: TypeAlias = tuple[ChunkId, int]
@@ -114,14 +115,33 @@ class ChunkReader:
         return flight.run
 
     async def _get(self, extent: Extent, blocks: range) -> memoryview:
-        """From the first replica that has it intact."""
+        """From the first replica that has it intact. If none answers that has it, while one that counts as up does
+        not answer at all, it is asked again: it may be restarting."""
+        pauses = Pauses()
+        while True:
+            data, failures = await self._try_replicas(extent, blocks)
+            if data is not None:
+                return data
+            silent = [
+                target for target, error in failures.items() if not isinstance(error, ChunkMissing | ChunkCorrupt)
+            ]
+            if silent:
+                await self._metadata.refresh_map()
+            if not self._current().may_come_back(silent) or not await pauses.next():
+                break
+        raise next(iter(failures.values()), ChunkMissing(f"no target may hold chunk {extent.chunk:#x}"))
+
+    async def _try_replicas(
+        self, extent: Extent, blocks: range
+    ) -> tuple[memoryview | None, dict[TargetId, ShoalError]]:
+        """Ask each replica once, until one has the blocks; and why the others had not."""
         offset = blocks[0] * BLOCK_BYTES
         length = min(len(blocks) * BLOCK_BYTES, extent.chunk_bytes - offset)
-        if self._placement.epoch != self._metadata.map.epoch:
-            self._placement = Placement(self._metadata.map)
-        failure: ShoalError = ChunkMissing(f"no target may hold chunk {extent.chunk:#x}")
+        placement = self._current()
+        failures: dict[TargetId, ShoalError] = {}
         async with self._slots:
-            for target in self._placement.replicas(extent.chunk, self._metadata.session, self._failed.now()):
+            avoid = self._failed.now(placement.target)
+            for target in placement.replicas(extent.chunk, self._metadata.session, avoid):
                 try:
                     data = await self._chunks.get(
                         target,
@@ -132,14 +152,19 @@ class ChunkReader:
                         length_bytes=length,
                     )
                 except ShoalError as error:
-                    failure = error
+                    failures[target.id] = error
                     self._note(error)
                     if not isinstance(error, ChunkMissing | ChunkCorrupt):
-                        self._failed.add(target.id)
+                        self._failed.add(target)
                     continue
                 assert len(data) == length, (len(data), length)
-                return data.toreadonly()
-        raise failure
+                return data.toreadonly(), failures
+        return None, failures
+
+    def _current(self) -> Placement:
+        if self._placement.epoch != self._metadata.map.epoch:
+            self._placement = Placement(self._metadata.map)
+        return self._placement
 
     def _note(self, error: ShoalError) -> None:
         self._counters["replicas_failed"] += 1

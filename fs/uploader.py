@@ -16,6 +16,7 @@ import trio
 from shoalfs.chunkserver.client import hash_chunk
 from shoalfs.fs.avoided import Avoided
 from shoalfs.fs.parallel import settle_all
+from shoalfs.fs.pauses import Pauses
 from shoalfs.fs.placement import Placement
 from shoalfs.fs.ports import Chunks, Metadata
 from shoalfs.fs.units import Stored
@@ -52,37 +53,58 @@ class Uploader:
         async with self._slots:
             digest = await hash_chunk(payload)
             index = offset_bytes // inode.chunk_bytes
-            for attempt in range(STORE_ATTEMPTS_MAX):
+            pauses = Pauses()
+            for _ in range(STORE_ATTEMPTS_MAX):
                 group = await self._group(inode, index)
                 chunk = chunk_id(group.id, await self._metadata.chunk_sequence())
                 receipts, errors = await self._put(group, chunk, inode, offset_bytes, payload, digest, durable=durable)
                 if len(receipts) >= self.min_ack(inode.pool):
                     return Stored(chunk, digest, receipts)
-                await self._recover(errors, attempt)
+                await self._recover(errors, pauses)
         raise errors[0] if errors else TargetDown(f"group {group.id} has too few targets for min_ack")
 
-    async def sync(self, held: Mapping[ChunkId, Sequence[TargetId]]) -> dict[ChunkId, tuple[Receipt, ...]]:
-        """Put chunks on the disks of the targets that hold them. Returns the durable receipts of each; fewer
-        than asked for if a target did not answer or has lost the chunk. Raises nothing that a target
-        answers."""
+    async def sync(self, held: Mapping[ChunkId, Sequence[TargetId]], need: int) -> dict[ChunkId, tuple[Receipt, ...]]:
+        """Put chunks on the disks of the targets that hold them. Returns the durable receipts of each; fewer than
+        ``need`` if targets have lost the chunk, or do not answer for as long as they count as up. Raises nothing that
+        a target answers."""
+        receipts: dict[ChunkId, tuple[Receipt, ...]] = dict.fromkeys(held, ())
+        pauses = Pauses()
+        lacking = held
+        while lacking:
+            unanswered = await self._sync_once(lacking, receipts)
+            lacking = {chunk: held[chunk] for chunk in held if len(receipts[chunk]) < need}
+            if not lacking or not unanswered:
+                break
+            await self._metadata.refresh_map()
+            if not self._current().may_come_back(unanswered) or not await pauses.next():
+                break
+        return receipts
+
+    async def _sync_once(
+        self, held: Mapping[ChunkId, Sequence[TargetId]], receipts: dict[ChunkId, tuple[Receipt, ...]]
+    ) -> set[TargetId]:
+        """Ask each target once; put what it answers into ``receipts``. Returns the targets that did not answer."""
         by_target: dict[TargetId, list[ChunkId]] = {}
         for chunk, targets in held.items():
+            receipts[chunk] = ()
             for target in targets:
                 by_target.setdefault(target, []).append(chunk)
-        calls = [
-            partial(self._sync_batch, target, chunks[start : start + SYNC_CHUNKS_MAX])
+        batches = [
+            (target, chunks[start : start + SYNC_CHUNKS_MAX])
             for target, chunks in by_target.items()
             for start in range(0, len(chunks), SYNC_CHUNKS_MAX)
         ]
-        receipts: dict[ChunkId, tuple[Receipt, ...]] = dict.fromkeys(held, ())
-        for result in await settle_all(calls):
+        unanswered: set[TargetId] = set()
+        results = await settle_all([partial(self._sync_batch, target, chunks) for target, chunks in batches])
+        for (target, _), result in zip(batches, results, strict=True):
             if isinstance(result, ShoalError):
                 self._counters["syncs_failed"] += 1
+                unanswered.add(target)
                 continue
             for receipt in result:
                 if receipt.durable:
                     receipts[receipt.chunk] = (*receipts[receipt.chunk], receipt)
-        return receipts
+        return unanswered
 
     def replicas(self, chunk: ChunkId) -> tuple[TargetId, ...]:
         """Where the cluster map has this chunk."""
@@ -96,7 +118,7 @@ class Uploader:
     async def _group(self, inode: Inode, index: int) -> PlacementGroup:
         """A group that may take the chunk: without targets that failed lately if there is one, else with
         them."""
-        full, failed = self._full.now(), self._failed.now()
+        full, failed = self._full.now(self._current().target), self._failed.now(self._current().target)
         for refreshed in (False, True):
             if refreshed:
                 await self._metadata.refresh_map()
@@ -135,10 +157,10 @@ class Uploader:
                     timeout_ms=REQUEST_TIMEOUT_MS_DEFAULT,
                 )
             except TargetFull:
-                self._full.add(target.id)
+                self._full.add(target)
                 raise
             except ShoalError:
-                self._failed.add(target.id)
+                self._failed.add(target)
                 raise
 
         results = await settle_all([partial(put, target) for target in self._current().targets(group)])
@@ -146,15 +168,19 @@ class Uploader:
         self._counters["puts_failed"] += len(errors)
         return tuple(result for result in results if isinstance(result, Receipt)), errors
 
-    async def _recover(self, errors: list[ShoalError], attempt: int) -> None:
-        """What has to happen before another group is tried. Raises an error that no other group can mend."""
+    async def _recover(self, errors: list[ShoalError], pauses: "Pauses") -> None:
+        """What has to happen before another group is tried. Raises an error that no other group can mend.
+
+        A target that does not answer may be restarting: as long as the metadata service counts it as up, it is worth
+        a pause.
+        """
         for error in errors:
             if error.retry is Retry.NEVER:
                 raise error
         if any(error.retry is Retry.REFRESH for error in errors):
             await self._metadata.refresh_map()
-        elif all(error.retry is Retry.SAME for error in errors):
-            await trio.sleep(0.01 * 2**attempt)  # 10 ms to 1.3 s: the servers have no room for requests just now
+        if all(error.retry is not Retry.REFRESH or isinstance(error, TargetDown) for error in errors):
+            await pauses.next()
 
     async def _sync_batch(self, target: TargetId, chunks: Sequence[ChunkId]) -> list[Receipt]:
         """Sync on one target. A chunk it does not have gets no receipt and does not spoil the others."""

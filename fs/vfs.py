@@ -13,6 +13,7 @@ import errno
 import logging
 import os
 from collections.abc import Callable
+from typing import NamedTuple, Protocol
 
 import msgspec
 
@@ -35,6 +36,27 @@ _NO_XATTR = frozenset({b"system.posix_acl_access", b"system.posix_acl_default"})
 _LAYOUT = b"trusted.shoal."  # attributes that the service makes up from the inode
 
 
+class Caching(NamedTuple):
+    """What the kernel may do with the pages of a file that is opened."""
+
+    keep: bool  # those that it has are still the contents
+    direct: bool  # cache nothing for this handle: one write(2) is one request, however it lies on pages
+
+
+def _caching(flags: int, *, keep: bool) -> Caching:
+    return Caching(keep=keep, direct=bool(flags & os.O_APPEND))
+
+
+class Kernel(Protocol):
+    """What the kernel can be told about what it has cached."""
+
+    def forget_pages(self, ino: InodeId) -> None:
+        """Forget pages and attributes, soon."""
+
+    def forget_attributes(self, ino: InodeId) -> None:
+        """Forget attributes, now."""
+
+
 class Vfs:
     """The filesystem of one mount."""
 
@@ -47,11 +69,10 @@ class Vfs:
         attributes: AttributeCache,
         pages: KernelPages,
         clock: Callable[[], float],
-        invalidate: Callable[[InodeId], None],
+        kernel: Kernel,
         *,
         durable_close: bool = False,
     ) -> None:
-        """``invalidate`` makes the kernel forget the pages of an inode, soon; it must not wait for that."""
         self._metadata = metadata
         self._data_path = data_path
         self._handles = handles
@@ -59,7 +80,7 @@ class Vfs:
         self._attributes = attributes
         self._pages = pages
         self._clock = clock
-        self._invalidate = invalidate
+        self._kernel = kernel
         self._durable_close = durable_close
 
     # --- names -------------------------------------------------------------------------------------------------------
@@ -124,7 +145,9 @@ class Vfs:
 
     async def _harden(self, who: m.Credentials, parent: InodeId, name: bytes) -> None:
         """Put on disk what this mount wrote to the file of that name, open or closed."""
-        file = self._data_path.find((await self.lookup(who, parent, name)).ino)
+        # Not through lookup(): what is learnt here the kernel is not told.
+        found = await self._metadata.read(m.LOOKUP, m.Lookup(who, parent, name))
+        file = self._data_path.find(found.body.inode.ino)
         if file is not None and file.needs_fsync:
             await file.flush(durable=True)
 
@@ -193,7 +216,7 @@ class Vfs:
     async def readdir(self, number: int, cookie: int) -> tuple[m.DirEntry, ...]:
         """Entries after ``cookie`` (0: from the start), without "." and ".."; empty at the end."""
         handle = self._handles.dir(number)
-        page = handle.page
+        page = handle.page if cookie else ()  # rewinddir(3): what was made since the opening shows
         if handle.page_after <= cookie and page and cookie < page[-1].cookie:
             return tuple(entry for entry in page if entry.cookie > cookie)
         if handle.page_eof and page and cookie == page[-1].cookie:
@@ -220,21 +243,22 @@ class Vfs:
 
     async def create(
         self, who: m.Credentials, parent: InodeId, name: bytes, mode: int, flags: int
-    ) -> tuple[m.Inode, int, bool]:
-        """open(2) with O_CREAT. Returns the inode, the handle, and whether the kernel may keep its pages."""
+    ) -> tuple[m.Inode, int, Caching]:
+        """open(2) with O_CREAT. Returns the inode, the handle, and what the kernel may cache."""
         request = m.Create(who, parent, name, mode, exclusive=bool(flags & os.O_EXCL))
         created = await self._metadata.mutate(m.Op.CREATE, request, m.Created)
         if not created.created:
-            number, keep = await self.open(who, created.inode.ino, flags)
-            return self._handles.file(number).file.inode, number, keep
+            number, caching = await self.open(who, created.inode.ino, flags)
+            return self._handles.file(number).file.inode, number, caching
         self._seen(created.inode)
         file = self._data_path.file(created.inode)
         file.refresh(created.inode, b"")
         self._handles.hold(file.ino)
-        return created.inode, self._add(file, flags), False
+        return created.inode, self._add(file, flags), _caching(flags, keep=False)
 
-    async def open(self, who: m.Credentials, ino: InodeId, flags: int) -> tuple[int, bool]:
-        """Open an existing file. Returns the handle, and whether what the kernel has cached of it still holds."""
+    async def open(self, who: m.Credentials, ino: InodeId, flags: int) -> tuple[int, Caching]:
+        """Open an existing file. Returns the handle, and what the kernel may cache. If the file changed since the
+        kernel was last told of its attributes, it is made to ask again: it would believe an old size otherwise."""
         access = flags & os.O_ACCMODE
         await self._releases.settle(ino)
         request = m.Open(who, self._metadata.session, ino, access != os.O_WRONLY, access != os.O_RDONLY)
@@ -254,8 +278,11 @@ class Vfs:
         except BaseException:
             self._unhold(file)
             raise
+        known = self._attributes.get(ino, self._clock())
+        if known is not None and known.data_version != inode.data_version:
+            self._kernel.forget_attributes(ino)
         self._seen(inode)
-        return self._add(file, flags), keep
+        return self._add(file, flags), _caching(flags, keep=keep)
 
     def _add(self, file: FileData, flags: int) -> int:
         access = flags & os.O_ACCMODE
@@ -283,8 +310,8 @@ class Vfs:
             raise PosixError(errno.EBADF)
         if handle.append:
             landed = await handle.file.append(data, durable=handle.sync)
-            if landed != offset_bytes:
-                self._invalidate(handle.file.ino)
+            if landed != offset_bytes or self._handles.holders(handle.file.ino) > 1:
+                self._kernel.forget_pages(handle.file.ino)
             return len(data)
         count = await handle.file.write(offset_bytes, data)
         if handle.sync:
@@ -320,7 +347,9 @@ class Vfs:
             if file.is_mixed:
                 self._pages.spoiled(file.ino)
             else:
+                # What this mount committed is what the kernel wrote: it knows that size.
                 self._pages.valid_at(file.ino, file.committed_inode.data_version)
+                self._attributes.put(file.committed_inode, self._clock())
             self._releases.add(file.ino)
 
     # --- views -------------------------------------------------------------------------------------------------------
@@ -337,6 +366,6 @@ class Vfs:
         if file is None:
             return inode
         if file.changed_elsewhere(inode) and self._handles.holders(inode.ino):
-            self._invalidate(inode.ino)
+            self._kernel.forget_pages(inode.ino)
         file.refresh(inode)
         return file.inode

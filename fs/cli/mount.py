@@ -80,7 +80,7 @@ def mount(
         chosen = load(config, {**overrides, "mount.mds": list(reach.mds), "cluster.id": reach.cluster_id.hex() or None})
     mountpoint.make_ready(point, create=False)
     if background:
-        _in_background(",".join(chosen.mount.mds), point, options, config, wait_s)
+        _in_background(",".join(chosen.mount.mds), point, options, config, state, wait_s)
     else:
         _serve(chosen, point, context.obj)
 
@@ -155,14 +155,15 @@ def _serve(config: Config, point: str, readiness: daemon.Readiness) -> None:
     daemon.run(partial(mounting.run, mount_options(config, point), carriers), readiness)
 
 
-def _in_background(source: str, point: str, options: str, config: str | None, wait_s: float) -> None:
-    """Start this command again without -d, in a session of its own, and wait until the mount answers."""
+def _in_background(source: str, point: str, options: str, config: str | None, state: str | None, wait_s: float) -> None:
+    """Start this command again without -d, in a session of its own, and wait until the mount answers. Its log is
+    beside those of the cluster in ``state``."""
     arguments = ["mount", source, point]
     if options:
         arguments += ["-o", options]
     if config is not None:
         arguments += ["--config", os.path.abspath(config)]
-    directory = os.path.join(default_path(os.environ, os.geteuid()), "log")
+    directory = os.path.join(state or default_path(os.environ, os.geteuid()), "log")
     os.makedirs(directory, mode=0o700, exist_ok=True)
     # One log per mount point: its name for people, a digest because names alone may be the same.
     digest = hashlib.blake2b(point.encode(errors="surrogateescape"), digest_size=4).hexdigest()

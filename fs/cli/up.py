@@ -41,9 +41,14 @@ def up(
     point = mountpoint.absolute(mnt)
     directory.create()
     with directory.locked():
+        # Before any server is started: a mistake here should leave nothing running.
+        mounted = _is_mounted(directory, point)
+        if not mounted:
+            mountpoint.make_ready(point, create=mkdir)
         directory.write_cluster(cluster)
         _start_servers(directory, daemons)
-        _start_mount(directory, cluster, point, create=mkdir)
+        if not mounted:
+            _start_mount(directory, cluster, point)
     _report(directory, point)
     if not background:
         _stay(directory, point)
@@ -106,10 +111,7 @@ def _start(directory: StateDir, daemon: embedded.Daemon) -> processes.Starting:
     return starting
 
 
-def _start_mount(directory: StateDir, cluster: ClusterRecord, point: str, *, create: bool) -> None:
-    if _is_mounted(directory, point):
-        return
-    mountpoint.make_ready(point, create=create)
+def _start_mount(directory: StateDir, cluster: ClusterRecord, point: str) -> None:
     config_path = directory.at("conf", "mount.toml")
     with open(config_path, "w", encoding="utf-8") as file:
         file.write(render(embedded.mount_tables(directory, cluster)))

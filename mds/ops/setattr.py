@@ -57,8 +57,16 @@ def _check_owners(request: SetAttr, inode: Inode) -> None:
 
 
 def _check_mode(request: SetAttr, inode: Inode) -> None:
-    if request.mode is not None:
-        permission.check_owner(request.who, inode)
+    """A mode is the owner's to set. But whoever writes to a file takes its set-id bits away, and Linux asks for that as
+    a change of mode on behalf of the writer (fs/fuse/dir.c, fuse_setattr)."""
+    if request.mode is None:
+        return
+    gone = (inode.mode ^ request.mode) & PERMISSION_BITS
+    if inode.is_file and gone and not gone & ~(stat.S_ISUID | stat.S_ISGID) and not request.mode & gone:
+        if not permission.is_owner(request.who, inode) and not request.by_handle:
+            permission.check(request.who, inode, permission.WRITE)
+        return
+    permission.check_owner(request.who, inode)
 
 
 def _check_times(request: SetAttr, inode: Inode) -> None:

@@ -32,6 +32,20 @@ MDS = "memory:mds"
 
 
 @dataclass
+class Kernel:
+    """Writes down what the kernel would be told."""
+
+    pages: list[InodeId] = field(default_factory=list)
+    attributes: list[InodeId] = field(default_factory=list)
+
+    def forget_pages(self, ino: InodeId) -> None:
+        self.pages.append(ino)
+
+    def forget_attributes(self, ino: InodeId) -> None:
+        self.attributes.append(ino)
+
+
+@dataclass
 class Client:
     """One mount without a kernel."""
 
@@ -39,7 +53,7 @@ class Client:
     session: MdsClient
     data_path: DataPath
     handles: Handles
-    invalidated: list[InodeId] = field(default_factory=list)
+    kernel: "Kernel"
 
     async def write_file(self, name: bytes, data: bytes, parent: InodeId = ROOT_INODE) -> InodeId:
         inode, number, _ = await self.vfs.create(ROOT_CREDENTIALS, parent, name, 0o644, os.O_WRONLY | os.O_CREAT)
@@ -55,8 +69,10 @@ class Client:
         return data
 
     async def open(self, name: bytes, flags: int) -> tuple[int, bool]:
+        """The handle, and whether the kernel may keep its pages."""
         inode = await self.vfs.lookup(ROOT_CREDENTIALS, ROOT_INODE, name)
-        return await self.vfs.open(ROOT_CREDENTIALS, inode.ino, flags)
+        number, caching = await self.vfs.open(ROOT_CREDENTIALS, inode.ino, flags)
+        return number, caching.keep
 
     async def close(self, number: int) -> None:
         await self.vfs.flush(number)
@@ -70,7 +86,7 @@ class World:
     carriers: Carriers
 
     @asynccontextmanager
-    async def client(self) -> AsyncIterator[Client]:
+    async def client(self, attr_timeout_s: float = 1.0) -> AsyncIterator[Client]:
         handles = Handles()
         lost: list[DataPath] = []
 
@@ -89,20 +105,20 @@ class World:
             data_path = DataPath(session, ChunkClient(network))
             lost.append(data_path)
             releases = Releases(session)
-            invalidated: list[InodeId] = []
+            kernel = Kernel()
             vfs = Vfs(
                 session,
                 data_path,
                 handles,
                 releases,
-                AttributeCache(0.0),
+                AttributeCache(attr_timeout_s),
                 KernelPages(),
                 trio.current_time,
-                invalidated.append,
+                kernel,
             )
             nursery.start_soon(data_path.run)
             nursery.start_soon(releases.run)
-            yield Client(vfs, session, data_path, handles, invalidated)
+            yield Client(vfs, session, data_path, handles, kernel)
             nursery.cancel_scope.cancel()
 
 

@@ -466,6 +466,60 @@ async def test_no_group_up_is_an_error_and_a_new_map_mends_it() -> None:
     assert world.service.read_back(file.ino) == b"1" * CHUNK
 
 
+def silent_until(seconds: float):
+    """Targets that do not answer before this time on trio's clock."""
+    return lambda *_: PeerUnreachable() if trio.current_time() < seconds else None
+
+
+async def test_while_the_targets_restart_writing_and_syncing_stalls_and_does_not_fail(autojump_clock) -> None:
+    world = World()
+    file = await new_file(world, world.mount())
+    world.servers.on_put = silent_until(trio.current_time() + 3)
+    await file.write(0, b"1" * CHUNK)
+    await file.flush(durable=False)
+    world.servers.on_sync = silent_until(trio.current_time() + 3)
+    await file.flush(durable=True)
+    assert not file.needs_fsync
+    assert world.service.read_back(file.ino) == b"1" * CHUNK
+
+
+async def test_while_the_targets_restart_reading_stalls_and_once_they_are_down_it_fails(autojump_clock) -> None:
+    world = World()
+    file = await new_file(world, world.mount())
+    await file.write(0, b"1" * CHUNK)
+    await file.flush(durable=False)
+    other = await world.opened(world.mount(), file.ino)
+    world.servers.on_get = silent_until(trio.current_time() + 3)
+    assert bytes(await other.read(0, 3)) == b"111"
+
+    gone = await world.opened(world.mount(), file.ino)
+    world.servers.on_get = silent_until(float("inf"))
+    up = world.service.map
+    down = tuple(msgspec.structs.replace(t, state=TargetState.DOWN) for t in up.targets)
+    world.service.map = msgspec.structs.replace(up, epoch=2, targets=down)
+    began = trio.current_time()
+    with pytest.raises(PosixError) as caught:
+        await gone.read(0, 3)
+    assert caught.value.errno == errno.EIO
+    assert trio.current_time() - began < 1
+
+
+async def test_a_target_that_came_back_is_written_to_at_once(autojump_clock) -> None:
+    world = World(targets=2, min_ack=1)
+    file = await new_file(world, world.mount())
+    world.servers.on_put = lambda target, chunk: PeerUnreachable() if target == 1 else None
+    await file.write(0, b"1" * CHUNK)
+    await file.flush(durable=False)
+    world.servers.on_put = lambda target, chunk: None
+    world.servers.restart(TargetId(1), lose=False)
+    world.service.refresh_targets()
+    await world.clients[0].refresh_map()
+    await file.write(CHUNK, b"2" * CHUNK)
+    await file.flush(durable=False)
+    last = world.service.files[file.ino].extents[-1].chunk
+    assert all(last in held for held in world.servers.chunks.values())
+
+
 async def test_reads_go_to_another_replica_and_only_then_fail_and_never_return_zeros() -> None:
     world = World()
     mount = world.mount(cache_bytes=0)

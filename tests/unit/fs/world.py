@@ -75,14 +75,16 @@ def make_map(targets: int = 4, replicas: int = 2, min_ack: int = 2, epoch: int =
 
 
 class Servers:
-    """All chunkservers. ``on_put`` may raise an error for one PUT; ``unreadable`` are (target, chunk) that
-    are corrupt or missing; ``gate``, while it is set, holds every PUT."""
+    """All chunkservers. ``on_put``, ``on_get`` and ``on_sync`` may give an error for one request; ``unreadable`` are
+    (target, chunk) that are corrupt or missing; ``gate``, while it is set, holds every PUT."""
 
     def __init__(self, cluster_map: m.ClusterMap) -> None:
         self.chunks: dict[TargetId, dict[ChunkId, bytes]] = {t.id: {} for t in cluster_map.targets}
         self.durable: dict[TargetId, set[ChunkId]] = {t.id: set() for t in cluster_map.targets}
         self.epochs: dict[TargetId, int] = {t.id: t.epoch for t in cluster_map.targets}
         self.on_put: Callable[[TargetId, ChunkId], ShoalError | None] = lambda target, chunk: None
+        self.on_get: Callable[[TargetId, ChunkId], ShoalError | None] = lambda target, chunk: None
+        self.on_sync: Callable[[TargetId], ShoalError | None] = lambda target: None
         self.unreadable: dict[tuple[TargetId, ChunkId], ShoalError] = {}
         self.gate: trio.Event | None = None
         self.puts: list[tuple[TargetId, ChunkId, bool]] = []
@@ -119,6 +121,9 @@ class Servers:
         finally:
             self.getting -= 1
         self.gets.append((target.id, chunk, offset_bytes, length_bytes))
+        error = self.on_get(target.id, chunk)
+        if error is not None:
+            raise error
         if (target.id, chunk) in self.unreadable:
             raise self.unreadable[target.id, chunk]
         if chunk not in self.chunks[target.id]:
@@ -132,6 +137,9 @@ class Servers:
     async def sync(self, target, chunks) -> tuple[m.Receipt, ...]:
         await trio.lowlevel.checkpoint()
         self.syncs.append((target.id, tuple(chunks)))
+        error = self.on_sync(target.id)
+        if error is not None:
+            raise error
         for chunk in chunks:
             if chunk not in self.chunks[target.id]:
                 raise ChunkMissing

@@ -200,3 +200,14 @@ def test_mode_and_group_in_one_call_look_at_the_new_group(md):
     md.do(m.SetAttr(ROOT, made.ino, gid=3000))
     assert outcome(md, made.ino, ALICE, mode=0o2755, gid=2000) is None
     assert mode_of(md, made.ino) == 0o2755
+
+
+def test_whoever_may_write_a_file_may_take_its_set_id_bits_away_and_nothing_else(md):
+    ino = md.create(b"tool", who=ALICE, mode=0o666).ino
+    assert outcome(md, ino, ALICE, mode=0o4766) is None
+    assert outcome(md, ino, STRANGER, mode=0o0666) == E.EPERM, "that takes more away"
+    assert outcome(md, ino, STRANGER, mode=0o6766) == E.EPERM, "that adds"
+    assert outcome(md, ino, STRANGER, mode=0o0766) is None
+    assert mode_of(md, ino) == 0o766
+    assert outcome(md, ino, ALICE, mode=0o4700) is None
+    assert outcome(md, ino, STRANGER, mode=0o0700) == E.EACCES, "he may not write it"
