@@ -69,8 +69,11 @@ class ChunkClient:
         """
         request = PutChunk(target.id, chunk, ino, offset_bytes, chunk_hash, durable)
         reply = await self._network.call(target.address, PUT, request, payload, timeout_ms=timeout_ms)
-        _check_receipts(target, (chunk,), (reply.body.receipt,), durable=durable)
-        return reply.body.receipt
+        receipt = reply.body.receipt
+        _check_receipts(target, (chunk,), (receipt,), durable=durable)
+        if receipt.chunk_hash != chunk_hash:
+            raise ProtocolViolation(f"{target.address} stored other bytes than it was sent")
+        return receipt
 
     async def get(
         self,

@@ -224,15 +224,16 @@ class ChunkStore:
             self._segments.sync(segment)
         self.counters["syncs"] += 1
 
-    def segments_of(self, chunks: Iterable[ChunkId]) -> set[int]:
-        """The segments to sync for these chunks to be durable. Raises ChunkMissing if one is not here."""
-        numbers = set()
+    def rows_of(self, chunks: Iterable[ChunkId]) -> list[Row]:
+        """What the index has of these chunks: their segments have to be synced for them to be durable. Raises
+        ChunkMissing if one is not here."""
+        rows = []
         for chunk in chunks:
             row = self._index.get(chunk)
             if row is None:
                 raise ChunkMissing(f"chunk {chunk:#x} is not here")
-            numbers.add(row.segment)
-        return numbers
+            rows.append(row)
+        return rows
 
     def sync_round(self) -> None:
         """Put everything on disk and seal the segments that are full. Raises TargetDown."""

@@ -111,7 +111,7 @@ class Target:
         segment = await (self._small_puts.run(store) if small else self._in_thread(store))
         if durable:
             await self._join_round(segment).wait()
-        return self._receipt(chunk, durable=durable)
+        return self._receipt(chunk, chunk_hash, durable=durable)
 
     async def get(self, chunk: ChunkId, offset_bytes: int, length_bytes: int) -> Blocks:
         """The verified blocks that cover the range. Raises ChunkMissing, ChunkCorrupt, BadMessage."""
@@ -124,10 +124,12 @@ class Target:
 
     async def sync(self, chunks: Sequence[ChunkId]) -> tuple[Receipt, ...]:
         """Put these chunks on disk. Raises ChunkMissing, TargetDown."""
-        segments = await self._in_thread(self._store.segments_of, chunks)
-        for round_ in [self._join_round(segment) for segment in segments]:
+        rows = await self._in_thread(self._store.rows_of, chunks)
+        for round_ in [self._join_round(segment) for segment in {row.segment for row in rows}]:
             await round_.wait()
-        return tuple(self._receipt(chunk, durable=True) for chunk in chunks)
+        return tuple(
+            self._receipt(chunk, row.chunk_hash, durable=True) for chunk, row in zip(chunks, rows, strict=True)
+        )
 
     async def delete(self, chunks: Iterable[ChunkId]) -> None:
         """The chunks are gone for good when it returns. Raises TargetDown, TargetFull."""
@@ -144,8 +146,8 @@ class Target:
     async def usage(self) -> Usage:
         return await self._in_thread(self._store.usage)
 
-    def _receipt(self, chunk: ChunkId, *, durable: bool) -> Receipt:
-        return Receipt(chunk, self.id, self.epoch, durable)
+    def _receipt(self, chunk: ChunkId, chunk_hash: bytes, *, durable: bool) -> Receipt:
+        return Receipt(chunk, self.id, self.epoch, durable, chunk_hash)
 
     async def _in_thread(self, work: Callable[..., _T], *arguments: object) -> _T:
         return await trio.to_thread.run_sync(work, *arguments, limiter=self._threads)

@@ -93,12 +93,14 @@ class Extent(Message, frozen=True):
 
 
 class Receipt(Message, frozen=True):
-    """A target's word that it stored a chunk. Counts only while ``target_epoch`` is the target's current epoch."""
+    """A target's word that it stored a chunk with this hash. Counts only while ``target_epoch`` is the target's current
+    epoch."""
 
     chunk: ChunkId
     target: TargetId
     target_epoch: int
     durable: bool  # on disk, not only in the server's page cache
+    chunk_hash: bytes
 
 
 class TargetState(enum.IntEnum):

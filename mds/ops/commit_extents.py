@@ -97,14 +97,15 @@ def _check_chunks(txn: ReadTxn, session: SessionId, request: CommitExtents) -> N
     for receipt in request.receipts:
         receipts[receipt.chunk].append(receipt)
     epochs: dict[TargetId, int] = {}
-    chunk_bytes: dict[ChunkId, int] = {}
+    known: dict[ChunkId, tuple[int, bytes]] = {}
     for extent in request.extents:
         chunk = extent.chunk
-        if chunk not in chunk_bytes:
-            chunk_bytes[chunk] = _check_reserved(txn, session, chunk) or extent.chunk_bytes
-            _check_receipts(txn, chunk, receipts[chunk], epochs, durable=request.durable)
-        if extent.chunk_bytes != chunk_bytes[chunk]:
-            raise BadMessage(f"chunk {chunk} has two lengths")
+        if chunk not in known:
+            known[chunk] = (_check_reserved(txn, session, chunk) or extent.chunk_bytes, extent.chunk_hash)
+            stored = [receipt for receipt in receipts[chunk] if receipt.chunk_hash == extent.chunk_hash]
+            _check_receipts(txn, chunk, stored, epochs, durable=request.durable)
+        if (extent.chunk_bytes, extent.chunk_hash) != known[chunk]:
+            raise BadMessage(f"chunk {chunk} has two lengths or two hashes")
 
 
 def _check_reserved(txn: ReadTxn, session: SessionId, chunk: ChunkId) -> int | None:

@@ -92,7 +92,7 @@ class Metadata:
         map_ = self.map()
         epochs = {t.id: t.epoch for t in map_.targets}
         groups = {g.id: g.targets for g in map_.groups}
-        return tuple(m.Receipt(c, t, epochs[t], durable) for c in chunks for t in groups[c >> 48])
+        return tuple(m.Receipt(c, t, epochs[t], durable, b"h" * 16) for c in chunks for t in groups[c >> 48])
 
     def commit(self, ino, *extents, **options):
         receipts = self.receipts(*{e.chunk for e in extents})

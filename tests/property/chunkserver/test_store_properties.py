@@ -77,7 +77,7 @@ class StoreAgainstDict(RuleBasedStateMachine):
     def sync(self, chunk: int) -> None:
         if chunk not in self.certain:
             return
-        for segment in self.rig.store.segments_of([ChunkId(chunk)]):
+        for segment in [row.segment for row in self.rig.store.rows_of([ChunkId(chunk)])]:
             self.rig.store.sync(segment)
         self.durable |= self.in_segment_of(chunk)
 

@@ -183,9 +183,9 @@ async def test_put_sync_get_from_both_targets(tmp_path):
     async with running(tmp_path) as cluster:
         for target in (1, 2):
             receipt = await cluster.put(target, 5, data)
-            assert receipt == m.Receipt(ChunkId(5), TargetId(target), 1, False)
+            assert receipt == m.Receipt(ChunkId(5), TargetId(target), 1, False, hash_of(data))
             (synced,) = await cluster.client.sync(cluster.mds.target(target), [ChunkId(5)])
-            assert synced == m.Receipt(ChunkId(5), TargetId(target), 1, True)
+            assert synced == m.Receipt(ChunkId(5), TargetId(target), 1, True, hash_of(data))
             assert await cluster.get(target, 5, data) == data
             for offset, length in [(0, 1), (BLOCK_BYTES - 1, 2), (len(data) - 1, 1), (100_000, 1_000_000)]:
                 assert await cluster.get(target, 5, data, offset, length) == data[offset : offset + length]

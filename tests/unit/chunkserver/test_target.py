@@ -50,10 +50,10 @@ async def put(target: Target, chunk: int, data: bytes, *, durable: bool = False)
 async def test_receipts_say_what_is_true(open_it):
     async with open_it() as target:
         target.enrol(TargetId(5), 17)
-        assert await put(target, 1, b"abc") == Receipt(ChunkId(1), TargetId(5), 17, False)
-        assert await put(target, 1, b"abc", durable=True) == Receipt(ChunkId(1), TargetId(5), 17, True)
+        assert await put(target, 1, b"abc") == Receipt(ChunkId(1), TargetId(5), 17, False, hash_of(b"abc"))
+        assert await put(target, 1, b"abc", durable=True) == Receipt(ChunkId(1), TargetId(5), 17, True, hash_of(b"abc"))
         target.enrol(TargetId(5), 18)
-        assert await target.sync([ChunkId(1)]) == (Receipt(ChunkId(1), TargetId(5), 18, True),)
+        assert await target.sync([ChunkId(1)]) == (Receipt(ChunkId(1), TargetId(5), 18, True, hash_of(b"abc")),)
         with pytest.raises(ChunkMissing):
             await target.sync([ChunkId(1), ChunkId(2)])
 

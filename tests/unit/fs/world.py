@@ -93,7 +93,9 @@ class Servers:
         self.getting = self.getting_max = 0
 
     def receipt(self, target: TargetId, chunk: ChunkId) -> m.Receipt:
-        return m.Receipt(chunk, target, self.epochs[target], chunk in self.durable[target])
+        return m.Receipt(
+            chunk, target, self.epochs[target], chunk in self.durable[target], hash_of(self.chunks[target][chunk])
+        )
 
     async def put(
         self, target, *, chunk, ino, offset_bytes, payload, chunk_hash: bytes, durable, timeout_ms

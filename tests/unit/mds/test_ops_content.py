@@ -2,6 +2,7 @@
 
 import errno
 
+import msgspec
 import pytest
 
 from harness.metadata import ROOT, Metadata
@@ -12,6 +13,7 @@ from shoalfs.transport.ids import ROOT_INODE, ChunkId, TargetId, chunk_id
 from shoalfs.transport.limits import FILE_SIZE_BYTES_MAX, REAP_EXTENTS_MAX
 
 E = errno
+HASH = b"h" * 16
 
 
 @pytest.fixture
@@ -304,15 +306,16 @@ def test_receipts(md, ino):
         "none": (),
         "one": (first,),
         "the same twice": (first, first),
-        "an outsider": (first, m.Receipt(chunk, outsider, 1, True)),
-        "an unknown target": (first, m.Receipt(chunk, TargetId(99), 1, True)),
-        "an old epoch": (first, m.Receipt(chunk, second.target, second.target_epoch - 1, True)),
-        "a coming epoch": (first, m.Receipt(chunk, second.target, second.target_epoch + 1, True)),
-        "another chunk": (first, m.Receipt(ChunkId(chunk + 1), second.target, second.target_epoch, True)),
+        "an outsider": (first, m.Receipt(chunk, outsider, 1, True, HASH)),
+        "an unknown target": (first, m.Receipt(chunk, TargetId(99), 1, True, HASH)),
+        "an old epoch": (first, m.Receipt(chunk, second.target, second.target_epoch - 1, True, HASH)),
+        "a coming epoch": (first, m.Receipt(chunk, second.target, second.target_epoch + 1, True, HASH)),
+        "other bytes": (first, msgspec.structs.replace(second, chunk_hash=b"x" * 16)),
+        "another chunk": (first, m.Receipt(ChunkId(chunk + 1), second.target, second.target_epoch, True, HASH)),
     }
     for receipts in bad.values():
         refused(md, StaleReceipt, m.CommitExtents(ino, extents, receipts))
-    volatile = m.Receipt(chunk, second.target, second.target_epoch, False)
+    volatile = m.Receipt(chunk, second.target, second.target_epoch, False, HASH)
     refused(md, StaleReceipt, m.CommitExtents(ino, extents, (first, volatile), durable=True))
     md.do(m.CommitExtents(ino, extents, (first, volatile)))
     md.do(m.CommitExtents(ino, extents, (first, second), durable=True))
@@ -327,7 +330,7 @@ def test_receipts_end_with_the_epoch(md, ino):
 
 def test_an_unknown_group_has_no_receipts(md, ino):
     chunk = chunk_id(60000, md.do(m.ReserveChunks(1)).first_sequence)
-    request = m.CommitExtents(ino, (md.extent(chunk, 0, 10),), (m.Receipt(chunk, TargetId(1), 1, True),))
+    request = m.CommitExtents(ino, (md.extent(chunk, 0, 10),), (m.Receipt(chunk, TargetId(1), 1, True, HASH),))
     refused(md, StaleReceipt, request)
 
 
