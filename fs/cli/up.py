@@ -41,13 +41,14 @@ def up(
     point = mountpoint.absolute(mnt)
     directory.create()
     with directory.locked():
-        # Before any server is started: a mistake here should leave nothing running.
-        mounted = _is_mounted(directory, point)
-        if not mounted:
+        if not _mounts_of(directory):
+            # Before any server is started: a mistake here should leave nothing running. A mount that runs is asked
+            # only afterwards: without servers it does not answer.
             mountpoint.make_ready(point, create=mkdir)
         directory.write_cluster(cluster)
         _start_servers(directory, daemons)
-        if not mounted:
+        if not _is_mounted(directory, point):
+            mountpoint.make_ready(point, create=mkdir)
             _start_mount(directory, cluster, point)
     _report(directory, point)
     if not background:
@@ -123,14 +124,21 @@ def _start_mount(directory: StateDir, cluster: ClusterRecord, point: str) -> Non
     say(f"mounted {point}  pid {starting.process.pid}")
 
 
+def _mounts_of(directory: StateDir) -> list[RunRecord]:
+    """The mount's record, if its process runs."""
+    return [
+        record
+        for record in directory.records()
+        if record.kind == embedded.MOUNT and processes.is_running(record.process)
+    ]
+
+
 def _is_mounted(directory: StateDir, point: str) -> bool:
     """Whether the cluster's mount answers at ``point``; one that is just ending is waited for.
 
     Raises UserError if it is mounted elsewhere.
     """
-    for record in directory.records():
-        if record.kind != embedded.MOUNT or not processes.is_running(record.process):
-            continue
+    for record in _mounts_of(directory):
         if mountpoint.condition(record.point) is not mountpoint.Condition.SHOAL:
             processes.wait_end(record.process, FLUSH_S)
             processes.stop(record.process, STOP_S)
