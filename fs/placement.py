@@ -35,19 +35,23 @@ class Placement:
             raise TargetDown(f"the cluster map has no pool {pool}")
         return self._pools[pool].min_ack
 
-    def group_for(self, pool: PoolId, ino: InodeId, index: int, avoid: Collection[TargetId]) -> PlacementGroup | None:
-        """The group for chunk number ``index`` of a file: the first from its turn on that has no target in
-        ``avoid`` and all of whose targets are up. None if there is none."""
+    def group_for(
+        self, pool: PoolId, ino: InodeId, index: int, avoid: Collection[TargetId], *, least: int | None = None
+    ) -> PlacementGroup | None:
+        """The group for chunk number ``index`` of a file: the first from its turn on all of whose targets, or ``least``
+        of them, are up and not in ``avoid``. None if there is none."""
         groups = self._order.get(pool, [])
         first = _hash(ino) + index
         for step in range(len(groups)):
             group = groups[(first + step) % len(groups)]
-            if all(self._is_up(target) and target not in avoid for target in group.targets):
+            usable = sum(self._is_up(target) and target not in avoid for target in group.targets)
+            if usable >= (len(group.targets) if least is None else least):
                 return group
         return None
 
     def targets(self, group: PlacementGroup) -> list[Target]:
-        return [self._targets[target] for target in group.targets]
+        """The targets of the group that can be written to."""
+        return [self._targets[target] for target in group.targets if self._is_up(target)]
 
     def target(self, target: TargetId) -> Target | None:
         return self._targets.get(target)

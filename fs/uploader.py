@@ -54,14 +54,20 @@ class Uploader:
             digest = await hash_chunk(payload)
             index = offset_bytes // inode.chunk_bytes
             pauses = Pauses()
+            errors: list[ShoalError] = []
             for _ in range(STORE_ATTEMPTS_MAX):
-                group = await self._group(inode, index)
+                try:
+                    group = await self._group(inode, index)
+                except TargetDown as error:  # all chunkservers may just be starting
+                    errors = [error]
+                    await self._recover(errors, pauses)
+                    continue
                 chunk = chunk_id(group.id, await self._metadata.chunk_sequence())
                 receipts, errors = await self._put(group, chunk, inode, offset_bytes, payload, digest, durable=durable)
                 if len(receipts) >= self.min_ack(inode.pool):
                     return Stored(chunk, digest, receipts)
                 await self._recover(errors, pauses)
-        raise errors[0] if errors else TargetDown(f"group {group.id} has too few targets for min_ack")
+        raise errors[0] if errors else TargetDown("too few targets answered for min_ack")
 
     async def sync(self, held: Mapping[ChunkId, Sequence[TargetId]], need: int) -> dict[ChunkId, tuple[Receipt, ...]]:
         """Put chunks on the disks of the targets that hold them. Returns the durable receipts of each; fewer than
@@ -116,20 +122,21 @@ class Uploader:
         return self._placement
 
     async def _group(self, inode: Inode, index: int) -> PlacementGroup:
-        """A group that may take the chunk: without targets that failed lately if there is one, else with
-        them."""
-        full, failed = self._full.now(self._current().target), self._failed.now(self._current().target)
+        """A group that may take the chunk: without targets that failed lately if there is one, else with them; and if
+        no group is whole, one with enough targets for ``min_ack``. Raises PosixError(ENOSPC), TargetDown."""
         for refreshed in (False, True):
             if refreshed:
                 await self._metadata.refresh_map()
             placement = self._current()
-            for avoid in ({*full, *failed}, full):
-                group = placement.group_for(inode.pool, inode.ino, index, avoid)
-                if group is not None:
-                    return group
+            full, failed = self._full.now(placement.target), self._failed.now(placement.target)
+            for least in (None, placement.min_ack(inode.pool)):
+                for avoid in ({*full, *failed}, full):
+                    group = placement.group_for(inode.pool, inode.ino, index, avoid, least=least)
+                    if group is not None:
+                        return group
         if full:
             raise PosixError(TargetFull.errno)
-        raise TargetDown(f"no placement group of pool {inode.pool} has all its targets up")
+        raise TargetDown(f"no placement group of pool {inode.pool} has enough targets that are up")
 
     async def _put(
         self,

@@ -8,12 +8,13 @@ import os
 import secrets
 import signal
 import time
+from functools import partial
 from typing import Annotated, Final
 
 import typer
 
 from shoalfs.fs.cli import embedded, mountpoint, processes
-from shoalfs.fs.cli.cluster import StateOption
+from shoalfs.fs.cli.cluster import Operator, StateOption, call, locate
 from shoalfs.fs.cli.down import FLUSH_S, STOP_S, stop_all
 from shoalfs.fs.cli.output import print_table, say
 from shoalfs.fs.cli.state import ClusterRecord, RunRecord, StateDir
@@ -22,6 +23,7 @@ from shoalfs.transport.errors import UserError
 from shoalfs.transport.limits import MIB
 
 READY_S: Final = 60.0  # a metadata node that replays a long journal is the slowest to start
+TARGETS_S: Final = 15.0  # a target is known to the metadata service a second after its server has started
 _WATCH_S: Final = 1.0
 
 
@@ -47,6 +49,7 @@ def up(
             mountpoint.make_ready(point, create=mkdir)
         directory.write_cluster(cluster)
         _start_servers(directory, daemons)
+        _wait_targets(directory, cluster.nodes)
         if not _is_mounted(directory, point):
             mountpoint.make_ready(point, create=mkdir)
             _start_mount(directory, cluster, point)
@@ -100,6 +103,28 @@ def _start_servers(directory: StateDir, daemons: list[embedded.Daemon]) -> None:
         for daemon, process in zip(missing, starting, strict=True):
             process.wait_ready(READY_S)
             say(f"started {daemon.name}  pid {process.process.pid}")
+
+
+def _wait_targets(directory: StateDir, nodes: int) -> None:
+    """Return when the metadata service counts every target as up: a file could not be stored before. One that does
+    not come is reported and left to `shoal status`; the others may be enough."""
+    up = call(locate(None, None, directory.path), partial(_count_up, nodes))
+    if up < nodes:
+        say(f"only {up} of {nodes} targets are up after {TARGETS_S:g} s: see with `shoal status` which are not")
+
+
+async def _count_up(nodes: int, operator: Operator) -> int:
+    import trio
+
+    from shoalfs.mds.messages import GET_MAP, GetMap, TargetState
+
+    give_up = trio.current_time() + TARGETS_S
+    while True:
+        targets = (await operator.leader.call(GET_MAP, GetMap())).body.targets
+        up = sum(target.state is TargetState.UP for target in targets)
+        if up >= nodes or trio.current_time() >= give_up:
+            return up
+        await trio.sleep(0.05)
 
 
 def _start(directory: StateDir, daemon: embedded.Daemon) -> processes.Starting:

@@ -451,7 +451,7 @@ async def test_all_full_is_enospc_and_the_data_waits_for_room(autojump_clock) ->
     assert world.service.read_back(file.ino) == b"1" * CHUNK
 
 
-async def test_no_group_up_is_an_error_and_a_new_map_mends_it() -> None:
+async def test_no_group_up_is_an_error_and_a_new_map_mends_it(autojump_clock) -> None:
     world = World()
     file = await new_file(world, world.mount())
     up = world.service.map
@@ -502,6 +502,20 @@ async def test_while_the_targets_restart_reading_stalls_and_once_they_are_down_i
         await gone.read(0, 3)
     assert caught.value.errno == errno.EIO
     assert trio.current_time() - began < 1
+
+
+async def test_with_a_target_declared_down_the_others_take_what_min_ack_allows() -> None:
+    world = World(targets=2, min_ack=1)
+    file = await new_file(world, world.mount())
+    up = world.service.map
+    states = (TargetState.DOWN, TargetState.UP)
+    targets = tuple(msgspec.structs.replace(t, state=s) for t, s in zip(up.targets, states, strict=True))
+    world.service.map = msgspec.structs.replace(up, epoch=2, targets=targets)
+    await world.clients[0].refresh_map()
+    await file.write(0, b"1" * CHUNK)
+    await file.flush(durable=True)
+    assert world.service.read_back(file.ino) == b"1" * CHUNK
+    assert {target for target, _, _ in world.servers.puts} == {2}, "the one that is down is not asked"
 
 
 async def test_a_target_that_came_back_is_written_to_at_once(autojump_clock) -> None:
