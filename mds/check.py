@@ -35,24 +35,28 @@ def check_namespace(txn: ReadTxn, request: CheckNamespace) -> NamespaceChecked:
     """Check the inodes behind ``after_ino``; ``next_ino`` of the reply is the ``after_ino`` of the next
     request.
 
-    The page ends early when its extents or findings fill the reply. Of an inode with more extents than fit a
-    reply, all are checked and the first ones are listed.
+    The page ends early when its extents or findings fill the reply. Of an inode with more extents than fit, all
+    are checked, and those that are not listed are named as such.
     """
     findings = Findings()
     count = max(1, min(request.count, _INODES_MAX))
     page, last = _load_page(txn, request.after_ino, count, findings)
     names = _names_of(txn, {inode.ino for inode in page})
     listed: list[tuple[InodeId, Extent]] = []
+    unlisted: list[tuple[InodeId, int]] = []
     checked = 0
     for inode in page:
         extents = _check_inode(txn, inode, names.get(inode.ino, []), findings)
-        listed += [(inode.ino, extent) for extent in extents[: _EXTENTS_MAX - len(listed)]]
+        room = _EXTENTS_MAX - len(listed)
+        listed += [(inode.ino, extent) for extent in extents[:room]]
+        if len(extents) > room:
+            unlisted.append((inode.ino, extents[room].offset_bytes))
         checked += 1
         if (len(listed) == _EXTENTS_MAX or findings.full) and checked < len(page):
-            return NamespaceChecked(inode.ino, checked, findings.found(), tuple(listed))
+            return NamespaceChecked(inode.ino, checked, findings.found(), tuple(listed), tuple(unlisted))
     if last is None:
         check_totals.check(txn, findings)
-    return NamespaceChecked(last or InodeId(0), checked, findings.found(), tuple(listed))
+    return NamespaceChecked(last or InodeId(0), checked, findings.found(), tuple(listed), tuple(unlisted))
 
 
 def _load_page(txn: ReadTxn, after_ino: InodeId, count: int, findings: Findings) -> tuple[list[Inode], InodeId | None]:

@@ -748,12 +748,14 @@ class Finding(Message, frozen=True):
 
 
 class NamespaceChecked(Message, frozen=True):
-    """``extents``: every extent of the inodes checked, with its inode, so that the caller can verify the chunks."""
+    """``extents``: those of the inodes checked, each with its inode, so that the caller can verify the chunks.
+    ``unlisted``: inodes of which not all fitted, with the offset from which they are to be asked for by GET_EXTENTS."""
 
     next_ino: InodeId  # 0: done
     inodes: int
     findings: tuple[Finding, ...]
     extents: tuple[tuple[InodeId, Extent], ...]
+    unlisted: tuple[tuple[InodeId, int], ...] = ()
 
 
 class ClassifyChunks(Message, frozen=True):

@@ -149,10 +149,30 @@ async def _namespace(operator: Operator) -> "AsyncIterator[NamespaceChecked]":
     while True:
         page = (await operator.leader.call(CHECK, CheckNamespace(after))).body
         yield page
+        for ino, offset_bytes in page.unlisted:
+            async for more in _extents(operator, ino, offset_bytes):
+                yield more
         if not page.next_ino:
             return
         assert page.next_ino > after, "pages go forward"
         after = page.next_ino
+
+
+async def _extents(operator: Operator, ino: "InodeId", offset_bytes: int) -> "AsyncIterator[NamespaceChecked]":
+    """The extents of one large file from an offset on, as pages. A file that is removed meanwhile has none."""
+    from shoalfs.mds.messages import GET_EXTENTS, GetExtents, NamespaceChecked
+    from shoalfs.transport.errors import PosixError
+    from shoalfs.transport.limits import FILE_SIZE_BYTES_MAX
+
+    while True:
+        try:
+            found = (await operator.leader.call(GET_EXTENTS, GetExtents(ino, offset_bytes, FILE_SIZE_BYTES_MAX))).body
+        except PosixError:
+            return
+        yield NamespaceChecked(ino, 0, (), tuple((ino, extent) for extent in found.extents))
+        if found.eof:
+            return
+        offset_bytes = found.extents[-1].end_bytes
 
 
 async def _check_page(

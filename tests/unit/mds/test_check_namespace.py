@@ -319,6 +319,7 @@ def test_extents_are_listed_and_end_a_page(monkeypatch):
     with world.store.read() as txn:
         page = check_namespace(txn, m.CheckNamespace(InodeId(0)))
     assert (len(page.extents), page.next_ino) == (3, world.g)
+    assert page.unlisted == ((world.g, 100),)
     assert world.findings() == []
 
 
