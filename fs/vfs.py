@@ -22,10 +22,10 @@ from shoalfs.fs.data_path import DataPath
 from shoalfs.fs.file import FileData
 from shoalfs.fs.handles import DirHandle, FileHandle, Handles
 from shoalfs.fs.pages import KernelPages
-from shoalfs.fs.ports import Buffer, Metadata
+from shoalfs.fs.ports import Answer, Buffer, Metadata
 from shoalfs.fs.releases import Releases
 from shoalfs.mds import messages as m
-from shoalfs.transport.errors import PosixError, ShoalError
+from shoalfs.transport.errors import PosixError, SessionGone, ShoalError
 from shoalfs.transport.ids import InodeId
 from shoalfs.transport.limits import READDIR_ENTRIES_MAX
 from shoalfs.transport.method import Message
@@ -261,8 +261,7 @@ class Vfs:
         kernel was last told of its attributes, it is made to ask again: it would believe an old size otherwise."""
         access = flags & os.O_ACCMODE
         await self._releases.settle(ino)
-        request = m.Open(who, self._metadata.session, ino, access != os.O_WRONLY, access != os.O_RDONLY)
-        reply = await self._metadata.read(m.OPEN, request)
+        reply = await self._ask_open(who, ino, access)
         inode = reply.body.inode
         file = self._data_path.file(inode)
         coherent = not file.changed_elsewhere(inode) and not file.is_mixed
@@ -283,6 +282,20 @@ class Vfs:
             self._kernel.forget_attributes(ino)
         self._seen(inode)
         return self._add(file, flags), _caching(flags, keep=keep)
+
+    async def _ask_open(self, who: m.Credentials, ino: InodeId, access: int) -> Answer[m.Opened]:
+        """Ask the service to open. A session that was lost meanwhile has been replaced, and an open loses nothing by
+        it: it is asked for once more."""
+
+        async def ask() -> Answer[m.Opened]:
+            session = self._metadata.session
+            request = m.Open(who, session, ino, access != os.O_WRONLY, access != os.O_RDONLY)
+            return await self._metadata.read(m.OPEN, request)
+
+        try:
+            return await ask()
+        except SessionGone:
+            return await ask()
 
     def _add(self, file: FileData, flags: int) -> int:
         access = flags & os.O_ACCMODE

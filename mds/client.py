@@ -178,8 +178,14 @@ class MdsClient:
         return self._map
 
     async def read(self, method: Method[Q, A], request: Q) -> Reply[A]:
-        """Ask the leader. Raises ShoalError: what it answers, or a transport error after the patience is over."""
-        return await self._leader.call(method, request)
+        """Ask the leader. Raises ShoalError: what it answers, or a transport error after the patience is over;
+        SessionGone if the session that the request names ended (a new one is open when this raises)."""
+        session = self.session
+        try:
+            return await self._leader.call(method, request)
+        except SessionGone:
+            await self._reopen(session)
+            raise
 
     async def mutate(self, op: Op, request: Message, reply: type[M]) -> M:
         """Carry out one mutation, once. Raises ShoalError: PosixError for outcomes that POSIX names, SessionGone if

@@ -155,6 +155,13 @@ async def test_a_lost_session_takes_what_was_not_committed_and_nothing_else(clus
         assert await two.read_file(b"lost") == b"again"
 
 
+async def test_an_open_that_meets_a_lost_session_is_repeated_under_the_new_one(cluster):
+    async with cluster.client() as one:
+        await one.write_file(b"f", LARGE)
+        await one.session.mutate(m.Op.END_SESSION, m.EndSession(one.session.session), Nothing)
+        assert await one.read_file(b"f") == LARGE
+
+
 async def test_touch_by_somebody_who_may_write_but_does_not_own(cluster):
     async with cluster.client() as one:
         ino = await one.write_file(b"f", b"")
