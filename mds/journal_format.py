@@ -38,6 +38,7 @@ class Kind(enum.IntEnum):
     ENTRY = 1  # index and term of an entry; the payload is its command
     HARD_STATE = 2  # term = the current term; index = who got this node's vote in it, 0 for nobody
     END = 3  # the log now ends with the entry (index, term): what came after it is void
+    RESET = 4  # the log begins after the entry (index, term), which a snapshot holds: all before is void
 
 
 class Record(msgspec.Struct, frozen=True, gc=False):

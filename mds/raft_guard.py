@@ -10,7 +10,8 @@ Every call takes the time, and leaves messages to send, entries applied, and wor
 held until the journal is durable up to what it promises, and only durable entries are applied. Entries
 themselves go out to the followers at once, while this node's own sync runs.
 
-Doubt: a member further behind than the log reaches back is only reported; there are no snapshots yet.
+A member that is further behind than the leader's log reaches back says so (`snapshot_source`); fetching a snapshot
+and starting again with it is the shell's.
 """
 
 from collections.abc import Callable, Sequence
@@ -42,6 +43,7 @@ from shoalfs.transport.limits import (
     LOG_BEHIND_ENTRIES_MAX,
     LOG_BYTES_MAX,
     PEER_QUEUE_MAX,
+    SNAPSHOT_HELD_BYTES_MAX,
 )
 
 _LEASE_SHARE: Final = 0.85  # of the shortest election timeout: clocks may differ by 15 % over 0.4 s
@@ -94,6 +96,7 @@ class GuardedRaft:
         self._out: list[Outgoing] = []
         self._held: list[tuple[int, Outgoing]] = []  # (position that must be durable first, message)
         self._applied: list[Applied] = []
+        self._snapshot_source: NodeId | None = None
         _check_store(journal, machine)
         self._core = Core(self, times, journal, machine.applied_index)
         if not peers:
@@ -129,6 +132,11 @@ class GuardedRaft:
     def behind(self) -> list[NodeId]:
         """Members that need entries that are gone from the log here: only a snapshot can bring them back."""
         return [peer for peer, f in self.followers.items() if f.next_index <= self._journal.base_index]
+
+    @property
+    def snapshot_source(self) -> NodeId | None:
+        """The leader whose log does not reach back to where this one ends: only a snapshot can bring us further."""
+        return self._snapshot_source
 
     def may_serve_reads(self, now: float) -> bool:
         """See ReplicatedLog.may_serve_reads."""
@@ -212,9 +220,14 @@ class GuardedRaft:
         applied, self._applied = self._applied, []
         return applied
 
-    def droppable_index(self) -> int:
-        """Entries up to here are on disk in the store, and kept long enough for members that are behind."""
+    def droppable_index(self, held: int | None = None) -> int:
+        """Entries up to here are on disk in the store, and kept long enough for members that are behind.
+
+        ``held``: what follows this one is still needed by a member that is being sent a snapshot.
+        """
         safe = min(self._machine.durable_index(), self.applied_index)
+        if held is not None and self._journal.bytes_in_memory <= SNAPSHOT_HELD_BYTES_MAX:
+            safe = min(safe, held)
         if not self.peers:
             return safe
         wanted = min((f.match_index for f in self.followers.values()), default=0)
@@ -367,7 +380,7 @@ class GuardedRaft:
         assert prev_term is not None, (prev_index, journal.base_index, journal.last_index)
         sequence = follower.sent(self._now, entries)
         sizes = tuple((term, len(command)) for command, _, term in entries)
-        append = Append(self.term, sequence, prev_index, prev_term, self.commit_index, sizes)
+        append = Append(self.term, sequence, prev_index, prev_term, self.commit_index, sizes, journal.base_index)
         self._emit(peer, append, [command for command, _, _ in entries])
 
     def _on_appended(self, sender: NodeId, answer: Appended) -> None:
@@ -400,6 +413,9 @@ class GuardedRaft:
         self._leader_heard_at = self._now
         self._trial = None
         fitted = fit(self._journal, self._core.commit_index, append.prev_index, append.prev_term, entries)
+        # Its first attempt may have been at an entry too high; the base is the lowest that it can try.
+        is_beyond = not fitted.matches and append.prev_index <= append.base_index
+        self._snapshot_source = sender if is_beyond else None
         self._core.deliver(
             sender,
             {

@@ -33,6 +33,7 @@ class Append(Message, frozen=True, tag=1):
     prev_term: int
     commit_index: int
     entries: tuple[tuple[int, int], ...]  # (term, length in bytes) of each; the bytes are in the payload
+    base_index: int = 0  # entries up to this one are gone from the leader's log
 
 
 class Appended(Message, frozen=True, tag=2):

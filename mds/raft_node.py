@@ -89,15 +89,18 @@ class RaftNode:
         machine: StateMachine,
         network: PeerNetwork,
         *,
+        held_index: Callable[[], int | None] = lambda: None,
         times: RaftTimes = RaftTimes(),  # noqa: B008 - frozen
         clock: Callable[[], float] = boot_clock,
         chance: Callable[[], float] = random.random,
     ) -> None:
-        """``members`` include this one. Raises JournalRefused if store and log do not belong together."""
+        """``members`` include this one. Entries after ``held_index`` are kept in the log, for who reads a snapshot.
+        Raises JournalRefused if store and log do not belong together."""
         assert node in members, (node, members)
         self._members = dict(members)
         self._journal = journal
         self._network = network
+        self._held_index = held_index
         self._clock = clock
         peers = sorted(set(members) - {node})
         self._guard = GuardedRaft(node, peers, journal, machine, times, clock(), chance)
@@ -151,6 +154,11 @@ class RaftNode:
     def leader_address(self) -> str:
         leader = self._guard.leader
         return "" if leader is None else self._members[leader].client_address
+
+    def snapshot_source(self) -> str | None:
+        """The address of the leader if its log does not reach back to where this one ends, else None."""
+        source = self._guard.snapshot_source
+        return None if source is None else self._members[source].peer_address
 
     def term_as_leader(self) -> int:
         return self._guard.term if self._guard.is_leader else 0
@@ -231,7 +239,7 @@ class RaftNode:
     async def _compact_loop(self) -> None:
         while True:
             await trio.sleep(_COMPACT_SECONDS)
-            paths = self._journal.drop_through(self._guard.droppable_index())
+            paths = self._journal.drop_through(self._guard.droppable_index(self._held_index()))
             if paths:
                 await trio.to_thread.run_sync(self._journal.remove, paths)
 
@@ -281,8 +289,8 @@ class RaftNode:
 
     def _report_behind(self) -> None:
         for peer in set(self._guard.behind()) - set(self._behind):
-            log.error(
-                "member %d needs entries up to %d, gone from the log of node %d: it cannot catch up",
+            log.warning(
+                "member %d needs entries up to %d, gone from the log of node %d: it needs a snapshot",
                 peer,
                 self._journal.base_index,
                 self.node,

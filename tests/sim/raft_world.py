@@ -14,8 +14,9 @@ from typing import Any
 
 import msgspec
 
-from shoalfs.mds import journal as journal_module
+from shoalfs.mds import install
 from shoalfs.mds.journal import Batch, Journal, create_journal, encode_batch
+from shoalfs.mds.journal_files import begin_segment
 from shoalfs.mds.raft import RaftTimes
 from shoalfs.mds.raft_guard import GuardedRaft, Outgoing
 from shoalfs.mds.raft_messages import PeerMessage
@@ -65,6 +66,9 @@ class Process:
         self.saved: list[tuple[int, int, bytes]] = []  # what is left of the state machine while down
         self.proposed: dict[tuple[int, int], bytes] = {}
         self.batch: Batch | None = None
+        self.fetching = False
+        self.readers: dict[NodeId, tuple[int, float]] = {}  # of snapshots of this one: held index, until
+        self.installing: list[tuple[int, int, bytes]] = []  # a snapshot that waits for the next start
         directory.mkdir(parents=True)
         create_journal(directory, CLUSTER, node)
 
@@ -77,12 +81,41 @@ class Process:
         self.life += 1
         self.up = True
         self.journal = Journal(self.directory, CLUSTER, self.node, sync_file=lambda _descriptor: None)
+        self.fetching = False
+        self.readers.clear()
+        if self.installing and not self._install():
+            return
         self.machine = Machine(world, self.node, list(self.saved))
         peers = [node for node in world.nodes if node != self.node]
         chance = random.Random(world.chance.random()).random
         self.guard = GuardedRaft(self.node, peers, self.journal, self.machine, TIMES, self.now, chance)
         self.every(0.02, self.tick)
         self.every(0.3, self.compact)
+        self.every(0.05, self.look_for_snapshot)
+
+    def _install(self) -> bool:
+        """Steps 4 and 5 of mds/install.py; False if a crash came in between."""
+        world, log = self.world, self.journal
+        index, term = len(self.installing), self.installing[-1][1]
+        if install.is_wanted(log, len(self.saved), index, term):
+            crash = world.chance.choice(["", "", "torn reset", "after reset"])
+            if crash == "torn reset" and log.term_at(index) != term:
+                log.reset(index, term)
+                batch = log.take_batch()
+                assert batch is not None
+                self._leave_torn(batch)
+            elif crash:
+                install.reset_log(log, index, term)
+            if crash:
+                log.close()
+                self.up = False
+                world.at(world.now + 0.05, self.start)
+                return False
+            install.reset_log(log, index, term)
+            self.saved = self.installing
+            world.installed += 1
+        self.installing = []
+        return True
 
     def every(self, period: float, action: Callable[[], None]) -> None:
         def fire() -> None:
@@ -126,7 +159,28 @@ class Process:
 
     def compact(self) -> None:
         self.machine.checkpoint = max(self.machine.checkpoint, self.machine.applied_index - 5)
-        self.journal.remove(self.journal.drop_through(self.guard.droppable_index()))
+        held = [index for index, until in self.readers.values() if until > self.world.now]
+        self.journal.remove(self.journal.drop_through(self.guard.droppable_index(min(held, default=None))))
+
+    def look_for_snapshot(self) -> None:
+        source = self.guard.snapshot_source
+        if source is None or self.fetching or not self.world.can_talk(self.node, source):
+            return
+        giver = self.world.processes[source]
+        copy = list(giver.machine.applied)
+        giver.readers[self.node] = (len(copy), self.world.now + 2.0)
+        self.fetching = True
+        life = giver.life
+
+        def received() -> None:
+            self.fetching = False
+            is_whole = giver.life == life and self.world.can_talk(self.node, source)
+            if is_whole and len(copy) > self.machine.applied_index:
+                self.stop(power=self.world.chance.random() < 0.5)
+                self.installing = copy
+                self.world.at(self.world.now + self.world.chance.uniform(0.01, 0.1), self.start)
+
+        self.later(self.world.chance.uniform(0.02, 0.5), received)
 
     def settle(self) -> None:
         world = self.world
@@ -169,7 +223,7 @@ class Process:
                 if chance.random() < 0.5:
                     path.with_suffix(".tmp").write_bytes(b"half a hea")
                 return
-            os.close(journal_module._begin_segment(path, header))
+            os.close(begin_segment(path, header))
         data = bytearray(encode_batch(batch))
         style = chance.choice(["nothing", "prefix", "sectors", "all"])
         if style == "nothing":
@@ -198,6 +252,7 @@ class World:
         self.seen: dict[bytes, int] = {}
         self.acknowledged: dict[bytes, int] = {}
         self.reads = 0
+        self.installed = 0  # snapshots
         self.slow_disks = False
         self.clients_on = True
         self._events: list[tuple[float, int, Callable[[], None]]] = []
@@ -242,6 +297,11 @@ class World:
         if target.up and (message.sender, message.receiver) not in self.cut:
             target.later(0.0, lambda: target.receive(data, payload))
 
+    def can_talk(self, one: NodeId, other: NodeId) -> bool:
+        a, b = self.processes[one], self.processes[other]
+        is_open = (one, other) not in self.cut and (other, one) not in self.cut
+        return is_open and a.up and b.up and self.now >= max(a.stalled_until, b.stalled_until)
+
     def sync_seconds(self) -> float:
         if self.slow_disks and self.chance.random() < 0.1:
             return self.chance.uniform(0.05, 0.6)
@@ -275,8 +335,7 @@ class World:
 
     def check_healed(self) -> None:
         """After everything works again: one leader, everybody equal, nothing acknowledged is lost."""
-        behind = {node for process in self.processes.values() for node in process.guard.behind()}
-        whole = [process for process in self.processes.values() if process.node not in behind]
+        whole = list(self.processes.values())
         applied = {process.node: process.machine.applied for process in whole}
         longest = max(applied.values(), key=len)
         for node, entries in applied.items():
