@@ -55,7 +55,7 @@ from shoalfs.mds.journal_format import (
 )
 from shoalfs.transport.errors import StorageFailed, UserError
 from shoalfs.transport.ids import NodeId
-from shoalfs.transport.limits import LOG_SEGMENT_BYTES
+from shoalfs.transport.limits import LOG_SEGMENT_BYTES, NODE_MAX
 
 log: Final = logging.getLogger("shoal.mds.journal")
 
@@ -114,6 +114,7 @@ class Journal:
         self._sync_file = sync_file
         self._entries: list[Entry] = []  # the first is the base: applied, its command dropped; never empty
         self._bytes = 0  # of the commands in _entries
+        self._log_id = b""
         self._term = 0
         self._voted_for = 0
         self._position = 0  # number of the last record appended
@@ -137,6 +138,11 @@ class Journal:
         self._taken = self._state()  # as of the last batch taken
 
     # --- what is in it --------------------------------------------------------------------------------------
+    @property
+    def log_id(self) -> bytes:
+        """Made with the log and never changed."""
+        return self._log_id
+
     @property
     def entries(self) -> list[Entry]:
         """The base and what follows it. Read only."""
@@ -355,7 +361,9 @@ class Journal:
 
     def _next_segment(self, first_number: int) -> tuple[Path, SegmentHeader]:
         self._salt = secrets.randbits(64)
-        header = SegmentHeader(FORMAT_VERSION, self._node, self._cluster_id, self._salt, first_number, *self._taken)
+        header = SegmentHeader(
+            FORMAT_VERSION, self._node, self._cluster_id, self._log_id, self._salt, first_number, *self._taken
+        )
         path = self._directory / segment_name(first_number)
         self._segments.append(_Segment(path, header.end_index, 0))
         return path, header
@@ -417,7 +425,8 @@ class Journal:
             self._entries = [(b"", header.end_index, header.end_term)]
             self._term, self._voted_for = header.current_term, header.voted_for
             self._position = header.first_number - 1
-        elif header.first_number != self._position + 1 or state != self._state():
+            self._log_id = header.log_id
+        elif header.log_id != self._log_id or header.first_number != self._position + 1 or state != self._state():
             raise JournalRefused(f"{path}: it does not continue the segment before it; one is missing or damaged")
         return header
 
@@ -450,7 +459,7 @@ def read_owner(directory: Path) -> SegmentHeader | None:
         raise JournalRefused(f"{paths[-1]}: {error}") from error
 
 
-def create_journal(directory: Path, cluster_id: bytes, node: NodeId) -> None:
+def create_journal(directory: Path, cluster_id: bytes, node: NodeId, log_id: bytes = b"") -> None:
     """Begin the log of a node that never had one. Raises JournalRefused if there is one already.
 
     Only for a new node: a member that lost its disk has forgotten its vote and what it acknowledged, and must
@@ -458,12 +467,13 @@ def create_journal(directory: Path, cluster_id: bytes, node: NodeId) -> None:
     disks).
     """
     assert len(cluster_id) == 16, cluster_id
-    assert 1 <= node <= 255, node
+    assert 1 <= node <= NODE_MAX, node
+    log_id = log_id or secrets.token_bytes(16)
     directory.mkdir(mode=0o700, exist_ok=True)
     sync_directory(directory.parent)
     if any(directory.glob("*.log")):
         raise JournalRefused(f"{directory}: there is a log already")
-    header = SegmentHeader(FORMAT_VERSION, node, cluster_id, secrets.randbits(64), 1, 0, 0, 0, 0)
+    header = SegmentHeader(FORMAT_VERSION, node, cluster_id, log_id, secrets.randbits(64), 1, 0, 0, 0, 0)
     os.close(begin_segment(directory / segment_name(1), header))
 
 

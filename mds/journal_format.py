@@ -21,10 +21,10 @@ import xxhash
 
 from shoalfs.transport.limits import ENTRY_BYTES_MAX
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 _SEGMENT_MAGIC: Final = b"SHOALLOG"
 _RECORD_MAGIC: Final = b"\xa7ShR"
-_SEGMENT: Final = struct.Struct("<8sQII16sQQQQQQ")  # magic, checksum, then the fields of SegmentHeader
+_SEGMENT: Final = struct.Struct("<8sQII16s16sQQQQQQ")  # magic, checksum, then the fields of SegmentHeader
 _SEGMENT_CHECKED: Final = 16  # the checksum covers what follows it
 _RECORD: Final = struct.Struct("<4sQIBxxxQQQQ")  # magic, checksum, length, kind, number, synced, index, term
 _RECORD_CHECKED: Final = 12
@@ -56,6 +56,7 @@ class SegmentHeader(NamedTuple):
     version: int
     node: int
     cluster_id: bytes
+    log_id: bytes  # random, made with the log: who comes back with another one has lost its promises
     salt: int
     first_number: int  # the number of the first record in it
     end_index: int  # the log ended with this entry

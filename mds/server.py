@@ -20,12 +20,14 @@ import trio
 from shoalfs.mds import catch_up, keys, records
 from shoalfs.mds.batcher import Batcher
 from shoalfs.mds.duties import Duties
+from shoalfs.mds.group import GroupService
 from shoalfs.mds.install import LOG, STORE, finish
-from shoalfs.mds.journal import Journal, create_journal
+from shoalfs.mds.journal import Journal, create_journal, read_owner
 from shoalfs.mds.machine import Layout, Machine, OnDamage, check_format, format_store, load_applied
 from shoalfs.mds.messages import MDS, Pool
+from shoalfs.mds.raft_members import Member, Members, founders
 from shoalfs.mds.raft_messages import PEER, peer_name
-from shoalfs.mds.raft_node import Member, RaftNode, boot_clock
+from shoalfs.mds.raft_node import RaftNode, boot_clock
 from shoalfs.mds.service import LeaderState, MdsService
 from shoalfs.mds.snapshot_messages import OPEN_SNAPSHOT, READ_SNAPSHOT
 from shoalfs.mds.snapshots import SnapshotSource
@@ -51,7 +53,8 @@ SENDING: Final = "sending"  # copies of the store that other members read
 
 @dataclass(frozen=True, slots=True)
 class MdsOptions:
-    """One metadata node. ``members``: address of each by number, this one included; empty: it is alone.
+    """One metadata node. ``node`` and ``members`` (the address of each by number, this one included; empty: it is
+    alone) make a group for the first time; afterwards the number is in the log, and the members are in the store.
 
     ``cluster_id``: 16 bytes; empty: the store's own, or a new one if this node is alone and starts for the first time.
     ``replicas``, ``min_ack``, ``chunk_bytes`` and ``inline_bytes`` are taken when the filesystem is made and not
@@ -84,7 +87,7 @@ async def run(
             store = LmdbStore.open(str(directory / STORE))
             files.callback(store.close)
             cluster_id = _prepare(store, options)
-            journal = Journal(directory / LOG, cluster_id, NodeId(options.node))
+            journal = Journal(directory / LOG, cluster_id, _node(directory, options))
             files.callback(journal.close)
             await _live(store, journal, cluster_id, options, carriers, status)
         log.info("beginning again with the snapshot that was received")
@@ -97,7 +100,7 @@ def _prepare(store: LmdbStore, options: MdsOptions) -> bytes:
     # Every node of a group formats for itself and must come to the same bytes, so the root has no date there.
     created_ns = 0 if options.members and len(options.members) > 1 else time.time_ns()
     layout = Layout(options.chunk_bytes, options.inline_bytes)
-    format_store(store, cluster_id, [pool], layout, created_ns=created_ns)
+    format_store(store, cluster_id, [pool], layout, created_ns=created_ns, members=_founders(options))
     with store.read() as txn:
         check_format(txn)
         applied = load_applied(txn).index
@@ -111,6 +114,17 @@ def _prepare(store: LmdbStore, options: MdsOptions) -> bytes:
         store.checkpoint().write()
         create_journal(directory, cluster_id, NodeId(options.node))
     return cluster_id
+
+
+def _node(directory: Path, options: MdsOptions) -> NodeId:
+    """The number in the log, if there is one. Raises JournalRefused if the log cannot be read."""
+    owner = read_owner(directory / LOG)
+    return NodeId(options.node if owner is None else owner.node)
+
+
+def _founders(options: MdsOptions) -> Members:
+    addresses = options.members or {options.node: options.listen}
+    return founders(Member(NodeId(node), address, address) for node, address in addresses.items())
 
 
 def _cluster_id(store: LmdbStore, options: MdsOptions) -> bytes:
@@ -150,19 +164,18 @@ async def _live(
     status: _ToldOnce,
 ) -> None:
     """Serve until cancelled, or until a snapshot waits to be installed."""
-    addresses = dict(options.members or {options.node: options.listen})
-    members = {NodeId(number): Member(address, address) for number, address in addresses.items()}
-    node = NodeId(options.node)
+    node = _node(Path(options.data_dir), options)
     hello = Hello(PROTOCOL_VERSION, cluster_id, MDS, peer_name(node))
     service = Service()
     async with open_network(carriers, hello) as network:
-        # One damaged record must not take the only node down; in a group, the node must not answer differently.
-        machine = Machine(store, OnDamage.REFUSE if len(members) == 1 else OnDamage.STOP)
+        # One damaged record must not take the only node down; the machine sees to it that a group does not differ.
+        machine = Machine(store, OnDamage.REFUSE)
         snapshots = SnapshotSource(store, Path(options.data_dir, SENDING), lambda: machine.applied_index)
-        raft = RaftNode(node, members, journal, machine, network, held_index=snapshots.held_index)
+        raft = RaftNode(node, _founders(options), journal, machine, network, held_index=snapshots.held_index)
         batcher = Batcher(raft, time.time_ns)
         state = LeaderState()
         MdsService(store, raft, batcher, state, _now_ms).install(service)
+        GroupService(raft, cluster_id).install(service)
         service.add(PEER, raft.handle_peer)
         service.add(OPEN_SNAPSHOT, snapshots.handle_open)
         service.add(READ_SNAPSHOT, snapshots.handle_read)

@@ -19,6 +19,7 @@ from shoalfs.mds.journal import Batch, Journal, create_journal, encode_batch
 from shoalfs.mds.journal_files import begin_segment
 from shoalfs.mds.raft import RaftTimes
 from shoalfs.mds.raft_guard import GuardedRaft, Outgoing
+from shoalfs.mds.raft_members import Member, Members, founders
 from shoalfs.mds.raft_messages import PeerMessage
 from shoalfs.transport.errors import BadMessage
 from shoalfs.transport.ids import NodeId
@@ -44,7 +45,14 @@ class Machine:
     def applied_index(self) -> int:
         return len(self.applied)
 
-    def apply(self, entries: Sequence[tuple[int, int, bytes]]) -> list[Any]:
+    @property
+    def members(self) -> Members | None:
+        known = [members for index, members in self.world.members.items() if index <= len(self.applied)]
+        return max(known, key=lambda members: members.index, default=None)
+
+    def apply(self, entries: Sequence[tuple[int, int, bytes]], members: Members | None = None) -> list[Any]:
+        if members is not None and self.world.members.setdefault(members.index, members) != members:
+            raise Broken(f"node {self.node} has other members at {members.index}")
         for entry in entries:
             self.world.check_applied(self.node, len(self.applied) + 1, entry)
             self.applied.append(entry)
@@ -57,8 +65,8 @@ class Machine:
 class Process:
     """One member: up or down, with its files."""
 
-    def __init__(self, world: "World", node: NodeId, directory: Path) -> None:
-        self.world, self.node, self.directory = world, node, directory
+    def __init__(self, world: "World", node: NodeId, directory: Path, log_id: bytes) -> None:
+        self.world, self.node, self.directory, self.log_id = world, node, directory, log_id
         self.rate = world.chance.uniform(0.96, 1.04)  # its clock runs this much faster
         self.life = 0  # counts starts; events of an earlier life are void
         self.up = False
@@ -70,7 +78,7 @@ class Process:
         self.readers: dict[NodeId, tuple[int, float]] = {}  # of snapshots of this one: held index, until
         self.installing: list[tuple[int, int, bytes]] = []  # a snapshot that waits for the next start
         directory.mkdir(parents=True)
-        create_journal(directory, CLUSTER, node)
+        create_journal(directory, CLUSTER, node, log_id)
 
     @property
     def now(self) -> float:
@@ -78,6 +86,8 @@ class Process:
 
     def start(self) -> None:
         world = self.world
+        if self.up or world.processes[self.node] is not self or self.node not in world.nodes:
+            return
         self.life += 1
         self.up = True
         self.journal = Journal(self.directory, CLUSTER, self.node, sync_file=lambda _descriptor: None)
@@ -86,9 +96,8 @@ class Process:
         if self.installing and not self._install():
             return
         self.machine = Machine(world, self.node, list(self.saved))
-        peers = [node for node in world.nodes if node != self.node]
         chance = random.Random(world.chance.random()).random
-        self.guard = GuardedRaft(self.node, peers, self.journal, self.machine, TIMES, self.now, chance)
+        self.guard = GuardedRaft(self.node, world.founders, self.journal, self.machine, TIMES, self.now, chance)
         self.every(0.02, self.tick)
         self.every(0.3, self.compact)
         self.every(0.05, self.look_for_snapshot)
@@ -141,6 +150,15 @@ class Process:
     # --- steps --------------------------------------------------------------------------------------------
     def tick(self) -> None:
         self.guard.tick(self.now)
+        if self.guard.dismissed:
+            if self.node not in self.world.gone:
+                raise Broken(f"node {self.node} is sent away: {self.guard.dismissed}")
+            self.world.retire(self.node)
+            return
+        change = self.guard.due_change(self.now)
+        if change is not None:
+            self.guard.propose_members(change, self.now)
+            self.guard.flush(self.now)
         self.settle()
 
     def receive(self, data: bytes, payload: bytes) -> None:
@@ -151,7 +169,7 @@ class Process:
         self.settle()
 
     def propose(self, entry: bytes) -> None:
-        if not self.guard.is_leader:
+        if not self.guard.is_leader or self.guard.is_handing_over:
             return
         self.proposed[self.guard.propose(entry, self.now)] = entry
         self.guard.flush(self.now)
@@ -249,6 +267,8 @@ class World:
         self.cut: set[tuple[NodeId, NodeId]] = set()
         self.leaders: dict[int, NodeId] = {}
         self.history: dict[int, tuple[int, int, bytes]] = {}
+        self.founders = founders(Member(n, f"peer-{n}", f"client-{n}") for n in self.nodes)
+        self.members: dict[int, Members] = {}  # that were applied, by the index of their entry
         self.seen: dict[bytes, int] = {}
         self.acknowledged: dict[bytes, int] = {}
         self.reads = 0
@@ -257,9 +277,27 @@ class World:
         self.clients_on = True
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
-        self.processes = {n: Process(self, n, directory / str(n)) for n in self.nodes}
-        for process in self.processes.values():
-            process.start()
+        self.directory = directory
+        self.processes: dict[NodeId, Process] = {}
+        self.gone: set[NodeId] = set()  # removed, or their disk is lost: they may be told to end
+        for n in self.nodes:
+            self.add(n, b"log of node %04d" % n).start()
+
+    def add(self, node: NodeId, log_id: bytes) -> Process:
+        """A process with an empty disk, not started."""
+        directory = self.directory / log_id.decode().replace(" ", "-")
+        process = self.processes[node] = Process(self, node, directory, log_id)
+        if node not in self.nodes:
+            self.nodes.append(node)
+        return process
+
+    def retire(self, node: NodeId) -> None:
+        """It never comes back."""
+        if self.processes[node].up:
+            self.processes[node].stop(power=True)
+        self.processes[node].life += 1
+        if node in self.nodes:
+            self.nodes.remove(node)
 
     # --- time ---------------------------------------------------------------------------------------------
     def at(self, when: float, action: Callable[[], None]) -> None:
@@ -293,8 +331,8 @@ class World:
             self.at(self.now + delay, lambda: self._deliver(message, data, payload))
 
     def _deliver(self, message: PeerMessage, data: bytes, payload: bytes) -> None:
-        target = self.processes[message.receiver]
-        if target.up and (message.sender, message.receiver) not in self.cut:
+        target = self.processes.get(message.receiver)
+        if target is not None and target.up and (message.sender, message.receiver) not in self.cut:
             target.later(0.0, lambda: target.receive(data, payload))
 
     def can_talk(self, one: NodeId, other: NodeId) -> bool:
@@ -335,7 +373,7 @@ class World:
 
     def check_healed(self) -> None:
         """After everything works again: one leader, everybody equal, nothing acknowledged is lost."""
-        whole = list(self.processes.values())
+        whole = [self.processes[node] for node in self.nodes]
         applied = {process.node: process.machine.applied for process in whole}
         longest = max(applied.values(), key=len)
         for node, entries in applied.items():
