@@ -149,8 +149,8 @@ class GuardedRaft:
 
     @property
     def dismissed(self) -> str:
-        """Why this node is no member any more, as a member says; else empty."""
-        return self._dismissed
+        """Why this node is no member any more, as its own store or a member says; else empty."""
+        return self._dismissed or self._history.applied.objection(self.node, self._journal.log_id)
 
     def may_change_members(self) -> bool:
         """It leads, its first entry of the term is applied, and so is the latest change."""

@@ -40,6 +40,7 @@ log: Final = logging.getLogger("shoal.mds.raft")
 _TICK_SECONDS: Final = 0.02  # a fifth of a heartbeat
 _COMPACT_SECONDS: Final = 5.0
 _MEMBERS_SECONDS: Final = 0.1
+_FAREWELL_SECONDS: Final = 1.0  # who was removed still says so to who asked for it, and the rest to its followers
 
 
 class PeerNetwork(Protocol):
@@ -319,6 +320,7 @@ class RaftNode:
         while True:
             await trio.sleep(_MEMBERS_SECONDS)
             if self._guard.dismissed:
+                await trio.sleep(_FAREWELL_SECONDS)
                 raise UserError(
                     f"mds: {self._guard.dismissed}: remove its directory and make it a new node with `shoal mds join`"
                 )

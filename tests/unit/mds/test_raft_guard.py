@@ -19,6 +19,7 @@ from shoalfs.transport.ids import NodeId
 
 CLUSTER = bytes(16)
 TIMES = RaftTimes()
+EMPTY = memoryview(b"")
 
 
 def group_of(size):
@@ -80,6 +81,10 @@ class Group:
             if only is None or message.receiver in only:
                 receiver = self.nodes[message.receiver]
                 receiver.guard.receive(message, memoryview(b"".join(payload)), self.now)
+
+    def give_vote(self, sender: int, receiver: int, vote: Vote, log_id: bytes = b"") -> None:
+        message = PeerMessage(NodeId(sender), NodeId(receiver), vote, log_id)
+        self.nodes[receiver].guard.receive(message, EMPTY, self.now)
 
     def pump(self, *among: int) -> None:
         """Sync and deliver until all is quiet."""
