@@ -34,9 +34,7 @@ DataDirOption = Annotated[str | None, typer.Option(metavar="DIR", help="Where th
 def run(
     context: typer.Context,
     config: ConfigOption = None,
-    node: Annotated[
-        int | None, typer.Option(help="Number of this node, 1 to 255, when the group is made. Later it is in the log.")
-    ] = None,
+    node: Annotated[int | None, typer.Option(help="Number of this node, 1 to 255, unless it joined.")] = None,
     listen: ListenOption = None,
     data_dir: DataDirOption = None,
     replicas: Annotated[int | None, typer.Option(help="Copies of a chunk, for a new cluster.")] = None,

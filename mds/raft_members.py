@@ -51,6 +51,10 @@ class Members(Message, frozen=True):
     def voters(self) -> frozenset[NodeId]:
         return frozenset(member.node for member in self.members if member.is_voter)
 
+    def described(self) -> str:
+        """For people: "1, 2, 4 (learner)"."""
+        return ", ".join(f"{m.node}" if m.is_voter else f"{m.node} (learner)" for m in self.members)
+
     def objection(self, node: NodeId, log_id: bytes) -> str:
         """Why what this node says is not heard; empty if it is.
 

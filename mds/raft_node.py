@@ -328,7 +328,7 @@ class RaftNode:
             if change is not None:
                 try:
                     await self.change_members(change)
-                    log.info("the members are now %s", ", ".join(map(str, self._guard.members.members)))
+                    log.info("the members are now %s", self._guard.members.described())
                 except (NotLeader, PeerUnreachable, Overloaded) as error:
                     log.info("the change of members was cut short, the next leader looks again: %s", error)
 

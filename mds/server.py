@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -22,7 +23,8 @@ from shoalfs.mds.batcher import Batcher
 from shoalfs.mds.duties import Duties
 from shoalfs.mds.group import GroupService
 from shoalfs.mds.install import LOG, STORE, finish
-from shoalfs.mds.journal import Journal, create_journal, read_owner
+from shoalfs.mds.joining import joined_number
+from shoalfs.mds.journal import Journal, create_journal
 from shoalfs.mds.machine import Layout, Machine, OnDamage, check_format, format_store, load_applied
 from shoalfs.mds.messages import MDS, Pool
 from shoalfs.mds.raft_members import Member, Members, founders
@@ -33,7 +35,7 @@ from shoalfs.mds.snapshot_messages import OPEN_SNAPSHOT, READ_SNAPSHOT
 from shoalfs.mds.snapshots import SnapshotSource
 from shoalfs.mds.store import LmdbStore
 from shoalfs.transport.carrier import Carriers
-from shoalfs.transport.errors import UserError
+from shoalfs.transport.errors import StorageFailed, UserError
 from shoalfs.transport.ids import NodeId, PoolId
 from shoalfs.transport.limits import (
     CHECKPOINT_MS,
@@ -54,7 +56,8 @@ SENDING: Final = "sending"  # copies of the store that other members read
 @dataclass(frozen=True, slots=True)
 class MdsOptions:
     """One metadata node. ``node`` and ``members`` (the address of each by number, this one included; empty: it is
-    alone) make a group for the first time; afterwards the number is in the log, and the members are in the store.
+    alone) make a group for the first time; afterwards the members are in the store, and a node that joined has the
+    number that it was given.
 
     ``cluster_id``: 16 bytes; empty: the store's own, or a new one if this node is alone and starts for the first time.
     ``replicas``, ``min_ack``, ``chunk_bytes`` and ``inline_bytes`` are taken when the filesystem is made and not
@@ -85,12 +88,22 @@ async def run(
         with ExitStack() as files:
             finish(directory)
             store = LmdbStore.open(str(directory / STORE))
-            files.callback(store.close)
+            files.push(partial(_close, store))
             cluster_id = _prepare(store, options)
             journal = Journal(directory / LOG, cluster_id, _node(directory, options))
             files.callback(journal.close)
             await _live(store, journal, cluster_id, options, carriers, status)
         log.info("beginning again with the snapshot that was received")
+
+
+def _close(store: LmdbStore, kind: object, error: BaseException | None, trace: object) -> None:
+    """At the end of a life. What ended it is told; what follows from that, such as a full disk here too, is logged."""
+    try:
+        store.close()
+    except StorageFailed as failure:
+        if error is None:
+            raise
+        log.error("at the end: %s", failure)
 
 
 def _prepare(store: LmdbStore, options: MdsOptions) -> bytes:
@@ -117,9 +130,8 @@ def _prepare(store: LmdbStore, options: MdsOptions) -> bytes:
 
 
 def _node(directory: Path, options: MdsOptions) -> NodeId:
-    """The number in the log, if there is one. Raises JournalRefused if the log cannot be read."""
-    owner = read_owner(directory / LOG)
-    return NodeId(options.node if owner is None else owner.node)
+    """A node that joined was given its number."""
+    return joined_number(directory) or NodeId(options.node)
 
 
 def _founders(options: MdsOptions) -> Members:

@@ -117,7 +117,7 @@ async def test_a_crash_at_any_step_is_gone_over(tmp_path, monkeypatch, step, mom
         assert owner is not None
         assert (owner.node, owner.log_id) == (2, members.get(2).log_id)
         install.finish(tmp_path / "new")
-        assert {path.name for path in (tmp_path / "new").iterdir()} == {install.STORE, install.LOG}
+        assert {path.name for path in (tmp_path / "new").iterdir()} == {install.STORE, install.LOG, joining.JOINED}
 
 
 async def test_a_directory_with_a_store_does_not_join(tmp_path):

@@ -57,6 +57,10 @@ async def test_what_is_read_is_the_store(source, store, tmp_path, monkeypatch):
         offset = sum(map(len, pieces))
         pieces.append((await source.handle_read(call_of(2), ReadSnapshot(2, offer.number, offset), EMPTY))[1])
     assert max(map(len, pieces)) == 10_000
+    assert not list((tmp_path / "sending").iterdir()), "what was read to its end is removed at once"
+    assert source.held_index() == offer.index, "but the log behind it is still needed"
+    with pytest.raises(BadMessage, match="open a new one"):
+        await source.handle_read(call_of(2), ReadSnapshot(2, offer.number, 0), EMPTY)
     (tmp_path / install.RECEIVING).mkdir()
     (tmp_path / install.RECEIVING / "data.mdb").write_bytes(b"".join(pieces))
     install.stage(tmp_path, CLUSTER, offer)
