@@ -107,7 +107,7 @@ class GuardedRaft:
         for command, index, _ in journal.entries:
             if command[:1] == MEMBERS and index > self.members.index:
                 self._history.appended(decode_members(command[1:]))
-        self._core.set_voters(self.members.voters - {node})
+        self._follow_members()
         if self.members.voters == {node}:
             self._core.election_deadline = NOW_OR_NEVER
 
@@ -145,7 +145,7 @@ class GuardedRaft:
 
     @property
     def is_voter(self) -> bool:
-        return self.node in self.members.voters
+        return self._is_voter
 
     @property
     def dismissed(self) -> str:
@@ -349,9 +349,7 @@ class GuardedRaft:
 
     def _emit(self, peer: NodeId, body: Body, payload: Sequence[bytes] = (), *, after: int = 0) -> None:
         """Send once the journal is durable up to position ``after``."""
-        me = self.members.get(self.node)
-        address = me.peer_address if me else ""
-        outgoing = Outgoing(PeerMessage(self.node, peer, body, self._journal.log_id, address), payload)
+        outgoing = Outgoing(PeerMessage(self.node, peer, body, self._journal.log_id, self._address), payload)
         if after <= self._journal.durable_position:
             self._out.append(outgoing)
         elif len(self._held) < PEER_QUEUE_MAX * len(self.members.nodes):
@@ -393,7 +391,11 @@ class GuardedRaft:
         self._leading.send_heartbeats(self._now, self.commit_index)
 
     def _follow_members(self) -> None:
-        self._core.set_voters(self.members.voters - {self.node})
+        voters, me = self.members.voters, self.members.get(self.node)
+        self._is_voter = self.node in voters
+        self._other_voters = voters - {self.node}
+        self._address = me.peer_address if me else ""
+        self._core.set_voters(self._other_voters)
         if self.is_leader and self._leading is not None:
             self._leading.follow(self.members)
             self._note_matches()
@@ -412,7 +414,7 @@ class GuardedRaft:
         """What counts for the commit index. The core counts this node itself, and is told the result for the others."""
         if self.is_leader and self._leading is not None:
             agreed = self._leading.agreed_index()
-            for peer in self.members.voters - {self.node}:
+            for peer in self._other_voters:
                 self._core.note_match(peer, agreed)
 
     def _consider_giving_up(self) -> None:

@@ -32,13 +32,13 @@ class Leadership:
         self._term = term
         self._journal = journal
         self._emit = emit
-        self._members = members
         self.followers: dict[NodeId, Follower] = {}
         self.follow(members)
 
     def follow(self, members: Members) -> None:
         """The members have changed: whoever is new gets everything, whoever is gone nothing more."""
         self._members = members
+        self._voters = tuple(members.voters)
         next_index = self._journal.last_index + 1
         known = self.followers
         self.followers = {n: known.get(n) or Follower(next_index) for n in members.nodes if n != self._node}
@@ -49,13 +49,13 @@ class Leadership:
 
     def lease_until(self, now: float, election_min: float) -> float:
         """Until then no majority votes for another: after a message each ignores candidates for election_min."""
-        times = [now if n == self._node else self.followers[n].agreed_at for n in self._members.voters]
+        times = [now if n == self._node else self.followers[n].agreed_at for n in self._voters]
         return of_majority(times) + LEASE_SHARE * election_min
 
     def agreed_index(self) -> int:
         """What is on the disks of a majority, and on this one's."""
         durable = self._journal.durable_index
-        indices = [durable if n == self._node else self.followers[n].match_index for n in self._members.voters]
+        indices = [durable if n == self._node else self.followers[n].match_index for n in self._voters]
         return min(durable, of_majority(indices))
 
     def has_everything(self, peer: NodeId) -> bool:
