@@ -40,6 +40,10 @@ class Log:
         self._seq[slot] += 1
         return _SESSION, m.Command(slot, self._seq[slot], int(op), msgspec.Raw(_encode(request)))
 
+    def open_session(self) -> None:
+        request = m.OpenSession(b"n" * 16, "bench")
+        self.apply([(SessionId(0), m.Command(0, 0, int(m.Op.OPEN_SESSION), msgspec.Raw(_encode(request))))])
+
     def apply(self, commands: list) -> None:
         index = self.machine.applied_index + 1
         for outcome in self.machine.apply([(index, 1, encode_entry(index, commands))])[0]:
@@ -99,8 +103,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=sys.argv[1] if len(sys.argv) > 1 else None) as path:
         store = LmdbStore.open(path)
         log = Log(store)
-        opened = m.Command(0, 0, int(m.Op.OPEN_SESSION), msgspec.Raw(_encode(m.OpenSession(b"n" * 16, "bench"))))
-        log.apply([(SessionId(0), opened)])
+        log.open_session()
         write_rates(log)
         read_rates(store)
         began = time.perf_counter()

@@ -17,8 +17,9 @@ from typing import Any
 import trio
 
 from shoalfs.mds.journal import Journal, create_journal
+from shoalfs.mds.raft_members import Member, Members, founders
 from shoalfs.mds.raft_messages import PEER, peer_name
-from shoalfs.mds.raft_node import Member, RaftNode
+from shoalfs.mds.raft_node import RaftNode
 from shoalfs.transport.carrier import Carriers
 from shoalfs.transport.ids import NodeId
 from shoalfs.transport.network import open_network
@@ -32,7 +33,9 @@ ENTRY = b"x" * 200
 class Counting:
     applied_index = 0
 
-    def apply(self, entries: Sequence[tuple[int, int, bytes]]) -> list[Any]:
+    members: Members | None = None
+
+    def apply(self, entries: Sequence[tuple[int, int, bytes]], members: Members | None = None) -> list[Any]:
         self.applied_index = entries[-1][0]
         return [None] * len(entries)
 
@@ -61,7 +64,8 @@ async def measure(raft: RaftNode, in_flight: int, seconds: float) -> tuple[float
 
 async def group(directory: Path, size: int, seconds: float) -> None:
     nodes = [NodeId(n) for n in range(1, size + 1)]
-    members = {n: Member(f"unix:{directory}/{n}.sock", f"unix:{directory}/{n}.sock") for n in nodes}
+    address = {n: f"unix:{directory}/{n}.sock" for n in nodes}
+    members = founders(Member(n, address[n], address[n]) for n in nodes)
     carriers = Carriers.standard(None)
     rafts = []
     async with AsyncExitStack() as stack:
@@ -77,7 +81,7 @@ async def group(directory: Path, size: int, seconds: float) -> None:
             raft = RaftNode(n, members, journals[n], Counting(), networks[n])
             service = Service()
             service.add(PEER, raft.handle_peer)
-            await nursery.start(serve, carriers, members[n].peer_address, service, hellos[n])
+            await nursery.start(serve, carriers, address[n], service, hellos[n])
             await nursery.start(raft.run)
             rafts.append(raft)
         while not (leaders := [raft for raft in rafts if raft.may_serve_reads()]):

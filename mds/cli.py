@@ -1,4 +1,4 @@
-"""`shoal mds run`: one metadata node."""
+"""`shoal mds run` and `shoal mds join`: one metadata node, of a new group or of one that exists."""
 
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
@@ -6,10 +6,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from shoalfs.transport import daemon
-from shoalfs.transport.config import Config, load
+from shoalfs.transport.config import Address, Config, load
+from shoalfs.transport.errors import UserError
 
 if TYPE_CHECKING:
+    import trio
+
     from shoalfs.mds.server import MdsOptions
+    from shoalfs.transport.carrier import Carriers
 
 app = typer.Typer(help="The metadata service.", rich_markup_mode=None)
 
@@ -19,19 +23,26 @@ def group() -> None:
     """The metadata service."""
 
 
+ConfigOption = Annotated[
+    str | None, typer.Option("--config", envvar="SHOAL_CONFIG", metavar="FILE", help="Configuration (TOML).")
+]
+ListenOption = Annotated[str | None, typer.Option(metavar="ADDRESS", help="Where to serve.")]
+DataDirOption = Annotated[str | None, typer.Option(metavar="DIR", help="Where the metadata are kept.")]
+
+
 @app.command()
 def run(
     context: typer.Context,
-    config: Annotated[
-        str | None,
-        typer.Option("--config", envvar="SHOAL_CONFIG", metavar="FILE", help="Configuration (TOML)."),
-    ] = None,
-    node: Annotated[int | None, typer.Option(help="Number of this node in the group, 1 to 255.")] = None,
-    listen: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Where to serve.")] = None,
-    data_dir: Annotated[str | None, typer.Option(metavar="DIR", help="Where the metadata are kept.")] = None,
+    config: ConfigOption = None,
+    node: Annotated[int | None, typer.Option(help="Number of this node, 1 to 255, unless it joined.")] = None,
+    listen: ListenOption = None,
+    data_dir: DataDirOption = None,
     replicas: Annotated[int | None, typer.Option(help="Copies of a chunk, for a new cluster.")] = None,
 ) -> None:
-    """Run one metadata node in the foreground, until SIGTERM. A flag wins over the configuration file."""
+    """Run one metadata node in the foreground, until SIGTERM. A flag wins over the configuration file.
+
+    An empty data directory makes a new group. To take the place of a node that lost its disk, use `shoal mds join`.
+    """
     chosen = load(
         config,
         {"mds.node": node, "mds.listen": listen, "mds.data_dir": data_dir, "mds.replicas": replicas},
@@ -40,6 +51,58 @@ def run(
     from shoalfs.transport.carrier import Carriers
 
     daemon.run(partial(server.run, server_options(chosen), Carriers.standard(chosen.tls.paths)), context.obj)
+
+
+@app.command()
+def join(
+    context: typer.Context,
+    mds: Annotated[
+        list[str] | None,
+        typer.Option("--mds", metavar="ADDRESS", help="A node of the group that exists; may be repeated."),
+    ] = None,
+    config: ConfigOption = None,
+    listen: ListenOption = None,
+    advertise: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Where the others reach it; else where it serves.")
+    ] = None,
+    data_dir: DataDirOption = None,
+) -> None:
+    """Make this machine a new node of a group that exists, and run it. It gets a number of its own, fetches everything,
+    and votes once it has caught up. With a directory that has joined already, the same as run."""
+    chosen = load(config, {"mds.listen": listen, "mds.data_dir": data_dir})
+    known = chosen.mount.mds or tuple(chosen.mds.peers.values())
+    asked = [str(_address("--mds", text)) for text in mds] if mds else [str(address) for address in known]
+    if not asked:
+        raise UserError("--mds: none: name a node of the group that this one is to join")
+    options = server_options(chosen)
+    address = str(_address("--advertise", advertise)) if advertise else options.listen
+    from shoalfs.transport.carrier import Carriers
+
+    carriers = Carriers.standard(chosen.tls.paths)
+    daemon.run(partial(_join_and_run, asked, address, options, carriers), context.obj)
+
+
+async def _join_and_run(
+    asked: list[str],
+    address: str,
+    options: "MdsOptions",
+    carriers: "Carriers",
+    *,
+    task_status: "trio.TaskStatus[str]",
+) -> None:
+    from pathlib import Path
+
+    from shoalfs.mds import joining, server
+
+    await joining.join(Path(options.data_dir), asked, address, options.cluster_id, carriers)
+    await server.run(options, carriers, task_status=task_status)
+
+
+def _address(flag: str, text: str) -> Address:
+    try:
+        return Address.parse(text)
+    except ValueError as error:
+        raise UserError(f"{flag}: {error}") from error
 
 
 def server_options(config: Config) -> "MdsOptions":

@@ -19,6 +19,9 @@ Durable steps, and what a crash in each gap leaves:
 * Truncation is a record (END): "the log ends here". Lost with its batch, the void entries are back; they were
   never committed, and the leader voids them again. What replaces them comes after it in the file, so it is
   never there without it.
+* A reset is a record too (RESET): "the log begins after this entry", which a snapshot of the store holds. What was
+  in the log before is void. Lost with its batch, the log is the old one, and the store must be the old one as well;
+  `mds/install.py` has the order.
 * Compaction unlinks whole segments, oldest first. In between, a prefix of them is gone; each segment's header
   says what the log was at its beginning.
 
@@ -29,7 +32,6 @@ it is never repeated.
 Doubt: rot in the very last batch looks like a torn tail, and is cut. The other members have those entries.
 """
 
-import contextlib
 import fcntl
 import logging
 import os
@@ -39,6 +41,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from shoalfs.mds.journal_files import begin_segment, segment_name, sync_directory, write_all
 from shoalfs.mds.journal_format import (
     FORMAT_VERSION,
     SEGMENT_HEADER_BYTES,
@@ -47,13 +50,12 @@ from shoalfs.mds.journal_format import (
     Record,
     SegmentHeader,
     decode_header,
-    encode_header,
     encode_record,
     scan_segment,
 )
 from shoalfs.transport.errors import StorageFailed, UserError
 from shoalfs.transport.ids import NodeId
-from shoalfs.transport.limits import LOG_SEGMENT_BYTES
+from shoalfs.transport.limits import LOG_SEGMENT_BYTES, NODE_MAX
 
 log: Final = logging.getLogger("shoal.mds.journal")
 
@@ -112,6 +114,7 @@ class Journal:
         self._sync_file = sync_file
         self._entries: list[Entry] = []  # the first is the base: applied, its command dropped; never empty
         self._bytes = 0  # of the commands in _entries
+        self._log_id = b""
         self._term = 0
         self._voted_for = 0
         self._position = 0  # number of the last record appended
@@ -135,6 +138,11 @@ class Journal:
         self._taken = self._state()  # as of the last batch taken
 
     # --- what is in it --------------------------------------------------------------------------------------
+    @property
+    def log_id(self) -> bytes:
+        """Made with the log and never changed."""
+        return self._log_id
+
     @property
     def entries(self) -> list[Entry]:
         """The base and what follows it. Read only."""
@@ -213,6 +221,18 @@ class Journal:
         self._lowest_cut = index if self._lowest_cut is None else min(self._lowest_cut, index)
         self._add(Record(Kind.END, index, term))
 
+    def reset(self, index: int, term: int) -> None:
+        """Forget all entries; the log begins after (index, term), which the store is about to hold.
+
+        The caller knows that nothing acknowledged is lost: the log did not have this entry.
+        """
+        assert index > 0, index
+        assert self.term_at(index) != term, (index, term)
+        self._replace_base(index, term)
+        self._durable_index = min(self._durable_index, index)
+        self._lowest_cut = index if self._lowest_cut is None else min(self._lowest_cut, index)
+        self._add(Record(Kind.RESET, index, term))
+
     def set_hard_state(self, term: int, voted_for: int) -> None:
         assert term >= self._term, (term, self._term)
         assert term > self._term or self._voted_for in (0, voted_for), "a vote is never taken back"
@@ -275,10 +295,10 @@ class Journal:
             if batch.segment is not None:
                 os.close(self._tail)
                 self._tail = -1
-                self._tail = _begin_segment(*batch.segment)
+                self._tail = begin_segment(*batch.segment)
                 self._tail_offset = SEGMENT_HEADER_BYTES
             data = encode_batch(batch)
-            _write_all(self._tail, data, self._tail_offset)
+            write_all(self._tail, data, self._tail_offset)
             self._sync_file(self._tail)
             self._tail_offset += len(data)
         except OSError as error:
@@ -296,7 +316,7 @@ class Journal:
         try:
             for path in paths:
                 path.unlink()
-                _sync_directory(self._directory)
+                sync_directory(self._directory)
         except OSError as error:
             raise JournalFailed(f"cannot compact the log in {self._directory}: {error}") from error
 
@@ -327,19 +347,24 @@ class Journal:
         """
         keep = index - self.base_index + 1
         if keep <= 0:
-            self._bytes = 0
-            self._entries = [(b"", index, term)]
+            self._replace_base(index, term)
             return
         self._bytes -= sum(len(entry[0]) for entry in self._entries[keep:])
         del self._entries[keep:]
+
+    def _replace_base(self, index: int, term: int) -> None:
+        self._bytes = 0
+        self._entries = [(b"", index, term)]
 
     def _state(self) -> tuple[int, int, int, int]:
         return self.last_index, self.last_term, self._term, self._voted_for
 
     def _next_segment(self, first_number: int) -> tuple[Path, SegmentHeader]:
         self._salt = secrets.randbits(64)
-        header = SegmentHeader(FORMAT_VERSION, self._node, self._cluster_id, self._salt, first_number, *self._taken)
-        path = self._directory / _segment_name(first_number)
+        header = SegmentHeader(
+            FORMAT_VERSION, self._node, self._cluster_id, self._log_id, self._salt, first_number, *self._taken
+        )
+        path = self._directory / segment_name(first_number)
         self._segments.append(_Segment(path, header.end_index, 0))
         return path, header
 
@@ -358,7 +383,7 @@ class Journal:
             os.ftruncate(self._tail, self._tail_offset)
         # What a killed process had written may still be in the page cache only.
         os.fsync(self._tail)
-        _sync_directory(self._directory)
+        sync_directory(self._directory)
         self._durable_index = self.last_index
         self._durable_position = self._position
 
@@ -400,7 +425,8 @@ class Journal:
             self._entries = [(b"", header.end_index, header.end_term)]
             self._term, self._voted_for = header.current_term, header.voted_for
             self._position = header.first_number - 1
-        elif header.first_number != self._position + 1 or state != self._state():
+            self._log_id = header.log_id
+        elif header.log_id != self._log_id or header.first_number != self._position + 1 or state != self._state():
             raise JournalRefused(f"{path}: it does not continue the segment before it; one is missing or damaged")
         return header
 
@@ -414,12 +440,26 @@ class Journal:
             segment.index_max = max(segment.index_max, index)
         elif record.kind is Kind.HARD_STATE:
             self._term, self._voted_for = term, index
+        elif record.kind is Kind.RESET:
+            self._replace_base(index, term)
         else:
             self._cut(index, term)
         self._position += 1
 
 
-def create_journal(directory: Path, cluster_id: bytes, node: NodeId) -> None:
+def read_owner(directory: Path) -> SegmentHeader | None:
+    """Whose log is in this directory, as its newest segment says; None if there is no log. Raises JournalRefused."""
+    paths = sorted(directory.glob("*.log"))
+    if not paths:
+        return None
+    try:
+        with paths[-1].open("rb") as file:
+            return decode_header(file.read(SEGMENT_HEADER_BYTES))
+    except BadHeader as error:
+        raise JournalRefused(f"{paths[-1]}: {error}") from error
+
+
+def create_journal(directory: Path, cluster_id: bytes, node: NodeId, log_id: bytes = b"") -> None:
     """Begin the log of a node that never had one. Raises JournalRefused if there is one already.
 
     Only for a new node: a member that lost its disk has forgotten its vote and what it acknowledged, and must
@@ -427,13 +467,14 @@ def create_journal(directory: Path, cluster_id: bytes, node: NodeId) -> None:
     disks).
     """
     assert len(cluster_id) == 16, cluster_id
-    assert 1 <= node <= 255, node
+    assert 1 <= node <= NODE_MAX, node
+    log_id = log_id or secrets.token_bytes(16)
     directory.mkdir(mode=0o700, exist_ok=True)
-    _sync_directory(directory.parent)
+    sync_directory(directory.parent)
     if any(directory.glob("*.log")):
         raise JournalRefused(f"{directory}: there is a log already")
-    header = SegmentHeader(FORMAT_VERSION, node, cluster_id, secrets.randbits(64), 1, 0, 0, 0, 0)
-    os.close(_begin_segment(directory / _segment_name(1), header))
+    header = SegmentHeader(FORMAT_VERSION, node, cluster_id, log_id, secrets.randbits(64), 1, 0, 0, 0, 0)
+    os.close(begin_segment(directory / segment_name(1), header))
 
 
 def encode_batch(batch: Batch) -> bytes:
@@ -442,40 +483,6 @@ def encode_batch(batch: Batch) -> bytes:
         encode_record(record, batch.first_number + nth, batch.synced, batch.salt)
         for nth, record in enumerate(batch.records)
     )
-
-
-def _segment_name(first_number: int) -> str:
-    return f"{first_number:020d}.log"
-
-
-def _begin_segment(path: Path, header: SegmentHeader) -> int:
-    """Make a segment with its header and return its descriptor. See the module's list of durable steps."""
-    temporary = path.with_suffix(".tmp")
-    descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with contextlib.ExitStack() as undo:
-        undo.callback(os.close, descriptor)
-        _write_all(descriptor, encode_header(header), 0)
-        os.fsync(descriptor)
-        temporary.rename(path)
-        _sync_directory(path.parent)
-        undo.pop_all()
-    return descriptor
-
-
-def _write_all(descriptor: int, data: bytes, offset: int) -> None:
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(descriptor, view, offset)
-        view = view[written:]
-        offset += written
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _lock_directory(directory: Path) -> int:

@@ -21,10 +21,10 @@ import xxhash
 
 from shoalfs.transport.limits import ENTRY_BYTES_MAX
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 _SEGMENT_MAGIC: Final = b"SHOALLOG"
 _RECORD_MAGIC: Final = b"\xa7ShR"
-_SEGMENT: Final = struct.Struct("<8sQII16sQQQQQQ")  # magic, checksum, then the fields of SegmentHeader
+_SEGMENT: Final = struct.Struct("<8sQII16s16sQQQQQQ")  # magic, checksum, then the fields of SegmentHeader
 _SEGMENT_CHECKED: Final = 16  # the checksum covers what follows it
 _RECORD: Final = struct.Struct("<4sQIBxxxQQQQ")  # magic, checksum, length, kind, number, synced, index, term
 _RECORD_CHECKED: Final = 12
@@ -38,6 +38,7 @@ class Kind(enum.IntEnum):
     ENTRY = 1  # index and term of an entry; the payload is its command
     HARD_STATE = 2  # term = the current term; index = who got this node's vote in it, 0 for nobody
     END = 3  # the log now ends with the entry (index, term): what came after it is void
+    RESET = 4  # the log begins after the entry (index, term), which a snapshot holds: all before is void
 
 
 class Record(msgspec.Struct, frozen=True, gc=False):
@@ -55,6 +56,7 @@ class SegmentHeader(NamedTuple):
     version: int
     node: int
     cluster_id: bytes
+    log_id: bytes  # random, made with the log: who comes back with another one has lost its promises
     salt: int
     first_number: int  # the number of the first record in it
     end_index: int  # the log ended with this entry

@@ -25,7 +25,8 @@ key   fields (bits)                  value
 ``U`` uuid (128)                     target (32)
 ``P`` pool (32)                      Pool
 ``G`` group (16)                     PlacementGroup
-``M`` name                           one row each: ``format``, ``map_epoch``, ``counters``, ``applied``
+``M`` name                           one row each: ``format``, ``map_epoch``, ``counters``, ``applied``,
+                                     ``members``
 ===== ============================== ========================================================================
 """
 
@@ -45,6 +46,7 @@ FORMAT: Final = b"Mformat"
 MAP_EPOCH: Final = b"Mmap_epoch"
 COUNTERS: Final = b"Mcounters"
 APPLIED: Final = b"Mapplied"
+MEMBERS: Final = b"Mmembers"
 
 
 def dentry(parent: InodeId, name: bytes) -> bytes:

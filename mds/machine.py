@@ -27,6 +27,7 @@ from shoalfs.mds.entry import decode_entry
 from shoalfs.mds.messages import OP_TYPES, Command, Inode, Op, Outcome, Pool
 from shoalfs.mds.ops.context import Context
 from shoalfs.mds.ops.table import OPERATIONS
+from shoalfs.mds.raft_members import Members
 from shoalfs.mds.records import Applied, Recorded
 from shoalfs.mds.txn import ReadTxn, Txn
 from shoalfs.transport.errors import (
@@ -86,7 +87,7 @@ class Store(Protocol):
 class OnDamage(enum.Enum):
     """What a damaged record met while applying leads to."""
 
-    REFUSE = "refuse"  # that command is answered with DamagedRecord
+    REFUSE = "refuse"  # that command is answered with DamagedRecord, while the node is the only member
     STOP = "stop"  # DamagedRecord leaves ``apply``, and the node ends
 
 
@@ -127,31 +128,40 @@ class Machine:
         with store.read() as txn:
             check_format(txn)
             self._applied = load_applied(txn)
+            self._members = records.MEMBERS.load(txn, keys.MEMBERS)
 
     @property
     def applied_index(self) -> int:
         return self._applied.index
 
+    @property
+    def members(self) -> Members | None:
+        return self._members
+
     def durable_index(self) -> int:
         return self._store.durable_applied()
 
-    def apply(self, entries: Sequence[tuple[int, int, bytes]]) -> list[list[Outcome]]:
+    def apply(self, entries: Sequence[tuple[int, int, bytes]], members: Members | None = None) -> list[list[Outcome]]:
         """Per entry, the outcomes of its commands. Raises StorageFailed and, unless damage is refused,
         DamagedRecord; the store is then as before the call."""
         refused: dict[tuple[int, int], DamagedRecord] = {}
+        is_alone = members is None and (self._members is None or len(self._members.members) == 1)
         while True:
             # Ends: each turn but the last refuses one more command.
             try:
-                return self._apply_all(entries, refused)
+                return self._apply_all(entries, members, refused)
             except _DamagedCommandError as damaged:
-                if self._on_damage is OnDamage.STOP:
+                if self._on_damage is OnDamage.STOP or not is_alone:
                     raise damaged.error from damaged
                 place = damaged.place
                 assert place not in refused, place
                 refused[place] = damaged.error
 
     def _apply_all(
-        self, entries: Sequence[tuple[int, int, bytes]], refused: Mapping[tuple[int, int], DamagedRecord]
+        self,
+        entries: Sequence[tuple[int, int, bytes]],
+        members: Members | None,
+        refused: Mapping[tuple[int, int], DamagedRecord],
     ) -> list[list[Outcome]]:
         applied = self._applied
         outcomes: list[list[Outcome]] = []
@@ -175,7 +185,10 @@ class Machine:
                 applied = Applied(index, term, now_ns)
                 outcomes.append(entry_outcomes)
             txn.put(keys.APPLIED, records.APPLIED.encode(applied))
+            if members is not None:
+                txn.put(keys.MEMBERS, records.MEMBERS.encode(members))
         self._applied = applied
+        self._members = members or self._members
         return outcomes
 
 
@@ -247,12 +260,18 @@ class Layout(msgspec.Struct, frozen=True):
 
 
 def format_store(
-    store: Store, cluster_id: bytes, pools: Sequence[Pool], layout: Layout, *, created_ns: int = 0
+    store: Store,
+    cluster_id: bytes,
+    pools: Sequence[Pool],
+    layout: Layout,
+    *,
+    created_ns: int = 0,
+    members: Members | None = None,
 ) -> None:
     """Make the empty filesystem, unless the store has it already. Raises WrongCluster if it has another one.
 
     Every node of a group formats for itself, before its first entry: all arguments must be the same on all of
-    them. ``created_ns`` is the time on the root directory.
+    them. ``created_ns`` is the time on the root directory; ``members`` are the founders of the group.
     """
     assert pools, "a filesystem has at least one pool"
     assert all(1 <= pool.min_ack <= pool.replicas for pool in pools), pools
@@ -269,6 +288,8 @@ def format_store(
         cluster.store_epoch(txn, 1)
         inodes.store_counters(txn, records.Counters(next_ino=ROOT_INODE + 1, inodes=1))
         inodes.store(txn, _root(pools[0], layout, created_ns))
+        if members is not None:
+            txn.put(keys.MEMBERS, records.MEMBERS.encode(members))
         txn.put(keys.APPLIED, records.APPLIED.encode(_NOTHING_APPLIED))
 
 

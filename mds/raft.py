@@ -9,6 +9,7 @@ is asserted when a node is made, and with it every private name that this module
 """
 
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -29,7 +30,7 @@ _PRIVATE_METHODS: Final = (
     "setCurrentTerm", "setState", "tryLogCompaction",
 )  # fmt: skip
 _PRIVATE_FIELDS: Final = (
-    "lastResponseTime", "newAppendEntriesTime", "noopIDx", "raftCommitIndex", "raftCurrentTerm",
+    "lastResponseTime", "newAppendEntriesTime", "noopIDx", "otherNodes", "raftCommitIndex", "raftCurrentTerm",
     "raftElectionDeadline", "raftLastApplied", "raftLeader", "raftMatchIndex", "raftState", "serializer",
     "votedForNodeId",
 )  # fmt: skip
@@ -48,7 +49,6 @@ class Guard(Protocol):
     """What pysyncobj's replaced methods call."""
 
     node: NodeId
-    peers: tuple[NodeId, ...]
 
     def election_timeout(self) -> float: ...
     def term_changed(self) -> None: ...
@@ -143,7 +143,7 @@ class Core(library.SyncObj):  # type: ignore[misc]
         _assert_known(library.SyncObj)
         self._guard = guard
         self._outlet = _Outlet(guard)
-        self._nodes = {peer: Node(peer) for peer in guard.peers}
+        self._nodes: dict[NodeId, Any] = {}
         self._heartbeat = times.heartbeat
         conf = SyncObjConf(
             autoTick=False,
@@ -158,12 +158,12 @@ class Core(library.SyncObj):  # type: ignore[misc]
             journalFile=_JournalPort(journal, applied_index),
             fullDumpFile=None,
         )
-        super().__init__(Node(guard.node), list(self._nodes.values()), conf, transport=self._outlet)
+        super().__init__(Node(guard.node), [], conf, transport=self._outlet)
         _assert_fields(self)
         self._SyncObj__raftLastApplied = applied_index
         self._SyncObj__serializer = None  # dumps are never made; whoever tries, fails
-        for node in self._nodes.values():
-            self._outlet.connect(node)
+
+    _SyncObj__otherNodes: Any
 
     # what the guard reads and sets
     @property
@@ -200,14 +200,36 @@ class Core(library.SyncObj):  # type: ignore[misc]
     def election_deadline(self, deadline: float) -> None:
         self._SyncObj__raftElectionDeadline = deadline
 
+    def set_voters(self, others: Iterable[NodeId]) -> None:
+        """The other nodes whose votes and acknowledgements count; learners are unknown to it."""
+        nodes: set[Any] = {self._node(other) for other in others}
+        known: set[Any] = self._SyncObj__otherNodes
+        for node in nodes - known:
+            self._SyncObj__raftMatchIndex[node] = 0
+            self._SyncObj__lastResponseTime[node] = step_clock.now
+        self._SyncObj__otherNodes = nodes
+
+    def step_down(self) -> None:
+        """Stop leading, in this term. Who leads now is not known."""
+        self._SyncObj__setState(library._RAFT_STATE.FOLLOWER)
+        self._SyncObj__raftLeader = None
+        self.election_deadline = step_clock.now + self._guard.election_timeout()
+
+    def _node(self, node: NodeId) -> Any:
+        """Its object for a node. At most 255 of them."""
+        if node not in self._nodes:
+            self._nodes[node] = Node(node)
+            self._outlet.connect(self._nodes[node])
+        return self._nodes[node]
+
     def deliver(self, sender: NodeId, message: dict[str, Any]) -> None:
-        self._outlet.deliver(self._nodes[sender], message)
+        self._outlet.deliver(self._node(sender), message)
 
     def note_match(self, peer: NodeId, index: int) -> None:
-        self._SyncObj__raftMatchIndex[self._nodes[peer]] = index
+        self._SyncObj__raftMatchIndex[self._node(peer)] = index
 
     def note_answer(self, peer: NodeId, now: float) -> None:
-        self._SyncObj__lastResponseTime[self._nodes[peer]] = now
+        self._SyncObj__lastResponseTime[self._node(peer)] = now
 
     # what replaces its private methods
     def _SyncObj__generateRaftTimeout(self) -> float:  # noqa: N802
@@ -250,7 +272,7 @@ def _assert_known(cls: Any) -> None:
     assert VERSION == _KNOWN_VERSION, f"pysyncobj {VERSION} is not {_KNOWN_VERSION}"
     missing = [name for name in _PRIVATE_METHODS if not hasattr(cls, f"_SyncObj__{name}")]
     assert not missing, f"pysyncobj lacks {missing}"
-    for name in ("monotonicTime", "createJournal", "createPoller"):
+    for name in ("monotonicTime", "createJournal", "createPoller", "_RAFT_STATE"):
         assert hasattr(library, name), name
 
 

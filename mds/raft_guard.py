@@ -10,42 +10,49 @@ Every call takes the time, and leaves messages to send, entries applied, and wor
 held until the journal is durable up to what it promises, and only durable entries are applied. Entries
 themselves go out to the followers at once, while this node's own sync runs.
 
-Doubt: a member further behind than the log reaches back is only reported; there are no snapshots yet.
+A member that is further behind than the leader's log reaches back says so (`snapshot_source`); fetching a snapshot
+and starting again with it is the shell's.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 from shoalfs.mds.journal import Entry, Journal, JournalRefused
 from shoalfs.mds.raft import Core, RaftTimes, step_clock
+from shoalfs.mds.raft_elections import NOW_OR_NEVER, Elections
+from shoalfs.mds.raft_leading import Leadership
+from shoalfs.mds.raft_members import MemberHistory, Members, decode_members, encode_members, is_step
 from shoalfs.mds.raft_messages import (
     COMMAND,
+    MEMBERS,
     NO_OP,
     Append,
     Appended,
     AskVote,
     Body,
+    Dismissed,
     PeerMessage,
+    StandNow,
     TermPassed,
     Vote,
     entries_of,
 )
-from shoalfs.mds.raft_peers import Follower, fit, fitting, quorum_agreed_at
+from shoalfs.mds.raft_peers import Fit, Follower, fit
 from shoalfs.mds.replicated import StateMachine
 from shoalfs.transport.errors import BadMessage, Overloaded
 from shoalfs.transport.ids import NodeId
 from shoalfs.transport.limits import (
     APPEND_ENTRIES_MAX,
     ENTRY_BYTES_MAX,
+    LEADER_TRANSFER_MS_MAX,
     LOG_BEHIND_BYTES_MAX,
     LOG_BEHIND_ENTRIES_MAX,
     LOG_BYTES_MAX,
+    NODE_MAX,
     PEER_QUEUE_MAX,
+    SNAPSHOT_HELD_BYTES_MAX,
 )
-
-_LEASE_SHARE: Final = 0.85  # of the shortest election timeout: clocks may differ by 15 % over 0.4 s
-_NOW_OR_NEVER: Final = float("-inf")
 
 
 class Outgoing(NamedTuple):
@@ -69,35 +76,40 @@ class GuardedRaft:
     def __init__(
         self,
         node: NodeId,
-        peers: Sequence[NodeId],
+        members: Members,
         journal: Journal,
         machine: StateMachine,
         times: RaftTimes,
         now: float,
         chance: Callable[[], float],
     ) -> None:
-        """Raises JournalRefused if the store and the log do not belong together."""
-        assert node not in peers, (node, peers)
+        """``members`` count if the store knows of none. Raises JournalRefused if the store and the log do not belong
+        together."""
         self.node = node
-        self.peers = tuple(peers)
+        self._history = MemberHistory(machine.members or members)
         self._journal = journal
         self._machine = machine
         self._times = times
-        self._chance = chance
+        self._elections = Elections(node, journal, times, chance, self._emit)
         self._now = now
         step_clock.now = now
         self._started_at = now
-        self._leader_heard_at = _NOW_OR_NEVER
-        self._trial: set[NodeId] | None = None  # who would vote for us; None: no pre-vote is on
-        self._votes: set[NodeId] = set()  # whose vote in the current term was counted
-        self._followers: dict[NodeId, Follower] = {}  # of the latest leadership of this node
+        self._leader_heard_at = NOW_OR_NEVER
+        self._leading: Leadership | None = None  # the latest leadership of this node
+        self._handing_over: tuple[NodeId, float] | None = None  # leadership, to whom, and when that is given up
+        self._dismissed = ""
         self._out: list[Outgoing] = []
         self._held: list[tuple[int, Outgoing]] = []  # (position that must be durable first, message)
         self._applied: list[Applied] = []
+        self._snapshot_source: NodeId | None = None
         _check_store(journal, machine)
         self._core = Core(self, times, journal, machine.applied_index)
-        if not peers:
-            self._core.election_deadline = _NOW_OR_NEVER
+        for command, index, _ in journal.entries:
+            if command[:1] == MEMBERS and index > self.members.index:
+                self._history.appended(decode_members(command[1:]))
+        self._follow_members()
+        if self.members.voters == {node}:
+            self._core.election_deadline = NOW_OR_NEVER
 
     # --- what it knows --------------------------------------------------------------------------------------
     @property
@@ -124,22 +136,45 @@ class GuardedRaft:
     @property
     def followers(self) -> dict[NodeId, Follower]:
         """How far the others are, while this node leads. Read only."""
-        return self._followers if self.is_leader else {}
+        return self._leading.followers if self.is_leader and self._leading else {}
+
+    @property
+    def members(self) -> Members:
+        """Who belongs to the group, as the end of the log has it; whether that is committed is another question."""
+        return self._history.latest
+
+    @property
+    def is_voter(self) -> bool:
+        return self._is_voter
+
+    @property
+    def dismissed(self) -> str:
+        """Why this node is no member any more, as its own store or a member says; else empty."""
+        return self._dismissed or self._history.applied.objection(self.node, self._journal.log_id)
+
+    def may_change_members(self) -> bool:
+        """It leads, its first entry of the term is applied, and so is the latest change."""
+        return self.is_leader and self.applied_index >= max(self._core.no_op_index, self.members.index)
 
     def behind(self) -> list[NodeId]:
         """Members that need entries that are gone from the log here: only a snapshot can bring them back."""
-        return [peer for peer, f in self.followers.items() if f.next_index <= self._journal.base_index]
+        return self._leading.behind() if self.is_leader and self._leading else []
+
+    @property
+    def snapshot_source(self) -> NodeId | None:
+        """The leader whose log does not reach back to where this one ends: only a snapshot can bring us further."""
+        return self._snapshot_source
 
     def may_serve_reads(self, now: float) -> bool:
         """See ReplicatedLog.may_serve_reads."""
         if not self.is_leader or self.applied_index < self._core.no_op_index:
             return False
-        return now < self._lease_until(now)
+        return now < self.lease_until(now)
 
-    def _lease_until(self, now: float) -> float:
-        """Until then no majority votes for another: after a message each ignores candidates for election_min."""
-        lease = self._times.election_min * _LEASE_SHARE
-        return quorum_agreed_at(self._followers.values(), now) + lease
+    def lease_until(self, now: float) -> float:
+        """Until then no majority votes for another than this leader."""
+        assert self._leading is not None
+        return self._leading.lease_until(now, self._times.election_min)
 
     # --- stepping -------------------------------------------------------------------------------------------
     def tick(self, now: float) -> None:
@@ -151,23 +186,68 @@ class GuardedRaft:
         """Append; returns (index, term), under which it will come out of `take_applied`. Only while leading.
 
         Followers get it with the next `flush`. Raises Overloaded while the store's checkpoint is so far behind
-        that the log fills the memory.
+        that the log fills the memory, and while
+        leadership is being handed over.
         """
         assert self.is_leader
         assert 0 < len(entry) <= ENTRY_BYTES_MAX, len(entry)
         if self._journal.bytes_in_memory > LOG_BYTES_MAX:
             raise Overloaded("the store has no checkpoint for too long a part of the log")
+        return self._append(COMMAND + entry, now)
+
+    def propose_members(self, change: Callable[[Members], Members], now: float) -> tuple[int, int]:
+        """Change who belongs to the group, by at most one voter. Returns as `propose`. Only while leading.
+
+        Raises what ``change`` raises, and Overloaded while another change is under way.
+        """
+        assert self.is_leader
+        if not self.may_change_members():
+            raise Overloaded("another change of the group is under way")
+        changed = change(self.members)
+        assert is_step(self.members, changed), (self.members, changed)
+        members = Members(self._journal.last_index + 1, changed.members, changed.next_node)
+        key = self._append(MEMBERS + encode_members(members), now)
+        self._history.appended(members)
+        self._follow_members()
+        return key
+
+    @property
+    def is_handing_over(self) -> bool:
+        """A `hand_over` has neither succeeded nor been given up."""
+        return self._handing_over is not None
+
+    def due_change(self, now: float) -> Callable[[Members], Members] | None:
+        """For `propose_members`: what the leader changes by itself, if anything is due and may be changed now."""
+        if not self.may_change_members() or self._leading is None or self._handing_over is not None:
+            return None
+        return self._leading.due_change(now, self._times.election_min)
+
+    def hand_over(self, node: NodeId, now: float) -> None:
+        """Give leadership to another voter, as soon as that has everything; nothing is proposed meanwhile.
+
+        Given up after LEADER_TRANSFER_MS_MAX. Raises Overloaded if it is being handed over already.
+        """
+        assert self.is_leader
+        assert node in self.members.voters - {self.node}, (node, self.members)
+        if self._handing_over is not None:
+            raise Overloaded("leadership is being handed over already")
+        self._enter(now)
+        self._handing_over = (node, now + LEADER_TRANSFER_MS_MAX / 1000)
+        self._step()
+
+    def _append(self, command: bytes, now: float) -> tuple[int, int]:
+        if self._handing_over is not None:
+            raise Overloaded("leadership is being handed over")
         self._enter(now)
         index, term = self._journal.last_index + 1, self.term
-        self._journal.append(index, term, COMMAND + entry)
+        self._journal.append(index, term, command)
         return index, term
 
     def flush(self, now: float) -> None:
         """Send what was proposed to the followers: many proposals, one message to each."""
         self._enter(now)
-        if self.is_leader:
-            for peer in self.peers:
-                self._send_entries(peer)
+        if self.is_leader and self._leading is not None:
+            self._leading.send_all(now, self.commit_index)
 
     def synced(self, now: float) -> None:
         """The journal has become durable up to a new point."""
@@ -176,23 +256,44 @@ class GuardedRaft:
         self._step()
 
     def receive(self, message: PeerMessage, payload: memoryview, now: float) -> None:
-        """Take a message of a peer. Raises BadMessage, and then nothing has changed."""
-        if message.receiver != self.node or message.sender not in self.peers:
-            raise BadMessage(f"from {message.sender} for {message.receiver}, here is {self.node}")
-        self._enter(now)
+        """Take a message of a peer. Raises BadMessage, and then nothing has changed.
+
+        The sender need not be a member that this node knows of: its log may lack the entry that says so.
+        """
         sender = message.sender
+        if message.receiver != self.node or sender == self.node or not 0 < sender <= NODE_MAX:
+            raise BadMessage(f"from {sender} for {message.receiver}, here is {self.node}")
+        self._enter(now)
+        if not self._is_heard(message):
+            return
         match message.body:
             case Append() as body:
                 self._on_append(sender, body, entries_of(body, payload))
             case Appended() as body:
-                self._on_appended(sender, body)
+                self._on_appended(sender, body, message.log_id)
             case AskVote() as body:
-                self._on_ask_vote(sender, body)
+                self._elections.on_ask_vote(self._core, sender, body, refuses=self._refuses_votes())
             case Vote() as body:
-                self._on_vote(sender, body)
+                if not (body.trial and self._refuses_votes()):
+                    self._elections.on_vote(self._core, self.members, sender, body)
             case TermPassed() as body:
-                self._learn_term(sender, body.term)
+                self._elections.learn_term(self._core, sender, body.term)
+            case StandNow() as body:
+                self._elections.on_stand_now(self._core, self.members, sender, body)
+            case Dismissed() as body:
+                self._dismissed = body.reason if self.members.get(sender) else ""
         self._step()
+
+    def _is_heard(self, message: PeerMessage) -> bool:
+        """Not who was removed, and not who comes back without its log; both are told."""
+        sender, log_id = message.sender, message.log_id
+        objection = self._history.applied.objection(sender, log_id)
+        if objection:
+            if isinstance(message.body, AskVote | Append | Appended):
+                self._emit(sender, Dismissed(self.term, objection))
+            return False
+        known = self.members.get(sender)
+        return known is None or known.log_id in (b"", log_id)
 
     def take_outgoing(self) -> list[Outgoing]:
         """Messages that may leave now."""
@@ -212,10 +313,15 @@ class GuardedRaft:
         applied, self._applied = self._applied, []
         return applied
 
-    def droppable_index(self) -> int:
-        """Entries up to here are on disk in the store, and kept long enough for members that are behind."""
+    def droppable_index(self, held: int | None = None) -> int:
+        """Entries up to here are on disk in the store, and kept long enough for members that are behind.
+
+        ``held``: what follows this one is still needed by a member that is being sent a snapshot.
+        """
         safe = min(self._machine.durable_index(), self.applied_index)
-        if not self.peers:
+        if held is not None and self._journal.bytes_in_memory <= SNAPSHOT_HELD_BYTES_MAX:
+            safe = min(safe, held)
+        if self.members.nodes == (self.node,):
             return safe
         wanted = min((f.match_index for f in self.followers.values()), default=0)
         return min(safe, max(wanted, self._journal.last_index - self._kept_for_others()))
@@ -236,15 +342,17 @@ class GuardedRaft:
         step_clock.now = now
 
     def _step(self) -> None:
-        self._consider_standing()
+        self._elections.consider_standing(self._core, self.members, self._now)
         self._core.doTick(0.0)
+        if self.is_leader:
+            self._consider_giving_up()
 
     def _emit(self, peer: NodeId, body: Body, payload: Sequence[bytes] = (), *, after: int = 0) -> None:
         """Send once the journal is durable up to position ``after``."""
-        outgoing = Outgoing(PeerMessage(self.node, peer, body), payload)
+        outgoing = Outgoing(PeerMessage(self.node, peer, body, self._journal.log_id, self._address), payload)
         if after <= self._journal.durable_position:
             self._out.append(outgoing)
-        elif len(self._held) < PEER_QUEUE_MAX * len(self.peers):
+        elif len(self._held) < PEER_QUEUE_MAX * len(self.members.nodes):
             self._held.append((after, outgoing))  # beyond, it is lost like any message
 
     # --- elections ------------------------------------------------------------------------------------------
@@ -255,141 +363,74 @@ class GuardedRaft:
         """
         wait = self._times.election_min
         if self.is_leader:
-            return self._now < self._lease_until(self._now)
+            return self._now < self.lease_until(self._now)
         return self._now < max(self._started_at, self._leader_heard_at) + wait
-
-    def _consider_standing(self) -> None:
-        """When the leader is silent for long, ask who would vote for us, before any term is disturbed."""
-        core = self._core
-        if core.is_leader or core.election_deadline >= self._now or not self.peers:
-            return
-        if core.election_deadline == _NOW_OR_NEVER:
-            return
-        core.election_deadline = self._now + self.election_timeout()
-        self._trial = {self.node}
-        journal = self._journal
-        for peer in self.peers:
-            self._emit(peer, AskVote(self.term + 1, journal.last_index, journal.last_term, True))
-
-    def _is_majority(self, count: int) -> bool:
-        return 2 * count > len(self.peers) + 1
-
-    def _on_ask_vote(self, sender: NodeId, ask: AskVote) -> None:
-        if ask.term < self.term or (ask.trial and ask.term == self.term):
-            self._emit(sender, TermPassed(self.term), after=self._journal.hard_state_position)
-        elif self._refuses_votes():
-            return
-        elif ask.trial:
-            journal = self._journal
-            if (ask.last_term, ask.last_index) >= (journal.last_term, journal.last_index):
-                self._emit(sender, Vote(ask.term, True))
-        else:
-            self._core.deliver(
-                sender,
-                {
-                    "type": "request_vote",
-                    "term": ask.term,
-                    "last_log_index": ask.last_index,
-                    "last_log_term": ask.last_term,
-                },
-            )
-
-    def _on_vote(self, sender: NodeId, vote: Vote) -> None:
-        if vote.trial:
-            if self._trial is None or vote.term != self.term + 1 or self._refuses_votes():
-                return
-            self._trial.add(sender)
-            if self._is_majority(len(self._trial)):
-                self._trial = None
-                self._core.election_deadline = _NOW_OR_NEVER  # pysyncobj stands in the coming step
-        elif vote.term == self.term and sender not in self._votes:
-            self._votes.add(sender)
-            self._core.deliver(sender, {"type": "response_vote", "term": vote.term})
-
-    def _learn_term(self, sender: NodeId, term: int) -> None:
-        """Someone is in a later term. pysyncobj learns it from a candidate that cannot win."""
-        if term > self.term:
-            self._core.deliver(
-                sender, {"type": "request_vote", "term": term, "last_log_index": -1, "last_log_term": -1}
-            )
 
     def term_changed(self) -> None:
         """From the core."""
-        self._trial = None
-        self._votes.clear()
+        self._elections.term_changed()
 
     def election_timeout(self) -> float:
         """From the core."""
-        times = self._times
-        return times.election_min + (times.election_max - times.election_min) * self._chance()
+        return self._elections.timeout()
 
     def core_sends(self, peer: NodeId, message: dict[str, Any]) -> None:
-        """From the core: translate, and hold back what promises something until it is on disk."""
-        kind = message["type"]
-        if kind == "next_node_idx":
-            return  # answered by _on_append, with term and sequence
-        if kind == "request_vote":
-            ask = AskVote(message["term"], message["last_log_index"], message["last_log_term"], False)
-            self._emit(peer, ask, after=self._journal.position)
-        elif kind == "response_vote":
-            self._emit(peer, Vote(message["term"], False), after=self._journal.position)
-        else:
-            raise AssertionError(f"pysyncobj must not send {kind}")
+        """From the core."""
+        if message["type"] != "next_node_idx":  # answered by _on_append, with term and sequence
+            self._elections.core_sends(peer, message)
 
     # --- leading --------------------------------------------------------------------------------------------
     def leadership_begins(self) -> None:
         """From the core, before its no-op is in the log."""
-        next_index = self._journal.last_index + 1
-        self._followers = {peer: Follower(next_index) for peer in self.peers}
+        self._handing_over = None
+        self._leading = Leadership(self.node, self.term, self._journal, self._emit, self.members)
 
     def send_heartbeats(self) -> None:
         """From the core."""
-        for peer in self.peers:
-            if not self._send_entries(peer):
-                self._send_one(peer, [])
+        assert self._leading is not None
+        self._leading.send_heartbeats(self._now, self.commit_index)
 
-    def _send_entries(self, peer: NodeId) -> int:
-        """Send what the follower has not been sent, as far as there is room.
+    def _follow_members(self) -> None:
+        voters, me = self.members.voters, self.members.get(self.node)
+        self._is_voter = self.node in voters
+        self._other_voters = voters - {self.node}
+        self._address = me.peer_address if me else ""
+        self._core.set_voters(self._other_voters)
+        if self.is_leader and self._leading is not None:
+            self._leading.follow(self.members)
+            self._note_matches()
 
-        Returns the number of messages.
-        """
-        follower, journal = self._followers[peer], self._journal
-        count = 0
-        while journal.base_index < follower.next_index <= journal.last_index and follower.has_room:
-            self._send_one(peer, fitting(journal.slice(follower.next_index, APPEND_ENTRIES_MAX)))
-            count += 1
-        return count
-
-    def _send_one(self, peer: NodeId, entries: list[Entry]) -> None:
-        follower, journal = self._followers[peer], self._journal
-        prev_index = max(follower.next_index - 1, journal.base_index)
-        prev_term = journal.term_at(prev_index)
-        assert prev_term is not None, (prev_index, journal.base_index, journal.last_index)
-        sequence = follower.sent(self._now, entries)
-        sizes = tuple((term, len(command)) for command, _, term in entries)
-        append = Append(self.term, sequence, prev_index, prev_term, self.commit_index, sizes)
-        self._emit(peer, append, [command for command, _, _ in entries])
-
-    def _on_appended(self, sender: NodeId, answer: Appended) -> None:
-        self._learn_term(sender, answer.term)
-        if not self.is_leader or answer.term != self.term:
+    def _on_appended(self, sender: NodeId, answer: Appended, log_id: bytes) -> None:
+        self._elections.learn_term(self._core, sender, answer.term)
+        leading = self._leading
+        if not self.is_leader or leading is None or answer.term != self.term or sender not in leading.followers:
             return
-        follower = self._followers[sender]
-        if answer.matches:
-            if answer.index > self._journal.last_index:
-                raise BadMessage(f"{sender} acknowledges entry {answer.index}, which was never sent")
-            follower.agreed(answer.sequence, answer.index, self._now)
-        else:
-            follower.refused(answer.sequence, answer.index, self._now)
+        leading.answered(sender, answer, log_id, self._now)
         self._core.note_answer(sender, self._now)
         self._note_matches()
-        self._send_entries(sender)
+        leading.send_entries(sender, self._now, self.commit_index)
 
     def _note_matches(self) -> None:
-        """What counts for the commit index: on the follower's disk and on this one's."""
-        if self.is_leader:
-            for peer, follower in self._followers.items():
-                self._core.note_match(peer, min(follower.match_index, self._journal.durable_index))
+        """What counts for the commit index. The core counts this node itself, and is told the result for the others."""
+        if self.is_leader and self._leading is not None:
+            agreed = self._leading.agreed_index()
+            for peer in self._other_voters:
+                self._core.note_match(peer, agreed)
+
+    def _consider_giving_up(self) -> None:
+        """A leader that was removed, or that hands over, ends its leadership by itself. No lease outlives that."""
+        assert self._leading is not None
+        if not self.is_voter and self.applied_index >= self.members.index:
+            self.send_heartbeats()  # the others learn that the change is committed
+            self._core.step_down()
+        elif self._handing_over is not None:
+            node, until = self._handing_over
+            if node not in self._leading.followers or self._now >= until:
+                self._handing_over = None
+            elif self._leading.has_everything(node):
+                self._handing_over = None
+                self._emit(node, StandNow(self.term))
+                self._core.step_down()
 
     # --- following ------------------------------------------------------------------------------------------
     def _on_append(self, sender: NodeId, append: Append, entries: list[Entry]) -> None:
@@ -398,8 +439,11 @@ class GuardedRaft:
             return
         assert not (self.is_leader and append.term == self.term), f"node {sender} leads this term too"
         self._leader_heard_at = self._now
-        self._trial = None
+        self._elections.leader_heard()
         fitted = fit(self._journal, self._core.commit_index, append.prev_index, append.prev_term, entries)
+        # Its first attempt may have been at an entry too high; the base is the lowest that it can try.
+        is_beyond = not fitted.matches and append.prev_index <= append.base_index
+        self._snapshot_source = sender if is_beyond else None
         self._core.deliver(
             sender,
             {
@@ -413,11 +457,23 @@ class GuardedRaft:
         )
         journal = self._journal
         is_durable = not fitted.matches or fitted.index <= journal.durable_index
+        self._take_members(fitted)
         self._emit(
             sender,
             Appended(append.term, append.sequence, fitted.matches, fitted.index),
             after=journal.hard_state_position if is_durable else journal.position,
         )
+
+    def _take_members(self, fitted: Fit) -> None:
+        """The members go with the log: what was cut is forgotten, what is new counts at once."""
+        before = self.members
+        if fitted.new:
+            self._history.cut_after(fitted.keep)
+        for command, _, _ in fitted.new:
+            if command[:1] == MEMBERS:
+                self._history.appended(decode_members(command[1:]))
+        if self.members is not before:
+            self._follow_members()
 
     # --- applying -------------------------------------------------------------------------------------------
     def apply_committed(self) -> int:
@@ -427,7 +483,7 @@ class GuardedRaft:
         while first <= end:
             entries = self._journal.slice(first, min(end - first + 1, APPEND_ENTRIES_MAX))
             payloads = [(index, term, _payload(command)) for command, index, term in entries]
-            results = self._machine.apply(payloads)
+            results = self._machine.apply(payloads, self._history.apply_through(entries[-1][1]))
             for (_, index, term), result in zip(entries, results, strict=True):
                 self._applied.append(Applied(index, term, result))
             first += len(entries)
@@ -435,8 +491,8 @@ class GuardedRaft:
 
 
 def _payload(command: bytes) -> bytes:
-    assert command[:1] in (COMMAND, NO_OP), command[:1]
-    return command[1:]
+    assert command[:1] in (COMMAND, NO_OP, MEMBERS), command[:1]
+    return b"" if command[:1] == MEMBERS else command[1:]
 
 
 def _check_store(journal: Journal, machine: StateMachine) -> None:

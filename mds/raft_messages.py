@@ -12,6 +12,7 @@ from typing import Final, NewType
 
 from shoalfs.mds.journal import Entry
 from shoalfs.mds.journal_format import PAYLOAD_BYTES_MAX as COMMAND_BYTES_MAX
+from shoalfs.mds.raft_members import decode_members
 from shoalfs.transport.errors import BadMessage
 from shoalfs.transport.ids import NodeId
 from shoalfs.transport.limits import APPEND_BYTES_MAX, APPEND_ENTRIES_MAX
@@ -19,6 +20,7 @@ from shoalfs.transport.method import Message, Method, Nothing
 
 COMMAND: Final = b"\x00"  # the first byte of an entry says what follows; pysyncobj's numbers
 NO_OP: Final = b"\x01"  # a leader's first entry; nothing follows
+MEMBERS: Final = b"\x02"  # who belongs to the group from here on
 
 SendNumber = NewType("SendNumber", int)
 """Counts what a leader sent to one follower in one term; the answer repeats it."""
@@ -33,6 +35,7 @@ class Append(Message, frozen=True, tag=1):
     prev_term: int
     commit_index: int
     entries: tuple[tuple[int, int], ...]  # (term, length in bytes) of each; the bytes are in the payload
+    base_index: int = 0  # entries up to this one are gone from the leader's log
 
 
 class Appended(Message, frozen=True, tag=2):
@@ -55,6 +58,7 @@ class AskVote(Message, frozen=True, tag=3):
     last_index: int
     last_term: int
     trial: bool
+    handed_over: bool = False  # the leader gave up for this candidate: no lease is in the way
 
 
 class Vote(Message, frozen=True, tag=4):
@@ -70,13 +74,30 @@ class TermPassed(Message, frozen=True, tag=5):
     term: int
 
 
-Body = Append | Appended | AskVote | Vote | TermPassed
+class StandNow(Message, frozen=True, tag=6):
+    """The leader of this term has given up for the receiver, which has all entries."""
+
+    term: int
+
+
+class Dismissed(Message, frozen=True, tag=7):
+    """You are no member any more, and never will be again under this number."""
+
+    term: int
+    reason: str
+
+
+Body = Append | Appended | AskVote | Vote | TermPassed | StandNow | Dismissed
 
 
 class PeerMessage(Message, frozen=True):
+    """``log_id`` and ``address`` are the sender's: the receiver may know it under another log, or not at all yet."""
+
     sender: NodeId
     receiver: NodeId
     body: Body
+    log_id: bytes = b""
+    address: str = ""
 
 
 PEER: Final = Method(300, "raft.peer", PeerMessage, Nothing, APPEND_BYTES_MAX, 0, frozenset({"mds"}))
@@ -98,9 +119,11 @@ def entries_of(append: Append, payload: memoryview) -> list[Entry]:
         if not 1 <= size_bytes <= COMMAND_BYTES_MAX or not last_term <= term <= append.term:
             raise BadMessage("an entry of an impossible size or term")
         command = bytes(payload[offset : offset + size_bytes])
-        if command[:1] not in (COMMAND, NO_OP):
-            raise BadMessage("an entry of an unknown kind")
         index += 1
+        if command[:1] not in (COMMAND, NO_OP, MEMBERS):
+            raise BadMessage("an entry of an unknown kind")
+        if command[:1] == MEMBERS and decode_members(command[1:]).index != index:
+            raise BadMessage("the members of another entry")
         last_term = term
         entries.append((command, index, term))
         offset += size_bytes

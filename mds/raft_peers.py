@@ -5,7 +5,7 @@ from an older leadership, forward: an answer counts only for the term it was giv
 back, and a refusal counts only if it answers something sent after the last one that counted.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -35,6 +35,7 @@ class Follower:
     match_index: int = 0  # on the follower's disk and equal to ours, up to here
     agreed_at: float = float("-inf")  # when the latest message that it answered was sent
     answered_at: float = float("-inf")  # when its latest answer came
+    log_id: bytes = b""  # as its latest answer said
     refusals_ignored: int = 0
     _sequence: int = 0
     _reset_at: int = 0  # refusals of messages up to this one are old
@@ -96,13 +97,6 @@ def fitting(entries: Sequence[Entry]) -> list[Entry]:
         if size_bytes > APPEND_BYTES_MAX:
             return list(entries[:count])
     return list(entries[:APPEND_ENTRIES_MAX])
-
-
-def quorum_agreed_at(followers: Iterable[Follower], now: float) -> float:
-    """The latest time by whose messages a majority, this leader included, is known to have followed it."""
-    times = sorted((follower.agreed_at for follower in followers), reverse=True)
-    needed = (len(times) + 1) // 2  # followers that make a majority with the leader
-    return times[needed - 1] if needed else now
 
 
 class LogView(Protocol):

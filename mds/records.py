@@ -11,6 +11,7 @@ from typing import Final, Generic, TypeVar
 import msgspec
 
 from shoalfs.mds.messages import Extent, Inode, Outcome, PlacementGroup, Pool, Target
+from shoalfs.mds.raft_members import Members
 from shoalfs.mds.seal import readable
 from shoalfs.mds.txn import ReadTxn
 from shoalfs.transport.errors import DamagedRecord
@@ -137,3 +138,4 @@ FORMAT: Final = Codec(Format)
 MAP_EPOCH: Final = Codec(MapEpoch)
 COUNTERS: Final = Codec(Counters)
 APPLIED: Final = Codec(Applied)
+MEMBERS: Final = Codec(Members)

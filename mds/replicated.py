@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from shoalfs.mds.messages import RaftStatus
+from shoalfs.mds.raft_members import Members
 from shoalfs.transport.ids import NodeId
 
 
@@ -18,11 +19,16 @@ class StateMachine(Protocol):
     def applied_index(self) -> int:
         """Index of the last entry whose effects are in the store (0: none). Never goes back while running."""
 
-    def apply(self, entries: Sequence[tuple[int, int, bytes]]) -> list[Any]:
+    @property
+    def members(self) -> Members | None:
+        """Who belongs to the group, as of the applied index; None if that was never said."""
+
+    def apply(self, entries: Sequence[tuple[int, int, bytes]], members: Members | None = None) -> list[Any]:
         """Apply committed (index, term, entry) in order, in one store transaction, with the applied index in it.
 
-        Indices follow each other and start at ``applied_index + 1``. An empty entry is the leader's no-op. Returns
-        one result per entry, for whoever proposed it. An exception means the node cannot go on: the caller stops it.
+        Indices follow each other and start at ``applied_index + 1``. An empty entry changes nothing. ``members``: if
+        these entries change them, the last ones; kept in the same transaction. Returns one result per entry, for
+        whoever proposed it. An exception means the node cannot go on: the caller stops it.
         """
 
     def durable_index(self) -> int:

@@ -10,24 +10,32 @@ import os
 import secrets
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import trio
 
-from shoalfs.mds import keys, records
+from shoalfs.mds import catch_up, keys, records
 from shoalfs.mds.batcher import Batcher
 from shoalfs.mds.duties import Duties
+from shoalfs.mds.group import GroupService
+from shoalfs.mds.install import LOG, STORE, finish
+from shoalfs.mds.joining import joined_number
 from shoalfs.mds.journal import Journal, create_journal
 from shoalfs.mds.machine import Layout, Machine, OnDamage, check_format, format_store, load_applied
 from shoalfs.mds.messages import MDS, Pool
+from shoalfs.mds.raft_members import Member, Members, founders
 from shoalfs.mds.raft_messages import PEER, peer_name
-from shoalfs.mds.raft_node import Member, RaftNode, boot_clock
+from shoalfs.mds.raft_node import RaftNode, boot_clock
 from shoalfs.mds.service import LeaderState, MdsService
+from shoalfs.mds.snapshot_messages import OPEN_SNAPSHOT, READ_SNAPSHOT
+from shoalfs.mds.snapshots import SnapshotSource
 from shoalfs.mds.store import LmdbStore
 from shoalfs.transport.carrier import Carriers
-from shoalfs.transport.errors import UserError
+from shoalfs.transport.errors import StorageFailed, UserError
 from shoalfs.transport.ids import NodeId, PoolId
 from shoalfs.transport.limits import (
     CHECKPOINT_MS,
@@ -42,11 +50,14 @@ from shoalfs.transport.session import PROTOCOL_VERSION, Hello
 log = logging.getLogger("shoal.mds.server")
 
 CLUSTER_ID_BYTES: Final = 16
+SENDING: Final = "sending"  # copies of the store that other members read
 
 
 @dataclass(frozen=True, slots=True)
 class MdsOptions:
-    """One metadata node. ``members``: address of each by number, this one included; empty: it is alone.
+    """One metadata node. ``node`` and ``members`` (the address of each by number, this one included; empty: it is
+    alone) make a group for the first time; afterwards the members are in the store, and a node that joined has the
+    number that it was given.
 
     ``cluster_id``: 16 bytes; empty: the store's own, or a new one if this node is alone and starts for the first time.
     ``replicas``, ``min_ack``, ``chunk_bytes`` and ``inline_bytes`` are taken when the filesystem is made and not
@@ -70,17 +81,29 @@ async def run(
 ) -> None:
     """Serve until cancelled; reports its address when it listens. Raises UserError if it can not start, and what
     makes a node unfit to go on (its disk failed, an invariant broke)."""
-    os.makedirs(options.data_dir, mode=0o700, exist_ok=True)
-    store = LmdbStore.open(os.path.join(options.data_dir, "store"))
+    directory = Path(options.data_dir)
+    os.makedirs(directory, mode=0o700, exist_ok=True)
+    status = _ToldOnce(task_status)
+    while True:
+        with ExitStack() as files:
+            finish(directory)
+            store = LmdbStore.open(str(directory / STORE))
+            files.push(partial(_close, store))
+            cluster_id = _prepare(store, options)
+            journal = Journal(directory / LOG, cluster_id, _node(directory, options))
+            files.callback(journal.close)
+            await _live(store, journal, cluster_id, options, carriers, status)
+        log.info("beginning again with the snapshot that was received")
+
+
+def _close(store: LmdbStore, kind: object, error: BaseException | None, trace: object) -> None:
+    """At the end of a life. What ended it is told; what follows from that, such as a full disk here too, is logged."""
     try:
-        cluster_id = _prepare(store, options)
-        journal = Journal(Path(options.data_dir, "log"), cluster_id, NodeId(options.node))
-        try:
-            await _run(store, journal, cluster_id, options, carriers, task_status)
-        finally:
-            journal.close()
-    finally:
         store.close()
+    except StorageFailed as failure:
+        if error is None:
+            raise
+        log.error("at the end: %s", failure)
 
 
 def _prepare(store: LmdbStore, options: MdsOptions) -> bytes:
@@ -90,11 +113,11 @@ def _prepare(store: LmdbStore, options: MdsOptions) -> bytes:
     # Every node of a group formats for itself and must come to the same bytes, so the root has no date there.
     created_ns = 0 if options.members and len(options.members) > 1 else time.time_ns()
     layout = Layout(options.chunk_bytes, options.inline_bytes)
-    format_store(store, cluster_id, [pool], layout, created_ns=created_ns)
+    format_store(store, cluster_id, [pool], layout, created_ns=created_ns, members=_founders(options))
     with store.read() as txn:
         check_format(txn)
         applied = load_applied(txn).index
-    directory = Path(options.data_dir, "log")
+    directory = Path(options.data_dir, LOG)
     if not directory.exists() or not any(directory.glob("*.log")):
         if applied:
             raise UserError(
@@ -104,6 +127,16 @@ def _prepare(store: LmdbStore, options: MdsOptions) -> bytes:
         store.checkpoint().write()
         create_journal(directory, cluster_id, NodeId(options.node))
     return cluster_id
+
+
+def _node(directory: Path, options: MdsOptions) -> NodeId:
+    """A node that joined was given its number."""
+    return joined_number(directory) or NodeId(options.node)
+
+
+def _founders(options: MdsOptions) -> Members:
+    addresses = options.members or {options.node: options.listen}
+    return founders(Member(NodeId(node), address, address) for node, address in addresses.items())
 
 
 def _cluster_id(store: LmdbStore, options: MdsOptions) -> bytes:
@@ -122,27 +155,42 @@ def _cluster_id(store: LmdbStore, options: MdsOptions) -> bytes:
     return made.cluster_id
 
 
-async def _run(
+class _ToldOnce:
+    """Whoever started the node hears once that it serves; beginning again is the node's own business."""
+
+    def __init__(self, task_status: "trio.TaskStatus[str]") -> None:
+        self._task_status: trio.TaskStatus[str] | None = task_status
+
+    def started(self, address: str) -> None:
+        if self._task_status is not None:
+            self._task_status.started(address)
+            self._task_status = None
+
+
+async def _live(
     store: LmdbStore,
     journal: Journal,
     cluster_id: bytes,
     options: MdsOptions,
     carriers: Carriers,
-    task_status: "trio.TaskStatus[str]",
+    status: _ToldOnce,
 ) -> None:
-    addresses = dict(options.members or {options.node: options.listen})
-    members = {NodeId(number): Member(address, address) for number, address in addresses.items()}
-    node = NodeId(options.node)
+    """Serve until cancelled, or until a snapshot waits to be installed."""
+    node = _node(Path(options.data_dir), options)
     hello = Hello(PROTOCOL_VERSION, cluster_id, MDS, peer_name(node))
     service = Service()
     async with open_network(carriers, hello) as network:
-        # One damaged record must not take the only node down; in a group, the node must not answer differently.
-        machine = Machine(store, OnDamage.REFUSE if len(members) == 1 else OnDamage.STOP)
-        raft = RaftNode(node, members, journal, machine, network)
+        # One damaged record must not take the only node down; the machine sees to it that a group does not differ.
+        machine = Machine(store, OnDamage.REFUSE)
+        snapshots = SnapshotSource(store, Path(options.data_dir, SENDING), lambda: machine.applied_index)
+        raft = RaftNode(node, _founders(options), journal, machine, network, held_index=snapshots.held_index)
         batcher = Batcher(raft, time.time_ns)
         state = LeaderState()
         MdsService(store, raft, batcher, state, _now_ms).install(service)
+        GroupService(raft, cluster_id).install(service)
         service.add(PEER, raft.handle_peer)
+        service.add(OPEN_SNAPSHOT, snapshots.handle_open)
+        service.add(READ_SNAPSHOT, snapshots.handle_read)
         duties = Duties(
             store,
             raft,
@@ -156,10 +204,16 @@ async def _run(
             await nursery.start(raft.run)
             nursery.start_soon(batcher.run)
             nursery.start_soon(duties.run)
+            nursery.start_soon(snapshots.run)
             nursery.start_soon(_checkpoint_forever, store)
             address: str = await nursery.start(serve, carriers, options.listen, service, hello)
             log.info("metadata node %d of cluster %s listens at %s", node, cluster_id.hex(), address)
-            task_status.started(address)
+            status.started(address)
+            directory = Path(options.data_dir)
+            await catch_up.run(
+                raft.snapshot_source, lambda: machine.applied_index, network, node, directory, cluster_id
+            )
+            nursery.cancel_scope.cancel()
 
 
 async def _checkpoint_forever(store: LmdbStore) -> None:

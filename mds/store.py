@@ -29,7 +29,7 @@ processes must not keep a transaction open for long, because it pins pages as a 
 import fcntl
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
@@ -50,7 +50,7 @@ READERS_MAX: Final = 126  # transactions open at one time, over all processes
 _KEY_BYTES_MAX: Final = 511
 _VALUE_BYTES_MAX: Final = XATTR_VALUE_BYTES_MAX + SEAL_BYTES + 1024
 _BOOT_ID: Final = "/proc/sys/kernel/random/boot_id"
-_DATA: Final = "data.mdb"
+DATA_FILE: Final = "data.mdb"
 _CHECKPOINT: Final = "checkpoint"
 _MAGIC: Final = b"shoalchk"
 # An LMDB file without any row has only its two meta pages, of the machine's page size.
@@ -149,10 +149,19 @@ class LmdbStore:
         Raises UserError if the directory cannot be used or another process has it, StorageFailed if its files
         are damaged. ``boot_id`` is the machine's own unless a test says otherwise.
         """
-        boot = boot_id or _machine_boot_id()
+        return cls._open(path, boot_id or _machine_boot_id(), _repair)
+
+    @classmethod
+    def adopt(cls, path: str) -> "LmdbStore":
+        """Make a store of the copy that :meth:`copy_to` left in ``path``: with a checkpoint, durable. Raises as
+        :meth:`open`."""
+        return cls._open(path, _machine_boot_id(), lambda path, *_: _check_copy(path))
+
+    @classmethod
+    def _open(cls, path: str, boot: str, prepare: Callable[[str, int, str], None]) -> "LmdbStore":
         directory = _lock_directory(path)
         try:
-            _repair(path, directory, boot)
+            prepare(path, directory, boot)
             env = _open_environment(path)
         except BaseException:
             os.close(directory)
@@ -202,7 +211,7 @@ class LmdbStore:
         assert not self._checkpointing, "one checkpoint at a time"
         self._checkpointing = True
         pin = self._env.begin()
-        meta_pages = _read_meta_pages(os.path.join(self._path, _DATA))
+        meta_pages = _read_meta_pages(os.path.join(self._path, DATA_FILE))
         assert meta_page.newest(meta_pages, _file_bytes(self._path)).txn == pin.id(), "meta pages moved on"
         applied = records.APPLIED.load(LmdbTxn(pin), keys.APPLIED)
         saved = SavedMeta(self._boot_id, applied.index if applied else 0, meta_pages)
@@ -232,6 +241,19 @@ class LmdbStore:
     def size_bytes(self) -> int:
         """Size of the data file; it grows between checkpoints and never shrinks."""
         return _file_bytes(self._path)
+
+    def copy_to(self, directory: str) -> records.Applied:
+        """Write a compact copy of the last committed state to ``data.mdb`` in an empty directory, not synced. Returns
+        the last entry applied in it.
+
+        Slow; may run in any thread, while another one writes. Raises StorageFailed, which is about the copy only.
+        """
+        try:
+            self._env.copy(directory, compact=True)
+            with lmdb.open(directory, map_size=MAP_BYTES, readonly=True, lock=False) as copy, copy.begin() as txn:
+                return records.APPLIED.require(LmdbTxn(txn), keys.APPLIED)
+        except (lmdb.Error, OSError) as error:
+            raise StorageFailed(f"cannot copy the metadata store to {directory}: {error}") from error
 
     def _free(self) -> str:
         space = os.statvfs(self._path)
@@ -272,19 +294,26 @@ def _lock_directory(path: str) -> int:
 
 def _repair(path: str, directory: int, boot_id: str) -> None:
     """Bring the files to a state that LMDB can open, or raise StorageFailed. See the module's description."""
-    data = os.path.join(path, _DATA)
+    data = os.path.join(path, DATA_FILE)
     saved = _load_checkpoint(os.path.join(path, _CHECKPOINT))
     if saved is None:
         if os.path.exists(data):
             _discard_unused(data, directory)
         return
     if not os.path.exists(data):
-        raise StorageFailed(f"{path} has a checkpoint but no {_DATA}: restore the directory from another node")
+        raise StorageFailed(f"{path} has a checkpoint but no {DATA_FILE}: restore the directory from another node")
     meta = meta_page.newest(saved.meta_pages, _file_bytes(path))
     if saved.boot_id != boot_id:
         log.warning("the machine was restarted: going back to the checkpoint at entry %d", saved.applied)
         _write_meta_pages(data, saved.meta_pages[: 2 * meta.page_bytes])
     meta_page.newest(_read_meta_pages(data), _file_bytes(path))
+
+
+def _check_copy(path: str) -> None:
+    """LMDB trusts the file that it opens, so look first. Raises StorageFailed."""
+    if os.path.exists(os.path.join(path, _CHECKPOINT)):
+        raise StorageFailed(f"{path} holds a store, not a copy of one")
+    meta_page.newest(_read_meta_pages(os.path.join(path, DATA_FILE)), _file_bytes(path))
 
 
 def _load_checkpoint(path: str) -> SavedMeta | None:
@@ -331,7 +360,7 @@ def _open_environment(path: str) -> lmdb.Environment:
 
 
 def _file_bytes(path: str) -> int:
-    return os.stat(os.path.join(path, _DATA)).st_size
+    return os.stat(os.path.join(path, DATA_FILE)).st_size
 
 
 def _read_meta_pages(data: str) -> bytes:

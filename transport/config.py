@@ -104,7 +104,7 @@ class MdsTable(_Table, frozen=True, kw_only=True):
 
     node: Annotated[int, Meta(ge=1, le=255)] = 1
     listen: Address = Address("tcp:127.0.0.1:7400")
-    peers: dict[int, Address] = {}  # all members by number, this one included; empty: it is alone
+    peers: dict[int, Address] = {}  # who makes the group, by number, this one included; empty: it is alone
     data_dir: str = "/var/lib/shoalfs/mds"
     replicas: Annotated[int, Meta(ge=1, le=8)] = 1
     min_ack: Annotated[int, Meta(ge=0, le=8)] = 0

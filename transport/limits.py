@@ -68,6 +68,16 @@ APPEND_ENTRIES_MAX: Final = 1024  # likewise
 APPEND_IN_FLIGHT_MAX: Final = 64  # messages with entries on the way to one follower
 APPEND_IN_FLIGHT_BYTES_MAX: Final = 8 * MIB  # likewise: 1 GiB/s at 8 ms round trip with both syncs
 LOG_SYNC_MS_MAX: Final = 10_000  # a disk that syncs for longer has failed; the node ends, another may lead
+NODE_MAX: Final = 255  # numbers of metadata nodes, of which none is given twice
+ADDRESS_BYTES_MAX: Final = 262  # tcp:, a host name of 253 bytes and a port
+MEMBERS_MAX: Final = 15  # of the metadata group, learners included; more voters only make it slower
+PROMOTE_LAG_ENTRIES_MAX: Final = 1_024  # a learner that lacks no more than this votes; it has them in milliseconds
+LEADER_TRANSFER_MS_MAX: Final = 2_000  # mutations wait for so long for the next leader to have everything
+SNAPSHOT_CHUNK_BYTES: Final = 1 * MIB  # one piece of a snapshot: 8 ms of a 1 Gbit/s link
+SNAPSHOT_LEASE_MS: Final = 60_000  # a snapshot that its follower does not ask for any more is removed after this
+SNAPSHOTS_KEPT_MAX: Final = 2  # copies of the store on one node at a time; Overloaded beyond
+SNAPSHOT_RETRY_MS: Final = 2_000  # pause after a snapshot that could not be fetched
+SNAPSHOT_HELD_BYTES_MAX: Final = 256 * MIB  # log kept for followers that are fetching one; they start again beyond
 PEER_QUEUE_MAX: Final = 256  # messages waiting for the connection to one member; dropped and counted beyond
 COMMAND_BYTES_MAX: Final = 256 * KIB  # one operation; 1024 extents with two receipts each are about 120 KiB
 PROPOSALS_QUEUED_MAX: Final = 16_384  # operations that wait for an entry; Overloaded beyond
@@ -136,6 +146,7 @@ assert BLOCK_BYTES <= CHUNK_BYTES_MIN <= CHUNK_BYTES_DEFAULT <= CHUNK_BYTES_MAX
 assert CHUNK_BYTES_MAX <= PAYLOAD_BYTES_MAX <= PAYLOAD_IN_FLIGHT_BYTES_MAX
 assert INLINE_BYTES_DEFAULT <= INLINE_BYTES_MAX < COMMAND_BYTES_MAX <= ENTRY_BYTES_MAX < CONTROL_BYTES_MAX
 assert ENTRY_BYTES_MAX < APPEND_BYTES_MAX <= APPEND_IN_FLIGHT_BYTES_MAX < LOG_BEHIND_BYTES_MAX < LOG_BYTES_MAX
+assert LOG_BEHIND_BYTES_MAX < SNAPSHOT_HELD_BYTES_MAX < LOG_BYTES_MAX
 assert XATTR_VALUE_BYTES_MAX < COMMAND_BYTES_MAX
 assert OUTCOME_BYTES_MAX < CONTROL_BYTES_MAX
 assert SESSION_RENEW_MS * 4 <= SESSION_TTL_MS

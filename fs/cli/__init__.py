@@ -7,7 +7,7 @@ inside the commands that need them: `shoal --help` has to be quick.
 
 import typer
 
-from shoalfs.fs.cli import down, fsck, info, mount, status, up
+from shoalfs.fs.cli import down, fsck, info, mount, raft, status, up
 
 
 def register(app: typer.Typer) -> None:
@@ -19,3 +19,10 @@ def register(app: typer.Typer) -> None:
     app.command("fsck")(fsck.fsck)
     app.command("mount")(mount.mount)
     app.command("umount")(mount.umount)
+    app.add_typer(raft.app, name="raft")
+
+
+def register_members(mds: typer.Typer) -> None:
+    """Add what changes the metadata group to the commands of the metadata service, ``mds``."""
+    mds.command("leave")(raft.leave)
+    mds.command("transfer-leader")(raft.transfer_leader)

@@ -14,7 +14,7 @@ import typer
 
 from shoalfs import __version__
 from shoalfs.chunkserver.cli import app as chunkserver_app
-from shoalfs.fs.cli import register
+from shoalfs.fs.cli import register, register_members
 from shoalfs.mds.cli import app as mds_app
 from shoalfs.transport import errors
 from shoalfs.transport.daemon import Readiness, set_up_logging
@@ -39,6 +39,7 @@ app = typer.Typer(name="shoal", rich_markup_mode=None, pretty_exceptions_enable=
 app.add_typer(mds_app, name="mds")
 app.add_typer(chunkserver_app, name="chunkserver")
 register(app)
+register_members(mds_app)
 
 
 def _print_version(wanted: bool) -> None:

@@ -14,10 +14,12 @@ from typing import Any
 
 import msgspec
 
-from shoalfs.mds import journal as journal_module
+from shoalfs.mds import install
 from shoalfs.mds.journal import Batch, Journal, create_journal, encode_batch
+from shoalfs.mds.journal_files import begin_segment
 from shoalfs.mds.raft import RaftTimes
 from shoalfs.mds.raft_guard import GuardedRaft, Outgoing
+from shoalfs.mds.raft_members import Member, Members, founders
 from shoalfs.mds.raft_messages import PeerMessage
 from shoalfs.transport.errors import BadMessage
 from shoalfs.transport.ids import NodeId
@@ -43,7 +45,14 @@ class Machine:
     def applied_index(self) -> int:
         return len(self.applied)
 
-    def apply(self, entries: Sequence[tuple[int, int, bytes]]) -> list[Any]:
+    @property
+    def members(self) -> Members | None:
+        known = [members for index, members in self.world.members.items() if index <= len(self.applied)]
+        return max(known, key=lambda members: members.index, default=None)
+
+    def apply(self, entries: Sequence[tuple[int, int, bytes]], members: Members | None = None) -> list[Any]:
+        if members is not None and self.world.members.setdefault(members.index, members) != members:
+            raise Broken(f"node {self.node} has other members at {members.index}")
         for entry in entries:
             self.world.check_applied(self.node, len(self.applied) + 1, entry)
             self.applied.append(entry)
@@ -56,8 +65,8 @@ class Machine:
 class Process:
     """One member: up or down, with its files."""
 
-    def __init__(self, world: "World", node: NodeId, directory: Path) -> None:
-        self.world, self.node, self.directory = world, node, directory
+    def __init__(self, world: "World", node: NodeId, directory: Path, log_id: bytes) -> None:
+        self.world, self.node, self.directory, self.log_id = world, node, directory, log_id
         self.rate = world.chance.uniform(0.96, 1.04)  # its clock runs this much faster
         self.life = 0  # counts starts; events of an earlier life are void
         self.up = False
@@ -65,8 +74,11 @@ class Process:
         self.saved: list[tuple[int, int, bytes]] = []  # what is left of the state machine while down
         self.proposed: dict[tuple[int, int], bytes] = {}
         self.batch: Batch | None = None
+        self.fetching = False
+        self.readers: dict[NodeId, tuple[int, float]] = {}  # of snapshots of this one: held index, until
+        self.installing: list[tuple[int, int, bytes]] = []  # a snapshot that waits for the next start
         directory.mkdir(parents=True)
-        create_journal(directory, CLUSTER, node)
+        create_journal(directory, CLUSTER, node, log_id)
 
     @property
     def now(self) -> float:
@@ -74,15 +86,45 @@ class Process:
 
     def start(self) -> None:
         world = self.world
+        if self.up or world.processes[self.node] is not self or self.node not in world.nodes:
+            return
         self.life += 1
         self.up = True
         self.journal = Journal(self.directory, CLUSTER, self.node, sync_file=lambda _descriptor: None)
+        self.fetching = False
+        self.readers.clear()
+        if self.installing and not self._install():
+            return
         self.machine = Machine(world, self.node, list(self.saved))
-        peers = [node for node in world.nodes if node != self.node]
         chance = random.Random(world.chance.random()).random
-        self.guard = GuardedRaft(self.node, peers, self.journal, self.machine, TIMES, self.now, chance)
+        self.guard = GuardedRaft(self.node, world.founders, self.journal, self.machine, TIMES, self.now, chance)
         self.every(0.02, self.tick)
         self.every(0.3, self.compact)
+        self.every(0.05, self.look_for_snapshot)
+
+    def _install(self) -> bool:
+        """Steps 4 and 5 of mds/install.py; False if a crash came in between."""
+        world, log = self.world, self.journal
+        index, term = len(self.installing), self.installing[-1][1]
+        if install.is_wanted(log, len(self.saved), index, term):
+            crash = world.chance.choice(["", "", "torn reset", "after reset"])
+            if crash == "torn reset" and log.term_at(index) != term:
+                log.reset(index, term)
+                batch = log.take_batch()
+                assert batch is not None
+                self._leave_torn(batch)
+            elif crash:
+                install.reset_log(log, index, term)
+            if crash:
+                log.close()
+                self.up = False
+                world.at(world.now + 0.05, self.start)
+                return False
+            install.reset_log(log, index, term)
+            self.saved = self.installing
+            world.installed += 1
+        self.installing = []
+        return True
 
     def every(self, period: float, action: Callable[[], None]) -> None:
         def fire() -> None:
@@ -108,6 +150,15 @@ class Process:
     # --- steps --------------------------------------------------------------------------------------------
     def tick(self) -> None:
         self.guard.tick(self.now)
+        if self.guard.dismissed:
+            if self.node not in self.world.gone:
+                raise Broken(f"node {self.node} is sent away: {self.guard.dismissed}")
+            self.world.retire(self.node)
+            return
+        change = self.guard.due_change(self.now)
+        if change is not None:
+            self.guard.propose_members(change, self.now)
+            self.guard.flush(self.now)
         self.settle()
 
     def receive(self, data: bytes, payload: bytes) -> None:
@@ -118,7 +169,7 @@ class Process:
         self.settle()
 
     def propose(self, entry: bytes) -> None:
-        if not self.guard.is_leader:
+        if not self.guard.is_leader or self.guard.is_handing_over:
             return
         self.proposed[self.guard.propose(entry, self.now)] = entry
         self.guard.flush(self.now)
@@ -126,7 +177,28 @@ class Process:
 
     def compact(self) -> None:
         self.machine.checkpoint = max(self.machine.checkpoint, self.machine.applied_index - 5)
-        self.journal.remove(self.journal.drop_through(self.guard.droppable_index()))
+        held = [index for index, until in self.readers.values() if until > self.world.now]
+        self.journal.remove(self.journal.drop_through(self.guard.droppable_index(min(held, default=None))))
+
+    def look_for_snapshot(self) -> None:
+        source = self.guard.snapshot_source
+        if source is None or self.fetching or not self.world.can_talk(self.node, source):
+            return
+        giver = self.world.processes[source]
+        copy = list(giver.machine.applied)
+        giver.readers[self.node] = (len(copy), self.world.now + 2.0)
+        self.fetching = True
+        life = giver.life
+
+        def received() -> None:
+            self.fetching = False
+            is_whole = giver.life == life and self.world.can_talk(self.node, source)
+            if is_whole and len(copy) > self.machine.applied_index:
+                self.stop(power=self.world.chance.random() < 0.5)
+                self.installing = copy
+                self.world.at(self.world.now + self.world.chance.uniform(0.01, 0.1), self.start)
+
+        self.later(self.world.chance.uniform(0.02, 0.5), received)
 
     def settle(self) -> None:
         world = self.world
@@ -169,7 +241,7 @@ class Process:
                 if chance.random() < 0.5:
                     path.with_suffix(".tmp").write_bytes(b"half a hea")
                 return
-            os.close(journal_module._begin_segment(path, header))
+            os.close(begin_segment(path, header))
         data = bytearray(encode_batch(batch))
         style = chance.choice(["nothing", "prefix", "sectors", "all"])
         if style == "nothing":
@@ -195,16 +267,37 @@ class World:
         self.cut: set[tuple[NodeId, NodeId]] = set()
         self.leaders: dict[int, NodeId] = {}
         self.history: dict[int, tuple[int, int, bytes]] = {}
+        self.founders = founders(Member(n, f"peer-{n}", f"client-{n}") for n in self.nodes)
+        self.members: dict[int, Members] = {}  # that were applied, by the index of their entry
         self.seen: dict[bytes, int] = {}
         self.acknowledged: dict[bytes, int] = {}
         self.reads = 0
+        self.installed = 0  # snapshots
         self.slow_disks = False
         self.clients_on = True
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
-        self.processes = {n: Process(self, n, directory / str(n)) for n in self.nodes}
-        for process in self.processes.values():
-            process.start()
+        self.directory = directory
+        self.processes: dict[NodeId, Process] = {}
+        self.gone: set[NodeId] = set()  # removed, or their disk is lost: they may be told to end
+        for n in self.nodes:
+            self.add(n, b"log of node %04d" % n).start()
+
+    def add(self, node: NodeId, log_id: bytes) -> Process:
+        """A process with an empty disk, not started."""
+        directory = self.directory / log_id.decode().replace(" ", "-")
+        process = self.processes[node] = Process(self, node, directory, log_id)
+        if node not in self.nodes:
+            self.nodes.append(node)
+        return process
+
+    def retire(self, node: NodeId) -> None:
+        """It never comes back."""
+        if self.processes[node].up:
+            self.processes[node].stop(power=True)
+        self.processes[node].life += 1
+        if node in self.nodes:
+            self.nodes.remove(node)
 
     # --- time ---------------------------------------------------------------------------------------------
     def at(self, when: float, action: Callable[[], None]) -> None:
@@ -238,9 +331,14 @@ class World:
             self.at(self.now + delay, lambda: self._deliver(message, data, payload))
 
     def _deliver(self, message: PeerMessage, data: bytes, payload: bytes) -> None:
-        target = self.processes[message.receiver]
-        if target.up and (message.sender, message.receiver) not in self.cut:
+        target = self.processes.get(message.receiver)
+        if target is not None and target.up and (message.sender, message.receiver) not in self.cut:
             target.later(0.0, lambda: target.receive(data, payload))
+
+    def can_talk(self, one: NodeId, other: NodeId) -> bool:
+        a, b = self.processes[one], self.processes[other]
+        is_open = (one, other) not in self.cut and (other, one) not in self.cut
+        return is_open and a.up and b.up and self.now >= max(a.stalled_until, b.stalled_until)
 
     def sync_seconds(self) -> float:
         if self.slow_disks and self.chance.random() < 0.1:
@@ -275,8 +373,7 @@ class World:
 
     def check_healed(self) -> None:
         """After everything works again: one leader, everybody equal, nothing acknowledged is lost."""
-        behind = {node for process in self.processes.values() for node in process.guard.behind()}
-        whole = [process for process in self.processes.values() if process.node not in behind]
+        whole = [self.processes[node] for node in self.nodes]
         applied = {process.node: process.machine.applied for process in whole}
         longest = max(applied.values(), key=len)
         for node, entries in applied.items():

@@ -23,8 +23,8 @@ SECONDS = 6.0
 @pytest.fixture
 def directory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """In memory, if there is such a place; with bounds so small that all of them are met."""
-    monkeypatch.setattr(journal_module, "LOG_SEGMENT_BYTES", 8 * 1024)
-    monkeypatch.setattr(raft_guard, "LOG_BEHIND_ENTRIES_MAX", 500)
+    monkeypatch.setattr(journal_module, "LOG_SEGMENT_BYTES", 4 * 1024)
+    monkeypatch.setattr(raft_guard, "LOG_BEHIND_ENTRIES_MAX", 30)
     monkeypatch.setattr(raft_guard, "APPEND_ENTRIES_MAX", 8)
     monkeypatch.setattr(raft_peers, "APPEND_IN_FLIGHT_MAX", 4)
     shared = Path("/dev/shm")
@@ -54,6 +54,9 @@ class Faults:
         if kind in ("kill", "power") and process.up:
             process.stop(power=kind == "power")
             world.at(world.now + chance.uniform(0.01, 1.2), process.start)
+        elif kind == "away" and all(each.up for each in world.processes.values()):
+            process.stop(power=True)
+            world.at(world.now + chance.uniform(1.0, 2.5), process.start)
         elif kind == "blackout":
             for each in world.processes.values():
                 if each.up:
@@ -61,14 +64,14 @@ class Faults:
                     world.at(world.now + chance.uniform(0.01, 0.6), each.start)
         elif kind == "stall" and process.up:
             process.stalled_until = world.now + chance.uniform(0.05, 1.5)
-        elif kind == "cut":
+        elif kind == "cut" and len(world.nodes) > 1:
             pairs = {(process.node, n) for n in world.nodes if n != process.node}
             if chance.random() < 0.5:
                 pairs = {chance.choice(sorted(pairs))}
             if chance.random() < 0.7:
                 pairs |= {(b, a) for a, b in pairs}
             self._cut(pairs)
-        elif kind == "ring":
+        elif kind == "ring" and len(world.nodes) > 2:
             # One does not hear the leader, another does but is not heard: who may lead, and until when?
             a, b, c = chance.sample(world.nodes, 3)
             self._cut({(a, b), (c, a)})
@@ -109,7 +112,7 @@ def heal(world: World, faults: Faults) -> None:
     faults.on = False
     world.loss = 0.0
     world.slow_disks = False
-    world.run(2.0)  # restarts and cuts that were under way
+    world.run(3.0)  # restarts and cuts that were under way
     world.cut.clear()
 
 
@@ -133,6 +136,7 @@ KINDS = {
     "network": ("cut", "cut", "ring", "stall"),
     "kill": ("kill", "kill", "cut", "stall"),
     "power": ("power", "power", "cut", "ring", "stall", "disk", "blackout"),
+    "snapshot": ("away", "away", "away", "power", "cut", "stall"),
 }
 
 
@@ -189,6 +193,12 @@ def test_a_lease_is_good_though_another_wants_to_lead(seed: int, restarts: bool,
     finally:
         world.close()
     assert world.reads > 100
+
+
+def test_members_that_were_away_come_back_by_snapshot(directory: Path) -> None:
+    """The histories above do install snapshots."""
+    installed = [history(seed, directory / str(seed), KINDS["snapshot"]).installed for seed in range(6)]
+    assert sum(installed) >= 3, installed
 
 
 def test_the_same_seed_is_the_same_history(directory: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from shoalfs.mds import journal as journal_module
+from shoalfs.mds import journal_files
 from shoalfs.mds.journal import Journal, JournalFailed, JournalRefused, create_journal, encode_batch
 from shoalfs.mds.journal_format import RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES
 from shoalfs.transport.ids import NodeId
@@ -380,7 +381,7 @@ def test_a_crash_while_a_segment_begins(directory, tmp_path, small_segments, lef
     if left == "temporary file":
         path.with_suffix(".tmp").write_bytes(b"SHOALLOG and not much more")
     else:
-        os.close(journal_module._begin_segment(path, header))
+        os.close(journal_files.begin_segment(path, header))
     journal.close()
     assert reopened_state(directory) == before
     assert not list(directory.glob("*.tmp"))

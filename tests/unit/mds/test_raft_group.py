@@ -9,8 +9,9 @@ import pytest
 import trio
 
 from shoalfs.mds.journal import Journal, create_journal
+from shoalfs.mds.raft_members import Member, Members, founders
 from shoalfs.mds.raft_messages import PEER, PeerMessage, TermPassed, peer_name
-from shoalfs.mds.raft_node import Member, RaftNode
+from shoalfs.mds.raft_node import RaftNode
 from shoalfs.transport.carrier import Carriers
 from shoalfs.transport.errors import NotLeader, PeerUnreachable
 from shoalfs.transport.ids import NodeId
@@ -26,8 +27,10 @@ class Machine:
     def __init__(self) -> None:
         self.applied: list[bytes] = []
         self.applied_index = 0
+        self.members: Members | None = None
 
-    def apply(self, entries: Sequence[tuple[int, int, bytes]]) -> list[Any]:
+    def apply(self, entries: Sequence[tuple[int, int, bytes]], members: Members | None = None) -> list[Any]:
+        self.members = members or self.members
         for index, _, entry in entries:
             assert index == self.applied_index + 1
             self.applied_index = index
@@ -43,7 +46,7 @@ class Group:
     def __init__(self, directory: Path, nursery: trio.Nursery) -> None:
         self.directory, self.nursery = directory, nursery
         address = {n: f"unix:{directory}/{n}.sock" for n in NODES}
-        self.members = {n: Member(address[n], f"client-of-{n}") for n in NODES}
+        self.members = founders(Member(n, address[n], f"client-of-{n}") for n in NODES)
         self.nodes: dict[NodeId, RaftNode] = {}
         self.machines: dict[NodeId, Machine] = {}
         self.scopes: dict[NodeId, trio.CancelScope] = {}
@@ -64,7 +67,7 @@ class Group:
                 raft = RaftNode(node, self.members, journal, self.machines[node], network)
                 service = Service()
                 service.add(PEER, raft.handle_peer)
-                await nursery.start(serve, carriers, self.members[node].peer_address, service, hello)
+                await nursery.start(serve, carriers, self.members.get(node).peer_address, service, hello)
                 await nursery.start(raft.run)
                 self.nodes[node] = raft
                 task_status.started()
@@ -164,7 +167,7 @@ async def test_a_member_cannot_speak_for_another(tmp_path):
         leader = await group.leader()
         term = leader.term_as_leader()
         liar = Hello(cluster_id=CLUSTER, role="mds", name="mds-9")
-        address = leader._members[leader.node].peer_address
+        address = leader.members.get(leader.node).peer_address
         victim = next(node for node in NODES if node != leader.node)
         async with open_network(Carriers.standard(None), liar) as network:
             while not leader.counters["peer_messages_forged"]:
@@ -178,7 +181,7 @@ async def test_another_cluster_cannot_speak_at_all(tmp_path):
         leader = await group.leader()
         term = leader.term_as_leader()
         stranger = Hello(cluster_id=b"another cluster!", role="mds", name=peer_name(NODES[0]))
-        address = leader._members[leader.node].peer_address
+        address = leader.members.get(leader.node).peer_address
         async with open_network(Carriers.standard(None), stranger) as network:
             for _ in range(20):
                 await network.notify(address, PEER, PeerMessage(NODES[0], leader.node, TermPassed(99)))

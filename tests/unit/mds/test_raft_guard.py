@@ -12,12 +12,18 @@ from shoalfs.mds import raft_guard as guard_module
 from shoalfs.mds.journal import Journal, create_journal
 from shoalfs.mds.raft import RaftTimes
 from shoalfs.mds.raft_guard import GuardedRaft, Outgoing
+from shoalfs.mds.raft_members import Member, founders
 from shoalfs.mds.raft_messages import Append, Appended, AskVote, PeerMessage, TermPassed, Vote
 from shoalfs.transport.errors import BadMessage, Overloaded
 from shoalfs.transport.ids import NodeId
 
 CLUSTER = bytes(16)
 TIMES = RaftTimes()
+EMPTY = memoryview(b"")
+
+
+def group_of(size):
+    return founders(Member(NodeId(n), f"peer-{n}", f"client-{n}") for n in range(1, size + 1))
 
 
 class Machine:
@@ -28,7 +34,10 @@ class Machine:
     def applied_index(self) -> int:
         return len(self.applied)
 
-    def apply(self, entries):
+    members = None
+
+    def apply(self, entries, members=None):
+        self.members = members or self.members
         self.applied.extend(entries)
         return [entry for _, _, entry in entries]
 
@@ -43,8 +52,8 @@ class Node:
             create_journal(self.directory, CLUSTER, NodeId(node))
         self.journal = Journal(self.directory, CLUSTER, NodeId(node))
         self.machine = Machine()
-        peers = [NodeId(n) for n in range(1, size + 1) if n != node]
-        self.guard = GuardedRaft(NodeId(node), peers, self.journal, self.machine, TIMES, now, lambda: node / (size + 1))
+        chance = lambda: node / (size + 1)  # noqa: E731
+        self.guard = GuardedRaft(NodeId(node), group_of(size), self.journal, self.machine, TIMES, now, chance)
 
     def sync(self, now: float) -> None:
         self.journal.sync()
@@ -72,6 +81,10 @@ class Group:
             if only is None or message.receiver in only:
                 receiver = self.nodes[message.receiver]
                 receiver.guard.receive(message, memoryview(b"".join(payload)), self.now)
+
+    def give_vote(self, sender: int, receiver: int, vote: Vote, log_id: bytes = b"") -> None:
+        message = PeerMessage(NodeId(sender), NodeId(receiver), vote, log_id)
+        self.nodes[receiver].guard.receive(message, EMPTY, self.now)
 
     def pump(self, *among: int) -> None:
         """Sync and deliver until all is quiet."""
@@ -391,9 +404,9 @@ def test_a_lost_message_is_asked_for_again(group):
     assert group.nodes[2].journal.entries == group.nodes[1].journal.entries
 
 
-def test_messages_for_others_or_of_strangers_are_refused(group):
+def test_messages_for_others_or_of_impossible_nodes_are_refused(group):
     guard = group.nodes[1].guard
-    for sender, receiver in ((9, 1), (2, 3), (1, 1)):
+    for sender, receiver in ((0, 1), (256, 1), (2, 3), (1, 1)):
         with pytest.raises(BadMessage):
             guard.receive(PeerMessage(NodeId(sender), NodeId(receiver), TermPassed(9)), memoryview(b""), group.now)
     assert guard.term == 0

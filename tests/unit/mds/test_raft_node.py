@@ -13,13 +13,14 @@ import trio.testing
 
 from shoalfs.mds import raft_node as node_module
 from shoalfs.mds.journal import Journal, JournalFailed, JournalRefused, create_journal
-from shoalfs.mds.raft_node import Member, RaftNode
+from shoalfs.mds.raft_members import Member, Members, founders
+from shoalfs.mds.raft_node import RaftNode
 from shoalfs.transport.errors import NotLeader
 from shoalfs.transport.ids import NodeId
 
 CLUSTER = bytes(range(16))
 ME = NodeId(1)
-MEMBERS = {ME: Member("unix:/nowhere/peer", "unix:/nowhere/client")}
+MEMBERS = founders([Member(ME, "unix:/nowhere/peer", "unix:/nowhere/client")])
 
 
 class Recorder:
@@ -34,7 +35,9 @@ class Recorder:
     def applied_index(self) -> int:
         return len(self.applied)
 
-    def apply(self, entries: Sequence[tuple[int, int, bytes]]) -> list[Any]:
+    members = None
+
+    def apply(self, entries: Sequence[tuple[int, int, bytes]], members: Members | None = None) -> list[Any]:
         assert [index for index, _, _ in entries] == list(
             range(self.applied_index + 1, self.applied_index + 1 + len(entries))
         )
@@ -184,7 +187,7 @@ async def test_a_disk_that_hangs_ends_the_node(directory, monkeypatch):
 
 async def test_an_exception_of_the_state_machine_ends_the_node(directory):
     class Broken(Recorder):
-        def apply(self, entries):
+        def apply(self, entries, members=None):
             raise ValueError("bug")
 
     journal = Journal(directory, CLUSTER, ME)

@@ -2,8 +2,9 @@
 
 import pytest
 
+from shoalfs.mds.raft_members import of_majority
 from shoalfs.mds.raft_messages import Append, PeerMessage, entries_of
-from shoalfs.mds.raft_peers import Fit, Follower, fit, fitting, quorum_agreed_at
+from shoalfs.mds.raft_peers import Fit, Follower, fit, fitting
 from shoalfs.transport.errors import BadMessage
 from shoalfs.transport.limits import (
     APPEND_BYTES_MAX,
@@ -120,7 +121,7 @@ def test_a_silent_member_costs_no_memory():
 )
 def test_lease_counts_the_majority(agreed, expected):
     """Of 1, 2, 3, 4 and 5 members: with the leader itself, so many agreed at that time or later."""
-    assert quorum_agreed_at([Follower(1, agreed_at=time) for time in agreed], 9.0) == expected
+    assert of_majority([9.0, *agreed]) == expected
 
 
 # --- bounds ---------------------------------------------------------------------------------------------------
