@@ -34,6 +34,3 @@ class AttributeCache:
         if known is None or now_s - known[0] >= self._keep_s:
             return None
         return known[1]
-
-    def drop(self, ino: InodeId) -> None:
-        self._known.pop(ino, None)

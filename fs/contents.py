@@ -7,8 +7,6 @@ change that is not ours makes the file's bytes unknown until they are asked for 
 
 from collections.abc import Iterable
 
-import msgspec
-
 from shoalfs.fs.extents import ExtentMap
 from shoalfs.fs.ports import Buffer
 from shoalfs.mds.messages import Committed, Extent, Inode, Patch, Storage
@@ -99,12 +97,6 @@ class Contents:
         """The bytes are unknown; the attributes stay."""
         self.inline = None
         self.extents.forget()
-
-    def grown(self, size_bytes: int) -> Inode:
-        """The inode as this mount shows it while bytes up to ``size_bytes`` wait to be committed."""
-        if size_bytes <= self.inode.size_bytes:
-            return self.inode
-        return msgspec.structs.replace(self.inode, size_bytes=size_bytes)
 
     def _follows(self, reply: Committed) -> bool:
         """True if nobody changed the file between what is known here and this commit of ours."""

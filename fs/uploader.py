@@ -112,10 +112,6 @@ class Uploader:
                     receipts[receipt.chunk] = (*receipts[receipt.chunk], receipt)
         return unanswered
 
-    def replicas(self, chunk: ChunkId) -> tuple[TargetId, ...]:
-        """Where the cluster map has this chunk."""
-        return tuple(target.id for target in self._current().replicas(chunk, 0, ()))
-
     def _current(self) -> Placement:
         if self._placement.epoch != self._metadata.map.epoch:
             self._placement = Placement(self._metadata.map)

@@ -394,7 +394,7 @@ class Journal:
         if scan.rest and (scan.rest == "damaged" or not is_last):
             raise JournalRefused(
                 f"{path}: damaged at offset {scan.end_offset}, in bytes that had been synced; "
-                "this node must leave the group and join again under a new id"
+                "restore its data_dir from a copy if it is the only node; otherwise let it leave and join again"
             )
         if scan.rest:
             log.warning(

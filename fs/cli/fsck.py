@@ -290,7 +290,9 @@ def _batches(chunks: "Sequence[ChunkId]", count: int) -> "Iterator[Sequence[Chun
 
 def _summary(report: Report) -> str:
     number = len(report.findings) + report.findings_left_out
-    verdict = "clean" if not number else f"{number} findings, {report.findings_left_out} of them not shown"
+    verdict = f"{number} findings" if number else "clean"
+    if report.findings_left_out:
+        verdict += f", {report.findings_left_out} of them not shown"
     return (
         f"fsck: {verdict}: {report.inodes} inodes, {report.extents} extents, "
         f"{report.replicas} replicas verified, "

@@ -26,14 +26,6 @@ def test_an_older_answer_never_replaces_a_newer_one():
     assert cache.get(INO, 0.2).version == 3
 
 
-def test_dropped_attributes_are_gone():
-    cache = AttributeCache(1.0)
-    cache.put(inode(), 0.0)
-    cache.drop(INO)
-    cache.drop(INO)
-    assert cache.get(INO, 0.0) is None
-
-
 def test_attributes_are_bounded(monkeypatch):
     monkeypatch.setattr("shoalfs.fs.attributes._ENTRIES_MAX", 2)
     cache = AttributeCache(1.0)
