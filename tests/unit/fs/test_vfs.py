@@ -10,7 +10,7 @@ import trio
 from harness.vfs_world import world
 from shoalfs.mds import messages as m
 from shoalfs.mds.messages import ROOT_CREDENTIALS as ROOT
-from shoalfs.transport.errors import PosixError
+from shoalfs.transport.errors import PosixError, ShoalError
 from shoalfs.transport.ids import ROOT_INODE
 from shoalfs.transport.method import Nothing
 
@@ -143,7 +143,7 @@ async def test_a_lost_session_takes_what_was_not_committed_and_nothing_else(clus
         _, number, _ = await one.vfs.create(ROOT, ROOT_INODE, b"lost", 0o644, os.O_RDWR)
         await one.vfs.write(number, 0, b"never committed")
         await one.session.mutate(m.Op.END_SESSION, m.EndSession(one.session.session), Nothing)
-        with pytest.raises(Exception):  # noqa: B017, PT011 - SessionGone, or EIO if the renewal was first to notice
+        with pytest.raises(ShoalError):  # SessionGone, or EIO if the renewal was first to notice
             await one.vfs.flush(number)
         with pytest.raises(PosixError) as caught:
             await one.vfs.write(number, 0, b"more")
