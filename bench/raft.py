@@ -23,7 +23,8 @@ from shoalfs.mds.raft_node import RaftNode
 from shoalfs.transport.carrier import Carriers
 from shoalfs.transport.ids import NodeId
 from shoalfs.transport.network import open_network
-from shoalfs.transport.rpc import Service, serve
+from shoalfs.transport.rpc import serve
+from shoalfs.transport.service import Service
 from shoalfs.transport.session import Hello
 
 CLUSTER = b"bench-raft-------"[:16]

@@ -25,7 +25,8 @@ from shoalfs.mds.store import LmdbStore
 from shoalfs.transport.carrier import Carriers
 from shoalfs.transport.ids import ROOT_INODE, NodeId
 from shoalfs.transport.network import open_network
-from shoalfs.transport.rpc import Service, serve
+from shoalfs.transport.rpc import serve
+from shoalfs.transport.service import Service
 from shoalfs.transport.session import Hello
 
 CLUSTER = b"benchmark-of-mds"

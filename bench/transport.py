@@ -21,7 +21,8 @@ from shoalfs.transport.limits import CHUNK_BYTES_DEFAULT, PAYLOAD_BYTES_MAX
 from shoalfs.transport.memory import MemoryFabric
 from shoalfs.transport.method import Message, Method
 from shoalfs.transport.network import open_network
-from shoalfs.transport.rpc import Service, serve
+from shoalfs.transport.rpc import serve
+from shoalfs.transport.service import Service
 from shoalfs.transport.session import Hello
 
 

@@ -36,7 +36,7 @@ from shoalfs.chunkserver.target import Target
 from shoalfs.transport.errors import BadMessage, ChunkCorrupt, ChunkMissing, TargetDown, wire_code
 from shoalfs.transport.ids import ChunkId, TargetId
 from shoalfs.transport.limits import CHUNK_LIST_MAX
-from shoalfs.transport.rpc import Call, Service
+from shoalfs.transport.service import Call, Service
 
 _ID_MAX: Final = (1 << 64) - 1
 

@@ -7,8 +7,8 @@ with the leader's time, the only clock that the state machine ever sees.
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from itertools import pairwise
+from dataclasses import dataclass
+from typing import cast
 
 import trio
 
@@ -29,6 +29,31 @@ _COMMAND_OVERHEAD_BYTES = 64  # session, slot, sequence, number and array header
 _E2BIG = 7
 
 
+Done = Callable[[int, list[Outcome]], None]
+Failed = Callable[[ShoalError], None]
+
+
+@dataclass(slots=True)
+class _Submission:
+    """Commands that came together and are answered together, though they may end up in more than one entry."""
+
+    done: Done
+    failed: Failed
+    outcomes: list[Outcome | None]
+    missing: int  # Invariant: the number of None in ``outcomes``; negative once it has failed
+
+    def fail(self, error: ShoalError) -> None:
+        if self.missing > 0:
+            self.missing = -1
+            self.failed(error)
+
+    def answer(self, position: int, index: int, outcome: Outcome) -> None:
+        self.outcomes[position] = outcome
+        self.missing -= 1
+        if self.missing == 0:
+            self.done(index, cast("list[Outcome]", self.outcomes))
+
+
 @dataclass(slots=True)
 class _Waiting:
     """One command, and where its answer goes."""
@@ -36,10 +61,8 @@ class _Waiting:
     session: SessionId
     command: Command
     size_bytes: int
-    done: trio.Event = field(default_factory=trio.Event)
-    index: int = 0
-    outcome: Outcome | None = None
-    error: ShoalError | None = None
+    submission: _Submission
+    position: int
 
 
 def take_batch(queue: deque[_Waiting]) -> list[_Waiting]:
@@ -56,7 +79,7 @@ def take_batch(queue: deque[_Waiting]) -> list[_Waiting]:
 
 
 class Batcher:
-    """Turns commands into entries. ``run`` must be running for ``submit`` to return."""
+    """Turns commands into entries. ``run`` must be running for anything to be answered."""
 
     def __init__(self, log: ReplicatedLog, now_ns: Callable[[], int]) -> None:
         self._log = log
@@ -69,26 +92,48 @@ class Batcher:
     async def submit(self, session: SessionId, commands: Sequence[Command]) -> tuple[int, list[Outcome]]:
         """Have the commands committed and applied, in order.
 
-        Returns the index of the entry that held the last one, and their outcomes. Raises what
-        :meth:`ReplicatedLog.propose` raises; Overloaded when too many wait already (nothing was queued). Cancelled:
-        the commands may still be applied.
+        Returns the index of the entry that held the last one, and their outcomes. Raises as :meth:`begin`, and what
+        :meth:`ReplicatedLog.propose` raises. Cancelled: the commands may still be applied.
         """
+        if not commands:
+            await trio.lowlevel.checkpoint()
+            return 0, []
+        answered = trio.Event()
+        index, outcomes, failure = 0, list[Outcome](), None
+
+        def done(last_index: int, all_outcomes: list[Outcome]) -> None:
+            nonlocal index, outcomes
+            index, outcomes = last_index, all_outcomes
+            answered.set()
+
+        def failed(error: ShoalError) -> None:
+            nonlocal failure
+            failure = error
+            answered.set()
+
+        self.begin(session, commands, done, failed)
+        await answered.wait()
+        if failure is not None:
+            raise failure
+        return index, outcomes
+
+    def begin(self, session: SessionId, commands: Sequence[Command], done: Done, failed: Failed) -> None:
+        """As :meth:`submit`, at least one command, without waiting: one of the two is called later, once.
+
+        Raises Overloaded when too many wait already, PosixError(E2BIG); nothing was queued then.
+        """
+        assert commands
         if len(self._queue) + len(commands) > PROPOSALS_QUEUED_MAX:
             raise Overloaded("the metadata service has too many operations waiting")
-        waiting = [_Waiting(session, c, len(bytes(c.body)) + _COMMAND_OVERHEAD_BYTES) for c in commands]
+        submission = _Submission(done, failed, [None] * len(commands), len(commands))
+        waiting = [
+            _Waiting(session, command, len(memoryview(command.body)) + _COMMAND_OVERHEAD_BYTES, submission, position)
+            for position, command in enumerate(commands)
+        ]
         if any(w.size_bytes > COMMAND_BYTES_MAX for w in waiting):
             raise PosixError(_E2BIG, f"an operation is larger than {COMMAND_BYTES_MAX} bytes")
         self._queue.extend(waiting)
         self._work.unpark()
-        outcomes: list[Outcome] = []
-        for w in waiting:
-            await w.done.wait()
-            if w.error is not None:
-                raise w.error
-            assert w.outcome is not None
-            outcomes.append(w.outcome)
-        assert all(a.index <= b.index for a, b in pairwise(waiting))
-        return (waiting[-1].index if waiting else 0), outcomes
 
     async def run(self) -> None:
         """Propose entries until cancelled, ENTRIES_IN_FLIGHT_MAX at a time."""
@@ -112,12 +157,10 @@ class Batcher:
             index, outcomes = await self._log.propose(entry)
         except ShoalError as error:
             for w in batch:
-                w.error = error
-                w.done.set()
+                w.submission.fail(error)
             return
         assert len(outcomes) == len(batch), (len(outcomes), len(batch))
         self.entries += 1
         self.commands += len(batch)
         for w, outcome in zip(batch, outcomes, strict=True):
-            w.index, w.outcome = index, outcome
-            w.done.set()
+            w.submission.answer(w.position, index, outcome)

@@ -121,4 +121,5 @@ def server_options(config: Config) -> "MdsOptions":
         chunk_bytes=int(table.chunk_bytes),
         inline_bytes=int(table.inline_bytes),
         garbage_grace_ms=table.garbage_grace_ms,
+        read_lease=table.read_lease,
     )

@@ -25,7 +25,7 @@ from shoalfs.transport.errors import BadMessage, NotAllowed
 from shoalfs.transport.ids import NodeId
 from shoalfs.transport.limits import ADDRESS_BYTES_MAX
 from shoalfs.transport.method import Nothing
-from shoalfs.transport.rpc import Call, Service
+from shoalfs.transport.service import Call, Service
 
 log: Final = logging.getLogger("shoal.mds.group")
 

@@ -198,6 +198,14 @@ class Journal:
         offset = index - self.base_index
         return self._entries[offset][2] if 0 <= offset < len(self._entries) else None
 
+    def check_holds(self, applied: int) -> None:
+        """Raises JournalRefused unless what follows the store's last entry is here."""
+        if not self.base_index <= applied <= self.last_index:
+            raise JournalRefused(
+                f"the store is at entry {applied}, but the log holds {self.base_index + 1} to {self.last_index}: "
+                "they are not of the same node, or one is an old copy"
+            )
+
     def slice(self, first: int, count: int) -> list[Entry]:
         """Up to ``count`` entries from index ``first`` on."""
         offset = first - self.base_index

@@ -43,6 +43,9 @@ class RaftTimes:
     election_min: float = 0.4
     election_max: float = 0.8
     heartbeat: float = 0.1
+    # Of election_min: how long a leader serves reads after it sent what a majority has answered. Clocks may differ by
+    # the rest over election_min. 0 where clocks are not to be trusted at all: each read waits for a round of messages.
+    lease_share: float = 0.85
 
 
 class Guard(Protocol):

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from shoalfs.mds.journal import Entry, Journal, JournalRefused
+from shoalfs.mds.journal import Entry, Journal
 from shoalfs.mds.raft import Core, RaftTimes, step_clock
 from shoalfs.mds.raft_elections import NOW_OR_NEVER, Elections
 from shoalfs.mds.raft_leading import Leadership
@@ -26,7 +26,6 @@ from shoalfs.mds.raft_members import MemberHistory, Members, decode_members, enc
 from shoalfs.mds.raft_messages import (
     COMMAND,
     MEMBERS,
-    NO_OP,
     Append,
     Appended,
     AskVote,
@@ -37,6 +36,7 @@ from shoalfs.mds.raft_messages import (
     TermPassed,
     Vote,
     entries_of,
+    payload_of,
 )
 from shoalfs.mds.raft_peers import Fit, Follower, fit
 from shoalfs.mds.replicated import StateMachine
@@ -102,7 +102,7 @@ class GuardedRaft:
         self._held: list[tuple[int, Outgoing]] = []  # (position that must be durable first, message)
         self._applied: list[Applied] = []
         self._snapshot_source: NodeId | None = None
-        _check_store(journal, machine)
+        journal.check_holds(machine.applied_index)
         self._core = Core(self, times, journal, machine.applied_index)
         for command, index, _ in journal.entries:
             if command[:1] == MEMBERS and index > self.members.index:
@@ -167,14 +167,32 @@ class GuardedRaft:
 
     def may_serve_reads(self, now: float) -> bool:
         """See ReplicatedLog.may_serve_reads."""
-        if not self.is_leader or self.applied_index < self._core.no_op_index:
-            return False
-        return now < self.lease_until(now)
+        return now < self.serves_reads_until(now)
+
+    def serves_reads_until(self, now: float) -> float:
+        """Until when reads may be served from the store unless something changes; in the past if they may not."""
+        if not self._has_begun_to_lead():
+            return NOW_OR_NEVER
+        return self.lease_until(now)
+
+    def confirmed_at(self, now: float) -> float:
+        """When this node certainly led, and its store had everything that was acknowledged anywhere. A read that began
+        no later may be answered from the store, without a lease and without trust in clocks (the read index of Ongaro's
+        dissertation, 6.4; the index is the applied one, which nothing acknowledged is beyond)."""
+        if not self._has_begun_to_lead():
+            return NOW_OR_NEVER
+        assert self._leading is not None
+        return self._leading.confirmed_at(now)
 
     def lease_until(self, now: float) -> float:
-        """Until then no majority votes for another than this leader."""
+        """Until then no majority votes for another than this leader: after a message of its, each of them ignores
+        candidates for election_min."""
         assert self._leading is not None
-        return self._leading.lease_until(now, self._times.election_min)
+        return self._leading.confirmed_at(now) + self._times.lease_share * self._times.election_min
+
+    def _has_begun_to_lead(self) -> bool:
+        """It leads, and has applied its first entry of this term: all that its predecessors acknowledged."""
+        return self.is_leader and self.applied_index >= self._core.no_op_index
 
     # --- stepping -------------------------------------------------------------------------------------------
     def tick(self, now: float) -> None:
@@ -248,6 +266,12 @@ class GuardedRaft:
         self._enter(now)
         if self.is_leader and self._leading is not None:
             self._leading.send_all(now, self.commit_index)
+
+    def ask_round(self, now: float) -> None:
+        """Send every follower a message now; their answers move `confirmed_at`."""
+        self._enter(now)
+        if self.is_leader:
+            self.send_heartbeats()
 
     def synced(self, now: float) -> None:
         """The journal has become durable up to a new point."""
@@ -361,10 +385,11 @@ class GuardedRaft:
 
         Leases rest on this: whoever helped to renew one helps no other leader before it has run out.
         """
-        wait = self._times.election_min
-        if self.is_leader:
-            return self._now < self.lease_until(self._now)
-        return self._now < max(self._started_at, self._leader_heard_at) + wait
+        if self.is_leader and self._leading is not None:
+            heard_at = self._leading.confirmed_at(self._now)
+        else:
+            heard_at = max(self._started_at, self._leader_heard_at)
+        return self._now < heard_at + self._times.election_min
 
     def term_changed(self) -> None:
         """From the core."""
@@ -482,23 +507,9 @@ class GuardedRaft:
         end = min(self._core.commit_index, self._journal.durable_index)
         while first <= end:
             entries = self._journal.slice(first, min(end - first + 1, APPEND_ENTRIES_MAX))
-            payloads = [(index, term, _payload(command)) for command, index, term in entries]
+            payloads = [(index, term, payload_of(command)) for command, index, term in entries]
             results = self._machine.apply(payloads, self._history.apply_through(entries[-1][1]))
             for (_, index, term), result in zip(entries, results, strict=True):
                 self._applied.append(Applied(index, term, result))
             first += len(entries)
         return first - 1
-
-
-def _payload(command: bytes) -> bytes:
-    assert command[:1] in (COMMAND, NO_OP, MEMBERS), command[:1]
-    return b"" if command[:1] == MEMBERS else command[1:]
-
-
-def _check_store(journal: Journal, machine: StateMachine) -> None:
-    applied = machine.applied_index
-    if not journal.base_index <= applied <= journal.last_index:
-        raise JournalRefused(
-            f"the store is at entry {applied}, but the log holds {journal.base_index + 1} to "
-            f"{journal.last_index}: they are not of the same node, or one is an old copy"
-        )

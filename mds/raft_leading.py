@@ -7,7 +7,7 @@ has been removed.
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Final, Protocol
+from typing import Protocol
 
 from shoalfs.mds.journal import Entry, Journal
 from shoalfs.mds.raft_members import Members, bound, of_majority, promoted
@@ -16,8 +16,6 @@ from shoalfs.mds.raft_peers import Follower, fitting
 from shoalfs.transport.errors import BadMessage
 from shoalfs.transport.ids import NodeId
 from shoalfs.transport.limits import APPEND_ENTRIES_MAX, PROMOTE_LAG_ENTRIES_MAX
-
-LEASE_SHARE: Final = 0.85  # of the shortest election timeout: clocks may differ by 15 % over 0.4 s
 
 
 class Emit(Protocol):
@@ -47,10 +45,10 @@ class Leadership:
     def behind(self) -> list[NodeId]:
         return [peer for peer, f in self.followers.items() if f.next_index <= self._journal.base_index]
 
-    def lease_until(self, now: float, election_min: float) -> float:
-        """Until then no majority votes for another: after a message each ignores candidates for election_min."""
-        times = [now if n == self._node else self.followers[n].agreed_at for n in self._voters]
-        return of_majority(times) + LEASE_SHARE * election_min
+    def confirmed_at(self, now: float) -> float:
+        """A majority has answered, in this term, messages that were sent then or later: then this node led, and nobody
+        else could commit anything."""
+        return of_majority([now if n == self._node else self.followers[n].agreed_at for n in self._voters])
 
     def agreed_index(self) -> int:
         """What is on the disks of a majority, and on this one's."""

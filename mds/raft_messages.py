@@ -130,3 +130,9 @@ def entries_of(append: Append, payload: memoryview) -> list[Entry]:
     if offset != len(payload) or append.prev_index < 0:
         raise BadMessage("the entries do not fill the payload")
     return entries
+
+
+def payload_of(command: bytes) -> bytes:
+    """What an entry means to the state machine; the members are told it apart."""
+    assert command[:1] in (COMMAND, NO_OP, MEMBERS), command[:1]
+    return b"" if command[:1] == MEMBERS else command[1:]

@@ -10,12 +10,12 @@ disk or the state machine fails, the exception leaves `run`, and the process end
 """
 
 import logging
+import math
 import random
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from math import inf
 from typing import Any, Final, Protocol
 
 import trio
@@ -33,7 +33,7 @@ from shoalfs.transport.errors import BadMessage, DeadlineExceeded, NotLeader, Ov
 from shoalfs.transport.ids import NodeId
 from shoalfs.transport.limits import LOG_SYNC_MS_MAX, NODE_MAX, PEER_QUEUE_MAX, PROPOSALS_QUEUED_MAX
 from shoalfs.transport.method import Method, Nothing
-from shoalfs.transport.rpc import Call
+from shoalfs.transport.service import Call
 
 log: Final = logging.getLogger("shoal.mds.raft")
 
@@ -104,6 +104,8 @@ class RaftNode:
         self._nursery: trio.Nursery | None = None
         self._waiting: dict[tuple[int, int], _Waiter] = {}  # (index, term) -> who proposed it
         self._leading_term = 0  # Invariant: every key of _waiting is of this term
+        self._serves_reads_until = -math.inf  # as of the last step
+        self._round_at = -math.inf  # when followers were last asked for a reader's sake; inf: about to be done
         self._stepped = trio.lowlevel.ParkingLot()  # left at every step
         self._unsynced = trio.Event()
         self._unsent = trio.Event()
@@ -141,14 +143,23 @@ class RaftNode:
         return key[0], waiter.result
 
     def may_serve_reads(self) -> bool:
-        return self._guard.may_serve_reads(self._clock())
+        return self._clock() < self._serves_reads_until
 
     async def read_barrier(self) -> None:
-        """See ReplicatedLog. Ends at the latest when this node gives up leading for want of a majority."""
+        """See ReplicatedLog. Ends at the latest when this node gives up leading for want of a majority.
+
+        Without a lease it costs a round of messages, which all readers that wait share, and no disk.
+        """
         await trio.lowlevel.checkpoint()
-        while not self.may_serve_reads():
-            if not self._guard.is_leader:
+        began = self._clock()
+        guard = self._guard
+        while not self.may_serve_reads() and guard.confirmed_at(now := self._clock()) < began:
+            if not guard.is_leader:
                 raise NotLeader(self.leader_address())
+            # One round at a time; of those that get lost, heartbeats take the place.
+            if self._round_at < began and guard.confirmed_at(now) >= self._round_at:
+                self._round_at = math.inf  # the flush loop sends it, once for all who ask in this turn
+                self._unsent.set()
             await self._stepped.park()
 
     def leader_address(self) -> str:
@@ -239,7 +250,7 @@ class RaftNode:
             durable_index=log_.durable_index,
             commit_index=guard.commit_index,
             applied_index=guard.applied_index,
-            lease_ms=max(0, lease_ms) if guard.may_serve_reads(now) else 0,
+            lease_ms=max(0, lease_ms) if self.may_serve_reads() else 0,
             members=guard.members,
             followers=followers,
         )
@@ -305,7 +316,11 @@ class RaftNode:
         while True:
             await self._unsent.wait()
             self._unsent = trio.Event()
-            self._guard.flush(self._clock())
+            now = self._clock()
+            if self._round_at == math.inf:
+                self._round_at = now
+                self._guard.ask_round(now)
+            self._guard.flush(now)
             self._settle()
 
     async def _compact_loop(self) -> None:
@@ -349,6 +364,7 @@ class RaftNode:
     def _settle(self) -> None:
         """Carry away what a step of the guard has left."""
         guard = self._guard
+        self._serves_reads_until = guard.serves_reads_until(self._clock())
         for applied in guard.take_applied():
             waiter = self._waiting.get((applied.index, applied.term))
             if waiter is not None:
@@ -401,4 +417,6 @@ class RaftNode:
 
 def _status_of(peer: NodeId, follower: Follower, now: float, needs_snapshot: bool) -> FollowerStatus:
     silent_s = now - follower.answered_at
-    return FollowerStatus(peer, follower.match_index, -1 if silent_s == inf else round(silent_s * 1000), needs_snapshot)
+    return FollowerStatus(
+        peer, follower.match_index, -1 if silent_s == math.inf else round(silent_s * 1000), needs_snapshot
+    )

@@ -51,7 +51,11 @@ class ReplicatedLog(Protocol):
         has not run out, and its first entry of this term applied. Check it after reading as well (etcd #20418)."""
 
     async def read_barrier(self) -> None:
-        """Wait until may_serve_reads() held at some moment after this call began. Raises NotLeader."""
+        """Wait until a read may be answered that began when this was called: nothing that was acknowledged anywhere by
+        then is missing in the store. Without a lease that is settled with the other nodes. Raises NotLeader.
+
+        What is read right after it, without waiting in between, may be answered whatever has become of the lease.
+        """
 
     def leader_address(self) -> str:
         """Where clients reach the leader; empty when unknown."""

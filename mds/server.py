@@ -27,6 +27,7 @@ from shoalfs.mds.joining import joined_number
 from shoalfs.mds.journal import Journal, create_journal
 from shoalfs.mds.machine import Layout, Machine, OnDamage, check_format, format_store, load_applied
 from shoalfs.mds.messages import MDS, Pool
+from shoalfs.mds.raft import RaftTimes
 from shoalfs.mds.raft_members import Member, Members, founders
 from shoalfs.mds.raft_messages import PEER, peer_name
 from shoalfs.mds.raft_node import RaftNode, boot_clock
@@ -44,7 +45,8 @@ from shoalfs.transport.limits import (
     INLINE_BYTES_DEFAULT,
 )
 from shoalfs.transport.network import open_network
-from shoalfs.transport.rpc import Service, serve
+from shoalfs.transport.rpc import serve
+from shoalfs.transport.service import Service
 from shoalfs.transport.session import PROTOCOL_VERSION, Hello
 
 log = logging.getLogger("shoal.mds.server")
@@ -61,7 +63,7 @@ class MdsOptions:
 
     ``cluster_id``: 16 bytes; empty: the store's own, or a new one if this node is alone and starts for the first time.
     ``replicas``, ``min_ack``, ``chunk_bytes`` and ``inline_bytes`` are taken when the filesystem is made and not
-    again.
+    again. ``read_lease``: the clocks of the group may be trusted (see RaftTimes).
     """
 
     data_dir: str
@@ -74,6 +76,7 @@ class MdsOptions:
     chunk_bytes: int = CHUNK_BYTES_DEFAULT
     inline_bytes: int = INLINE_BYTES_DEFAULT
     garbage_grace_ms: int = GARBAGE_GRACE_MS_DEFAULT
+    read_lease: bool = True
 
 
 async def run(
@@ -183,7 +186,10 @@ async def _live(
         # One damaged record must not take the only node down; the machine sees to it that a group does not differ.
         machine = Machine(store, OnDamage.REFUSE)
         snapshots = SnapshotSource(store, Path(options.data_dir, SENDING), lambda: machine.applied_index)
-        raft = RaftNode(node, _founders(options), journal, machine, network, held_index=snapshots.held_index)
+        times = RaftTimes() if options.read_lease else RaftTimes(lease_share=0.0)
+        raft = RaftNode(
+            node, _founders(options), journal, machine, network, held_index=snapshots.held_index, times=times
+        )
         batcher = Batcher(raft, time.time_ns)
         state = LeaderState()
         MdsService(store, raft, batcher, state, _now_ms).install(service)

@@ -26,7 +26,7 @@ from shoalfs.transport.frame import Payload
 from shoalfs.transport.ids import InodeId, SessionId, TargetId
 from shoalfs.transport.limits import ENTRY_COMMANDS_MAX, SESSION_TTL_MS
 from shoalfs.transport.method import Method, Nothing
-from shoalfs.transport.rpc import Call, Service
+from shoalfs.transport.service import Call, Done, Prompt, Service
 
 Q = TypeVar("Q", bound=msgspec.Struct)
 A = TypeVar("A", bound=msgspec.Struct)
@@ -81,7 +81,7 @@ class MdsService:
 
     def install(self, service: Service) -> None:
         """Offer the methods on ``service``."""
-        plain: list[tuple[Method[Any, Any], Callable[[ReadTxn, Any], Any]]] = [
+        answers: list[tuple[Method[Any, Any], Callable[[ReadTxn, Any], Any]]] = [
             (m.LOOKUP, reads.lookup),
             (m.LOOKUP_MANY, reads.lookup_many),
             (m.GETATTR, reads.getattr_),
@@ -97,44 +97,63 @@ class MdsService:
             (m.CHECK, check.check_namespace),
             (m.STATFS, self._statfs),
             (m.STATUS, self._status),
+            (m.OPEN, self._of_session(self._open)),
+            (m.RENEW, self._of_session(self._renew)),
+            (m.RELEASE, self._of_session(self._release)),
+            (m.HEARTBEAT, self._heartbeat),
         ]
-        for method, function in plain:
-            service.add(method, self._reader(function))
-        service.add(m.OPEN, self._session_reader(self._open))
-        service.add(m.RENEW, self._session_reader(self._renew))
-        service.add(m.RELEASE, self._session_reader(self._release))
-        service.add(m.HEARTBEAT, self._reader(self._heartbeat))
-        service.add(m.MUTATE, self._mutate)
+        for method, function in answers:
+            service.add(method, self._reader(function), self._prompt_reader(function))
+        service.add(m.MUTATE, self._mutate, self._prompt_mutate)
 
     # --- the two ways to answer --------------------------------------------------------------------------------------
 
     def _reader(self, function: Callable[[ReadTxn, Q], Any]) -> Callable[[Call, Q, memoryview], Any]:
-        """A handler that answers from one consistent view of the store, and only while nobody else can lead."""
+        """A handler that answers from one consistent view of the store, once it is settled that this has everything
+        that was acknowledged before."""
 
         async def handle(call: Call, request: Q, payload: memoryview) -> Any:
-            while True:
-                await self._lead()
-                with self._store.read() as txn:
-                    answer = function(txn, request)
-                # The lease is checked again after reading: the clock may have jumped past it in between.
-                if self._log.may_serve_reads():
-                    self.counters["reads"] += 1
-                    return answer
+            await self._lead()
+            return self._read(function, request)
 
         return handle
 
-    def _session_reader(self, function: Callable[[ReadTxn, Any], Any]) -> Callable[[Call, Any, memoryview], Any]:
-        """As :meth:`_reader`, for requests of a session that must be alive."""
+    def _prompt_reader(self, function: Callable[[ReadTxn, Q], Any]) -> Prompt[Q, Any]:
+        """The same without waiting, while the lease holds."""
+
+        def answer(call: Call, request: Q, payload: memoryview, done: Done[Any]) -> bool:
+            if not self._leads():
+                return False
+            reply = self._read(function, request)
+            # The lease is looked at again after reading: the process may have been stopped for long in between.
+            if not self._log.may_serve_reads():
+                return False
+            done(reply)
+            return True
+
+        return answer
+
+    def _read(self, function: Callable[[ReadTxn, Q], Any], request: Q) -> Any:
+        self.counters["reads"] += 1
+        with self._store.read() as txn:
+            return function(txn, request)
+
+    def _of_session(self, function: Callable[[ReadTxn, Any], Any]) -> Callable[[ReadTxn, Any], Any]:
+        """For requests of a session that must be alive."""
 
         def checked(txn: ReadTxn, request: Any) -> Any:
             if not self._state.sessions.knows(request.session):
                 raise SessionGone
             return function(txn, request)
 
-        return self._reader(checked)
+        return checked
+
+    def _leads(self) -> bool:
+        """This node may answer at once: it leads, its lease holds, and its memory is of this leadership."""
+        return self._log.may_serve_reads() and self._state.term == self._log.term_as_leader()
 
     async def _lead(self) -> None:
-        """Return once this node may answer: it leads, its lease holds, and its memory is of this leadership."""
+        """Return once a request that came before this call may be answered, with the memory of this leadership."""
         if not self._log.may_serve_reads():
             await self._log.read_barrier()
         term = self._log.term_as_leader()
@@ -171,14 +190,33 @@ class MdsService:
     # --- mutations ---------------------------------------------------------------------------------------------------
 
     async def _mutate(self, call: Call, request: m.Mutate, payload: memoryview) -> m.Mutated:
+        self._check_mutation(call, request)
+        await self._lead()
+        index, outcomes = await self._batcher.submit(request.session, request.commands)
+        return self._mutated(request, index, outcomes)
+
+    def _prompt_mutate(self, call: Call, request: m.Mutate, payload: memoryview, done: Done[m.Mutated]) -> bool:
+        self._check_mutation(call, request)
+        if not self._leads():
+            return False
+        self._batcher.begin(
+            request.session,
+            request.commands,
+            lambda index, outcomes: done(self._mutated(request, index, outcomes)),
+            done,
+        )
+        return True
+
+    def _check_mutation(self, call: Call, request: m.Mutate) -> None:
         if not 0 < len(request.commands) <= ENTRY_COMMANDS_MAX:
             raise PosixError(errno.EINVAL, f"1 to {ENTRY_COMMANDS_MAX} commands travel together")
         allowed = _OPS_OF_ROLE[call.peer.role]
         for command in request.commands:
             if command.op not in allowed:
                 raise NotAllowed(f"a {call.peer.role} may not send operation {command.op}")
-        await self._lead()
-        index, outcomes = await self._batcher.submit(request.session, request.commands)
+
+    def _mutated(self, request: m.Mutate, index: int, outcomes: list[m.Outcome]) -> m.Mutated:
+        """The answer, and what the leader has to remember of it."""
         self.counters["mutations"] += len(outcomes)
         for command, outcome in zip(request.commands, outcomes, strict=True):
             if not outcome.code:

@@ -27,7 +27,7 @@ from shoalfs.transport.errors import BadMessage, DamagedRecord, NotAllowed, Over
 from shoalfs.transport.ids import NodeId
 from shoalfs.transport.limits import SNAPSHOT_CHUNK_BYTES, SNAPSHOT_LEASE_MS, SNAPSHOTS_KEPT_MAX
 from shoalfs.transport.method import Nothing
-from shoalfs.transport.rpc import Call
+from shoalfs.transport.service import Call
 
 log: Final = logging.getLogger("shoal.mds.snapshots")
 

@@ -38,7 +38,7 @@ import msgspec
 
 from shoalfs.mds import keys, meta_page, records
 from shoalfs.mds.seal import SEAL_BYTES, seal, unseal
-from shoalfs.mds.txn import ReadTxn, Txn
+from shoalfs.mds.txn import Txn
 from shoalfs.transport.errors import DamagedRecord, StorageFailed, UserError
 from shoalfs.transport.limits import XATTR_VALUE_BYTES_MAX
 from shoalfs.transport.method import Message
@@ -112,6 +112,25 @@ class LmdbTxn:
         return found
 
 
+class LmdbView:
+    """A read transaction. A class and not a generator: this is a fifth of what a lookup costs."""
+
+    __slots__ = ("_env", "_txn")
+
+    def __init__(self, env: lmdb.Environment) -> None:
+        self._env = env
+
+    def __enter__(self) -> LmdbTxn:
+        try:
+            self._txn = self._env.begin(buffers=False)
+        except lmdb.Error as error:
+            raise _failed("read from", error) from error
+        return LmdbTxn(self._txn)
+
+    def __exit__(self, *_: object) -> None:
+        self._txn.abort()
+
+
 class Checkpoint:
     """One checkpoint in the making. Made by :meth:`LmdbStore.checkpoint`."""
 
@@ -175,14 +194,9 @@ class LmdbStore:
             raise
         return store
 
-    @contextmanager
-    def read(self) -> Iterator[ReadTxn]:
-        """A consistent view of the last committed state, for as long as the block runs."""
-        try:
-            with self._env.begin(buffers=False) as txn:
-                yield LmdbTxn(txn)
-        except lmdb.Error as error:
-            raise _failed("read from", error) from error
+    def read(self) -> "LmdbView":
+        """A consistent view of the last committed state, for as long as the ``with`` block runs."""
+        return LmdbView(self._env)
 
     @contextmanager
     def write(self) -> Iterator[Txn]:

@@ -25,7 +25,8 @@ from shoalfs.transport.limits import (
 )
 from shoalfs.transport.method import A, Method, Q
 from shoalfs.transport.room import PayloadRoom
-from shoalfs.transport.rpc import Connection, Reply, Service
+from shoalfs.transport.rpc import Connection, Reply
+from shoalfs.transport.service import Service
 from shoalfs.transport.session import Hello
 
 _RANDOM: Final = secrets.SystemRandom()

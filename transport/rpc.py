@@ -1,7 +1,7 @@
 """Calls and their serving: one :class:`Connection` joins a link and a session, :func:`serve` accepts connections.
 
 Tasks of a connection: a reader (the one that :meth:`Connection.run` runs in), a writer, one that carries out
-notifications in their order, and one per request being served. The session's credits bound the last.
+notifications in their order, and one per request that waits for something. The session's credits bound the last.
 
 The one rule: nothing that a peer sends disturbs another connection. A bad frame ends its own connection, is counted
 and logged once. An exception of a handler that is not a ShoalError is a bug: it leaves :func:`serve`.
@@ -9,8 +9,8 @@ and logged once. An exception of a handler that is not a ShoalError is a bug: it
 
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from math import inf
 from typing import Any, Final, Generic, NamedTuple, Never
 
@@ -40,6 +40,7 @@ from shoalfs.transport.link import Link, Listener, buffers_of, size_of, stall_li
 from shoalfs.transport.method import A, AnyMethod, Method, Q
 from shoalfs.transport.outbox import Outbox
 from shoalfs.transport.room import PayloadRoom
+from shoalfs.transport.service import Call, Prompt, Service
 from shoalfs.transport.session import (
     Answered,
     Asked,
@@ -66,47 +67,6 @@ class Reply(NamedTuple, Generic[A]):
 
 
 @dataclass(slots=True)
-class Call:
-    """What a handler knows about the request beside its message. ``deadline`` is on trio's clock; when it passes the
-    handler is cancelled, since nobody waits for the answer. A notification has none (inf)."""
-
-    peer: Hello
-    deadline: float
-    connection: "Connection"
-
-
-Handler = Callable[[Call, Q, memoryview], Awaitable[A | tuple[A, Payload]]]
-
-
-class Service:
-    """What this side answers to. ``counters`` are for operators: connections, requests, frames_bad and the like."""
-
-    def __init__(self) -> None:
-        self.counters: Counter[str] = Counter()
-        self._handlers: dict[int, Handler[Any, Any]] = {}
-        self._methods: dict[int, AnyMethod] = {}
-
-    @property
-    def methods(self) -> Mapping[int, AnyMethod]:
-        return self._methods
-
-    def add(self, method: Method[Q, A], handler: Handler[Q, A]) -> None:
-        """Answer ``method`` with what ``await handler(call, request, payload)`` returns: the answer, or the answer
-        and a payload, whose buffers must not change any more.
-
-        A ShoalError that it raises is the answer, too. It is cancelled at the request's deadline and when the
-        connection ends. Handlers of one connection run side by side, those of notifications one after the other;
-        the latter must not wait for an answer over the same connection.
-        """
-        assert method.number not in self._methods, method
-        self._methods[method.number] = method
-        self._handlers[method.number] = handler
-
-    def handler(self, method: AnyMethod) -> Handler[Any, Any]:
-        return self._handlers[method.number]
-
-
-@dataclass(slots=True)
 class _Waiter:
     """A task that is parked until its call is answered."""
 
@@ -123,6 +83,7 @@ class Connection:
         self._service = service
         self._room = room
         self._dialler = dialler
+        self._prompts = service.prompts
         self._session = Session(hello, service.methods, dialler=dialler)
         self._decoder = Decoder(self._session.admit)
         self._scope = trio.CancelScope()
@@ -356,7 +317,9 @@ class Connection:
             self._room.take(frame.payload.nbytes - self._reserved_bytes)
             self._reserved_bytes = 0
             if event.request_id:
-                nursery.start_soon(self._serve_request, event)
+                prompt = self._prompts.get(event.method.number)
+                if prompt is None or not self._answer_promptly(prompt, event):
+                    nursery.start_soon(self._serve_request, event)
             else:
                 await self._notify_in.send(event)
         elif isinstance(event, Late):
@@ -380,23 +343,47 @@ class Connection:
         finally:
             self._room.give_back(asked.payload.nbytes)
 
+    def _answer_promptly(self, prompt: Prompt[Any, Any], asked: Asked) -> bool:
+        """Let the request be carried out without a task of its own; False if that cannot be."""
+        if trio.current_time() >= asked.deadline:
+            return False
+        done = partial(self._done, asked)
+        try:
+            taken = prompt(Call(self.peer, asked.deadline, self), asked.request, asked.payload, done)
+        except ShoalError as error:
+            done(error)
+            taken = True
+        self._service.counters["requests"] += taken
+        return taken
+
+    def _done(self, asked: Asked, result: Any) -> None:
+        """What a prompt calls. Its request holds its room until then."""
+        self._room.give_back(asked.payload.nbytes)
+        if self._ended is None:
+            self._send(self._frame_of(asked, result), answer=True)
+
+    def _frame_of(self, asked: Asked, result: Any) -> list[Buffer]:
+        """The frame of an answer: a body, a body and a payload, or an error."""
+        if not isinstance(result, ShoalError):
+            body, payload = result if isinstance(result, tuple) else (result, b"")
+            buffers = buffers_of(payload)
+            try:
+                return [self._session.reply(asked.request_id, asked.method, body, size_of(buffers)), *buffers]
+            except ShoalError as error:
+                result = error
+        return [self._session.error(asked.request_id, result)]
+
     async def _answer(self, asked: Asked) -> list[Buffer]:
         """Carry out a request: the frame of its answer."""
         counters = self._service.counters
         counters["requests"] += 1
-        error: ShoalError
         try:
             with trio.move_on_at(asked.deadline):
-                result = await self._handle(asked)
-                body, payload = result if isinstance(result, tuple) else (result, b"")
-                buffers = buffers_of(payload)
-                head = self._session.reply(asked.request_id, asked.method, body, size_of(buffers))
-                return [head, *buffers]
+                return self._frame_of(asked, await self._handle(asked))
             counters["requests_expired"] += 1
-            error = DeadlineExceeded(f"{asked.method}: not done in time")
-        except ShoalError as raised:
-            error = raised
-        return [self._session.error(asked.request_id, error)]
+            return self._frame_of(asked, DeadlineExceeded(f"{asked.method}: not done in time"))
+        except ShoalError as error:
+            return self._frame_of(asked, error)
 
     async def _handle(self, asked: Asked) -> Any:
         if trio.current_time() >= asked.deadline:

@@ -1,5 +1,6 @@
 """A small service for the tests of the transport, and a place (carrier and address) to run it at."""
 
+import errno
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -13,7 +14,8 @@ from shoalfs.transport.limits import MIB
 from shoalfs.transport.link import Link
 from shoalfs.transport.method import Message, Method
 from shoalfs.transport.network import Network, open_network
-from shoalfs.transport.rpc import Call, Service, serve
+from shoalfs.transport.rpc import serve
+from shoalfs.transport.service import Call, Done, Service
 from shoalfs.transport.session import Hello
 
 CLUSTER = bytes(range(16))
@@ -36,6 +38,7 @@ BUG = Method(6, "test.bug", Number, Number)
 NOTE = Method(7, "test.note", Number, Number, MIB)
 KEEP = Method(8, "test.keep", Number, Number, 4 * MIB)  # holds its payload until `released`
 CALL_BACK = Method(9, "test.call_back", Number, Number)
+PROMPT = Method(10, "test.prompt", Number, Number, MIB, MIB)  # see `Server.prompt`
 MISSING = Method(99, "test.missing", Number, Number, MIB)
 ECHO_OF_TEXT = Method(1, "test.echo", Text, Text)  # what a client with another idea of method 1 sends
 
@@ -52,6 +55,7 @@ class Server:
     notes: list[int] = field(default_factory=list)
     address: str = ""
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    held: list[tuple[Done[Number], Number]] = field(default_factory=list)  # requests that a prompt has taken
 
     def __post_init__(self) -> None:
         self.service.add(ECHO, self.echo)
@@ -63,6 +67,7 @@ class Server:
         self.service.add(NOTE, self.note)
         self.service.add(KEEP, self.wait)
         self.service.add(CALL_BACK, self.call_back)
+        self.service.add(PROMPT, self.fail, self.prompt)
 
     async def echo(self, call: Call, request: Number, payload: memoryview) -> tuple[Number, memoryview]:
         return request, payload
@@ -91,6 +96,18 @@ class Server:
         if request.value == 0:
             await self.released.wait()
         return request
+
+    def prompt(self, call: Call, request: Number, payload: memoryview, done: Done[Number]) -> bool:
+        """Below 1,000 the handler is to do it; the rest are answered, kept in ``held``, or fail."""
+        if request.value < 1000:
+            return False
+        if request.value == 1000:
+            raise PosixError(errno.EPERM)
+        if request.value == 1001:
+            self.held.append((done, request))
+        else:
+            done((request, payload))
+        return True
 
     async def bug(self, call: Call, request: Number, payload: memoryview) -> Number:
         raise ZeroDivisionError

@@ -20,6 +20,7 @@ from harness.echo_server import (
     KEEP,
     MISSING,
     NOTE,
+    PROMPT,
     WAIT,
     Number,
     Server,
@@ -38,7 +39,7 @@ from shoalfs.transport.errors import (
     WrongCluster,
 )
 from shoalfs.transport.limits import KIB, MIB
-from shoalfs.transport.rpc import Service
+from shoalfs.transport.service import Service
 
 
 async def test_echo(place):
@@ -367,3 +368,68 @@ async def test_bulk_both_ways_over_one_connection(place, monkeypatch):
             async with trio.open_nursery() as nursery:
                 for n in range(12):
                     nursery.start_soon(network.call, server.address, ECHO, Number(n), payload)
+
+
+async def test_a_prompt_answers_fails_or_leaves_it_to_the_handler(place):
+    server = await place.start()
+    async with place.network() as network:
+        reply = await network.call(server.address, PROMPT, Number(2000), b"raw")
+        assert (reply.body, bytes(reply.payload)) == (Number(2000), b"raw")
+        with pytest.raises(PosixError) as refused:
+            await network.call(server.address, PROMPT, Number(1000))
+        assert refused.value.errno == errno.EPERM
+        with pytest.raises(PosixError) as handled:
+            await network.call(server.address, PROMPT, Number(errno.EXDEV))
+        assert handled.value.errno == errno.EXDEV
+    assert server.service.counters["requests"] == 3
+
+
+async def test_a_prompt_may_answer_later_and_in_another_order(place):
+    server = await place.start()
+    answers = []
+    async with place.network() as network, trio.open_nursery() as nursery:
+
+        async def ask():
+            try:
+                answers.append((await network.call(server.address, PROMPT, Number(1001))).body)
+            except PosixError as error:
+                answers.append(error.errno)
+
+        for _ in range(3):
+            nursery.start_soon(ask)
+        while len(server.held) < 3:
+            await trio.sleep(0.001)
+        assert (await network.call(server.address, PROMPT, Number(2000))).body == Number(2000)
+        (first, request), (second, _), (third, _) = server.held
+        third(PosixError(errno.EIO))
+        second(request)
+        first((request, b"with bytes"))
+    assert sorted(map(str, answers)) == sorted(map(str, [Number(1001), Number(1001), errno.EIO]))
+
+
+async def test_an_answer_after_the_end_of_the_connection_is_dropped(place):
+    server = await place.start()
+    async with place.network() as network:
+        with trio.move_on_after(0.1):
+            await network.call(server.address, PROMPT, Number(1001), bytes(1000))
+    while not server.held:
+        await trio.sleep(0.001)
+    await trio.sleep(0.05)
+    ((done, request),) = server.held
+    done(request)
+    async with place.network() as network:
+        assert (await network.call(server.address, PROMPT, Number(2000))).body == Number(2000)
+
+
+async def test_an_answer_of_a_prompt_that_is_too_large_is_an_error(place):
+    server = await place.start()
+    async with place.network() as network, trio.open_nursery() as nursery:
+
+        async def ask():
+            with pytest.raises(BadMessage):
+                await network.call(server.address, PROMPT, Number(1001))
+
+        nursery.start_soon(ask)
+        while not server.held:
+            await trio.sleep(0.001)
+        server.held[0][0]((Number(1), bytes(MIB + 1)))

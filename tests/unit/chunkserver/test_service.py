@@ -29,7 +29,8 @@ from shoalfs.transport.ids import ChunkId, InodeId, TargetId
 from shoalfs.transport.limits import BLOCK_BYTES
 from shoalfs.transport.memory import MemoryFabric
 from shoalfs.transport.network import open_network
-from shoalfs.transport.rpc import Service, serve
+from shoalfs.transport.rpc import serve
+from shoalfs.transport.service import Service
 from shoalfs.transport.session import Hello
 
 MIB = 1 << 20

@@ -9,6 +9,7 @@ import pytest
 import trio
 
 from shoalfs.mds.journal import Journal, create_journal
+from shoalfs.mds.raft import RaftTimes
 from shoalfs.mds.raft_members import Member, Members, founders
 from shoalfs.mds.raft_messages import PEER, PeerMessage, TermPassed, peer_name
 from shoalfs.mds.raft_node import RaftNode
@@ -16,11 +17,13 @@ from shoalfs.transport.carrier import Carriers
 from shoalfs.transport.errors import NotLeader, PeerUnreachable
 from shoalfs.transport.ids import NodeId
 from shoalfs.transport.network import open_network
-from shoalfs.transport.rpc import Service, serve
+from shoalfs.transport.rpc import serve
+from shoalfs.transport.service import Service
 from shoalfs.transport.session import Hello
 
 CLUSTER = b"raft-group-test!"
 NODES = [NodeId(1), NodeId(2), NodeId(3)]
+TIMES = RaftTimes()
 
 
 class Machine:
@@ -43,8 +46,8 @@ class Machine:
 
 
 class Group:
-    def __init__(self, directory: Path, nursery: trio.Nursery) -> None:
-        self.directory, self.nursery = directory, nursery
+    def __init__(self, directory: Path, nursery: trio.Nursery, times: RaftTimes) -> None:
+        self.directory, self.nursery, self.times = directory, nursery, times
         address = {n: f"unix:{directory}/{n}.sock" for n in NODES}
         self.members = founders(Member(n, address[n], f"client-of-{n}") for n in NODES)
         self.nodes: dict[NodeId, RaftNode] = {}
@@ -64,7 +67,7 @@ class Group:
             async with open_network(carriers, hello) as network, trio.open_nursery() as nursery:
                 self.scopes[node] = nursery.cancel_scope
                 self.machines[node] = Machine()
-                raft = RaftNode(node, self.members, journal, self.machines[node], network)
+                raft = RaftNode(node, self.members, journal, self.machines[node], network, times=self.times)
                 service = Service()
                 service.add(PEER, raft.handle_peer)
                 await nursery.start(serve, carriers, self.members.get(node).peer_address, service, hello)
@@ -81,7 +84,7 @@ class Group:
     async def leader(self) -> RaftNode:
         while True:
             for raft in self.nodes.values():
-                if raft.may_serve_reads():
+                if raft.may_serve_reads() or (raft.term_as_leader() and not self.times.lease_share):
                     return raft
             await trio.sleep(0.01)
 
@@ -91,10 +94,10 @@ class Group:
 
 
 @asynccontextmanager
-async def three(directory: Path) -> AsyncIterator[Group]:
+async def three(directory: Path, times: RaftTimes = TIMES) -> AsyncIterator[Group]:
     with trio.fail_after(20):
         async with trio.open_nursery() as nursery:
-            group = Group(directory, nursery)
+            group = Group(directory, nursery, times)
             for node in NODES:
                 await group.start(node)
             yield group
@@ -130,6 +133,25 @@ async def test_all_agree_and_only_the_leader_serves(tmp_path):
                 with pytest.raises(NotLeader):
                     await raft.read_barrier()
         await leader.read_barrier()
+
+
+async def test_readers_without_a_lease_share_rounds(tmp_path):
+    async with three(tmp_path, RaftTimes(lease_share=0.0)) as group:
+        leader = await group.leader()
+        await leader.propose(b"x")
+        assert not leader.may_serve_reads()
+        began = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            for _ in range(500):
+                nursery.start_soon(leader.read_barrier)
+        assert trio.current_time() - began < 5.0
+        for _ in range(20):
+            await leader.read_barrier()
+        followers = [raft for raft in group.nodes.values() if raft is not leader]
+        for raft in followers:
+            group.stop(raft.node)
+        with pytest.raises(NotLeader):
+            await leader.read_barrier()
 
 
 async def test_the_group_survives_its_leader_and_takes_it_back(tmp_path):

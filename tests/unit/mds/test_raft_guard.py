@@ -376,6 +376,54 @@ def test_the_lease_counts_from_sending_not_from_answering(group):
     assert not leader.may_serve_reads(sent_at + TIMES.election_min * 0.86)
 
 
+def test_a_read_without_a_lease_is_settled_by_one_round(group):
+    leader = group.elect()
+    group.pump()
+    group.now += TIMES.election_min
+    assert not leader.may_serve_reads(group.now)
+    began = group.now
+    assert leader.confirmed_at(began) < began
+    leader.ask_round(began)
+    beats = group.out(1)
+    assert {beat.message.receiver for beat in beats} == {2, 3}
+    group.now += 0.01
+    group.give(beats, {3})
+    group.give(group.out(3))
+    assert leader.confirmed_at(group.now) == began, "this node and one of two others are a majority"
+    assert leader.confirmed_at(group.now) < group.now, "a read that begins now needs a round of its own"
+
+
+def test_a_late_answer_settles_no_read_that_began_after_its_question(group):
+    leader = group.elect()
+    group.pump()
+    leader.ask_round(group.now)
+    beats = group.out(1)
+    group.now += TIMES.election_min
+    began = group.now
+    group.give(beats)
+    group.give(group.out(2) + group.out(3))
+    assert leader.confirmed_at(group.now) < began
+
+
+def test_who_follows_settles_no_reads(group):
+    leader = group.elect()
+    group.pump()
+    leader.receive(PeerMessage(NodeId(3), NodeId(1), TermPassed(9)), EMPTY, group.now)
+    assert leader.confirmed_at(group.now) == float("-inf")
+    leader.ask_round(group.now)
+    assert not [out for out in group.out(1) if isinstance(out.message.body, Append)]
+
+
+def test_where_clocks_are_not_trusted_there_is_no_lease(group, monkeypatch):
+    monkeypatch.setattr(group.nodes[1].guard, "_times", RaftTimes(lease_share=0.0))
+    leader = group.elect()
+    group.pump()
+    leader.ask_round(group.now)
+    group.pump()
+    assert not leader.may_serve_reads(group.now)
+    assert leader.confirmed_at(group.now) == group.now
+
+
 def test_no_reads_before_the_no_op_is_applied(group):
     group.now += TIMES.election_max
     leader = group.nodes[1].guard
@@ -388,6 +436,7 @@ def test_no_reads_before_the_no_op_is_applied(group):
     group.give(group.out(2))
     assert leader.is_leader
     assert not leader.may_serve_reads(group.now)
+    assert leader.confirmed_at(group.now) < group.now
     group.pump()
     assert leader.may_serve_reads(group.now)
 

@@ -21,7 +21,8 @@ from shoalfs.transport.errors import BadMessage, NotAllowed, Overloaded, Storage
 from shoalfs.transport.ids import ROOT_INODE, NodeId
 from shoalfs.transport.memory import MemoryFabric
 from shoalfs.transport.network import open_network
-from shoalfs.transport.rpc import Service, serve
+from shoalfs.transport.rpc import serve
+from shoalfs.transport.service import Service
 from shoalfs.transport.session import Hello
 
 NODES = [NodeId(1), NodeId(2), NodeId(3)]
