@@ -20,12 +20,12 @@ def load_map(txn: ReadTxn) -> ClusterMap:
 
 
 def store_target(txn: Txn, target: Target) -> None:
-    txn.put(keys.target(target.id), records.TARGET.encode(target))
+    records.TARGET.store(txn, keys.target(target.id), target)
 
 
 def store_group(txn: Txn, group: PlacementGroup) -> None:
-    txn.put(keys.group(group.id), records.GROUP.encode(group))
+    records.GROUP.store(txn, keys.group(group.id), group)
 
 
 def store_epoch(txn: Txn, epoch: int) -> None:
-    txn.put(keys.MAP_EPOCH, records.MAP_EPOCH.encode(records.MapEpoch(epoch)))
+    records.MAP_EPOCH.store(txn, keys.MAP_EPOCH, records.MapEpoch(epoch))

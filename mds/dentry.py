@@ -99,8 +99,8 @@ def remove(txn: Txn, parent: Inode, name: bytes, entry: Dentry, now_ns: int) -> 
 def put_rows(txn: Txn, parent: Inode, name: bytes, child: Inode, cookie: int) -> None:
     """Write both rows of an entry at a place of the listing; ``parent`` is not changed by it."""
     entry = Dentry(child.ino, stat.S_IFMT(child.mode), cookie)
-    txn.put(keys.dentry(parent.ino, name), records.DENTRY.encode(entry))
-    txn.put(keys.listing(parent.ino, cookie), records.LISTING.encode(ListingRow(name, child.ino)))
+    records.DENTRY.store(txn, keys.dentry(parent.ino, name), entry)
+    records.LISTING.store(txn, keys.listing(parent.ino, cookie), ListingRow(name, child.ino))
 
 
 def is_below(txn: ReadTxn, directory: Inode, ancestor: InodeId) -> bool:

@@ -48,14 +48,14 @@ class ChunkDelta:
                 unused.append(chunk)
             elif use is None or extents != use.extents:
                 row = ChunkUse(extents, self._chunk_bytes[chunk])
-                txn.put(keys.chunk_use(chunk), records.CHUNK_USE.encode(row))
+                records.CHUNK_USE.store(txn, keys.chunk_use(chunk), row)
         add_garbage(txn, unused, now_ns)
 
 
 def add_garbage(txn: Txn, chunks: list[ChunkId], now_ns: int) -> None:
     """Note chunks that no extent uses and that are not garbage yet."""
     for chunk in chunks:
-        txn.put(keys.garbage(chunk), records.GARBAGE.encode(GarbageRow(now_ns)))
+        records.GARBAGE.store(txn, keys.garbage(chunk), GarbageRow(now_ns))
         txn.put(keys.garbage_by_time(now_ns, chunk), b"")
     if chunks:
         counters = inodes.load_counters(txn)
@@ -77,7 +77,7 @@ def overlapping(txn: ReadTxn, ino: InodeId, first_bytes: int, end_bytes: int) ->
 
 def put(txn: Txn, ino: InodeId, extent: Extent, delta: ChunkDelta) -> None:
     """Add an extent where none lies."""
-    txn.put(keys.extent(ino, extent.offset_bytes), records.EXTENT.encode(extent))
+    records.EXTENT.store(txn, keys.extent(ino, extent.offset_bytes), extent)
     delta.add(extent)
 
 

@@ -28,7 +28,7 @@ def load(txn: ReadTxn, ino: InodeId) -> Inode:
 
 
 def store(txn: Txn, inode: Inode) -> None:
-    txn.put(keys.inode(inode.ino), records.INODE.encode(inode))
+    records.INODE.store(txn, keys.inode(inode.ino), inode)
 
 
 def changed(inode: Inode, now_ns: int, **fields: object) -> Inode:
@@ -46,7 +46,7 @@ def load_counters(txn: ReadTxn) -> records.Counters:
 
 
 def store_counters(txn: Txn, counters: records.Counters) -> None:
-    txn.put(keys.COUNTERS, records.COUNTERS.encode(counters))
+    records.COUNTERS.store(txn, keys.COUNTERS, counters)
 
 
 def check_credentials(who: Credentials) -> None:

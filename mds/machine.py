@@ -23,6 +23,7 @@ import msgspec
 
 from shoalfs.mds import cluster, keys, records
 from shoalfs.mds import inode as inodes
+from shoalfs.mds.batch_txn import BatchTxn
 from shoalfs.mds.entry import decode_entry
 from shoalfs.mds.messages import OP_TYPES, Command, Inode, Op, Outcome, Pool
 from shoalfs.mds.ops.context import Context
@@ -100,25 +101,6 @@ class _DamagedCommandError(Exception):
         self.error = error
 
 
-class _CountingTxn:
-    """A Txn that counts writes, to prove that refused operations made none."""
-
-    def __init__(self, txn: Txn) -> None:
-        self.get = txn.get
-        self.range = txn.range
-        self.writes = 0
-        self._put = txn.put
-        self._delete = txn.delete
-
-    def put(self, key: bytes, value: bytes) -> None:
-        self.writes += 1
-        self._put(key, value)
-
-    def delete(self, key: bytes) -> bool:
-        self.writes += 1
-        return self._delete(key)
-
-
 class Machine:
     """Implements :class:`shoalfs.mds.replicated.StateMachine` over a formatted store."""
 
@@ -166,7 +148,7 @@ class Machine:
         applied = self._applied
         outcomes: list[list[Outcome]] = []
         with self._store.write() as txn:
-            counting = _CountingTxn(txn)
+            batch = BatchTxn(txn)
             for index, term, data in entries:
                 assert index == applied.index + 1, (index, applied.index)
                 now_ns, entry_outcomes = applied.now_ns, []
@@ -179,14 +161,16 @@ class Machine:
                             entry_outcomes.append(_outcome_of(refused[place]))
                             continue
                         try:
-                            entry_outcomes.append(_run(counting, now_ns, session, command))
+                            batch.between_commands()
+                            entry_outcomes.append(_run(batch, now_ns, session, command))
                         except DamagedRecord as error:
                             raise _DamagedCommandError(place, error) from error
                 applied = Applied(index, term, now_ns)
                 outcomes.append(entry_outcomes)
-            txn.put(keys.APPLIED, records.APPLIED.encode(applied))
+            batch.flush()
+            records.APPLIED.store(txn, keys.APPLIED, applied)
             if members is not None:
-                txn.put(keys.MEMBERS, records.MEMBERS.encode(members))
+                records.MEMBERS.store(txn, keys.MEMBERS, members)
         self._applied = applied
         self._members = members or self._members
         return outcomes
@@ -195,7 +179,7 @@ class Machine:
 # --- one command --------------------------------------------------------------------------------------------
 
 
-def _run(txn: _CountingTxn, now_ns: int, session: SessionId, command: Command) -> Outcome:
+def _run(txn: BatchTxn, now_ns: int, session: SessionId, command: Command) -> Outcome:
     """Apply a command unless it was applied already. Raises DamagedRecord."""
     op = _OPS.get(command.op)
     if session == 0:
@@ -222,7 +206,7 @@ def _run(txn: _CountingTxn, now_ns: int, session: SessionId, command: Command) -
     return outcome
 
 
-def _execute(txn: _CountingTxn, context: Context, op: Op | None, body: msgspec.Raw) -> Outcome:
+def _execute(txn: BatchTxn, context: Context, op: Op | None, body: msgspec.Raw) -> Outcome:
     if op is None:
         return _outcome_of(BadMessage("there is no such operation"))
     try:
@@ -282,15 +266,15 @@ def format_store(
             raise WrongCluster(f"this store belongs to cluster {before.cluster_id.hex()}")
         return
     with store.write() as txn:
-        txn.put(keys.FORMAT, records.FORMAT.encode(records.Format(cluster_id, FORMAT_VERSION)))
+        records.FORMAT.store(txn, keys.FORMAT, records.Format(cluster_id, FORMAT_VERSION))
         for pool in pools:
-            txn.put(keys.pool(pool.id), records.POOL.encode(pool))
+            records.POOL.store(txn, keys.pool(pool.id), pool)
         cluster.store_epoch(txn, 1)
         inodes.store_counters(txn, records.Counters(next_ino=ROOT_INODE + 1, inodes=1))
         inodes.store(txn, _root(pools[0], layout, created_ns))
         if members is not None:
-            txn.put(keys.MEMBERS, records.MEMBERS.encode(members))
-        txn.put(keys.APPLIED, records.APPLIED.encode(_NOTHING_APPLIED))
+            records.MEMBERS.store(txn, keys.MEMBERS, members)
+        records.APPLIED.store(txn, keys.APPLIED, _NOTHING_APPLIED)
 
 
 def _root(pool: Pool, layout: Layout, created_ns: int) -> Inode:

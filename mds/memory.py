@@ -5,8 +5,9 @@ Rows are sealed as in the real store, so damage shows here too. The one rule: wh
 writer copies the rows first when somebody reads.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, Final
 
 from sortedcontainers import SortedDict
 
@@ -16,6 +17,8 @@ from shoalfs.mds.txn import ReadTxn, Txn
 
 class MemoryTxn:
     """A transaction over the rows; changes are undone from ``undo`` (key -> stored value before, or None)."""
+
+    decoded: Final = None
 
     def __init__(self, rows: SortedDict) -> None:
         self._rows = rows
@@ -32,6 +35,9 @@ class MemoryTxn:
     def put(self, key: bytes, value: bytes) -> None:
         self._undo.setdefault(key, self._rows.get(key))
         self._rows[key] = seal(key, value)
+
+    def put_record(self, key: bytes, record: Any, encode: Callable[[Any], bytes]) -> None:
+        self.put(key, encode(record))
 
     def delete(self, key: bytes) -> bool:
         stored = self._rows.pop(key, None)

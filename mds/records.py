@@ -13,7 +13,7 @@ import msgspec
 from shoalfs.mds.messages import Extent, Inode, Outcome, PlacementGroup, Pool, Target
 from shoalfs.mds.raft_members import Members
 from shoalfs.mds.seal import readable
-from shoalfs.mds.txn import ReadTxn
+from shoalfs.mds.txn import ReadTxn, Txn
 from shoalfs.transport.errors import DamagedRecord
 from shoalfs.transport.ids import InodeId, SessionId
 from shoalfs.transport.method import Message
@@ -111,8 +111,21 @@ class Codec(Generic[T]):
             raise DamagedRecord(f"the metadata record {readable(key)} does not decode: {error}", key) from error
 
     def load(self, txn: ReadTxn, key: bytes) -> T | None:
+        """The record, if there is one. Raises DamagedRecord."""
+        decoded = txn.decoded
+        if decoded is not None and key in decoded:
+            known: T = decoded[key]
+            return known
         value = txn.get(key)
-        return None if value is None else self.decode(key, value)
+        if value is None:
+            return None
+        record = self.decode(key, value)
+        if decoded is not None:
+            decoded[key] = record
+        return record
+
+    def store(self, txn: Txn, key: bytes, record: T) -> None:
+        txn.put_record(key, record, self.encode)
 
     def require(self, txn: ReadTxn, key: bytes) -> T:
         """A record that must be there. Raises DamagedRecord if it is not."""

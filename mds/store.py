@@ -31,7 +31,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Any, Final
 
 import lmdb
 import msgspec
@@ -68,6 +68,8 @@ class SavedMeta(Message, frozen=True):
 class LmdbTxn:
     """The Txn port over an LMDB transaction. Used by one thread, within its ``with`` block."""
 
+    decoded: Final = None
+
     def __init__(self, txn: "lmdb.Transaction[bytes]") -> None:
         self._txn = txn
 
@@ -103,6 +105,9 @@ class LmdbTxn:
             self._txn.put(key, seal(key, value))
         except lmdb.Error as error:
             raise _failed("write to", error) from error
+
+    def put_record(self, key: bytes, record: Any, encode: Callable[[Any], bytes]) -> None:
+        self.put(key, encode(record))
 
     def delete(self, key: bytes) -> bool:
         try:

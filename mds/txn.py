@@ -5,12 +5,16 @@ day over an external transactional store. Keys and values are bytes; keys are at
 plus a record's header. The limits are LMDB's; an implementation asserts them.
 """
 
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
 
 
 class ReadTxn(Protocol):
     """A consistent view of the store."""
+
+    @property
+    def decoded(self) -> dict[bytes, Any] | None:
+        """Records by key, as they are at present, if this transaction keeps any. For shoalfs.mds.records.Codec only."""
 
     def get(self, key: bytes) -> bytes | None:
         """The value, or None. Raises DamagedRecord if it does not match its checksum."""
@@ -26,6 +30,9 @@ class Txn(ReadTxn, Protocol):
     """A view that can be changed; all of it becomes visible and durable at once, or nothing."""
 
     def put(self, key: bytes, value: bytes) -> None: ...
+
+    def put_record(self, key: bytes, record: Any, encode: Callable[[Any], bytes]) -> None:
+        """Put ``encode(record)``, now or when it is needed."""
 
     def delete(self, key: bytes) -> bool:
         """Remove the key. False if it was not there."""

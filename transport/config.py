@@ -112,7 +112,7 @@ class MdsTable(_Table, frozen=True, kw_only=True):
     inline_bytes: ByteSize = ByteSize(INLINE_BYTES_DEFAULT)
     # How long a chunk that no file uses any more is kept for readers with an old extent map.
     garbage_grace_ms: Annotated[int, Meta(ge=2 * SESSION_TTL_MS)] = GARBAGE_GRACE_MS_DEFAULT
-    # False where the machines' monotonic clocks may differ by more than 15 %: each read then waits for a round of messages.
+    # False where the nodes' clocks may run apart by more than 15 %: each read then waits for a round of messages.
     read_lease: bool = True
 
     def __post_init__(self) -> None:

@@ -29,7 +29,7 @@ def open_session(txn: Txn, context: Context, request: OpenSession) -> SessionOpe
         raise Overloaded(f"the cluster has {SESSIONS_MAX} sessions already")
     session = SessionId(counters.next_session)
     row = records.SessionRow(request.nonce, request.client, context.now_ns)
-    txn.put(keys.session(session), records.SESSION.encode(row))
+    records.SESSION.store(txn, keys.session(session), row)
     txn.put(keys.nonce(request.nonce), session.to_bytes(8, "big"))
     counters = msgspec.structs.replace(counters, next_session=session + 1, sessions=counters.sessions + 1)
     inodes.store_counters(txn, counters)

@@ -22,7 +22,7 @@ def reserve_chunks(txn: Txn, context: Context, request: ReserveChunks) -> Chunks
     if first + request.count - 1 > CHUNK_SEQUENCE_MAX:
         raise PosixError(errno.ENOSPC, "all chunk numbers have been used")
     row = records.RangeRow(context.session, request.count)
-    txn.put(keys.chunk_range(first), records.RANGE.encode(row))
+    records.RANGE.store(txn, keys.chunk_range(first), row)
     txn.put(keys.chunk_range_of(context.session, first), b"")
     inodes.store_counters(txn, msgspec.structs.replace(counters, next_sequence=first + request.count))
     return ChunksReserved(first, request.count)
