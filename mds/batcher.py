@@ -19,13 +19,13 @@ from shoalfs.transport.errors import Overloaded, PosixError, ShoalError
 from shoalfs.transport.ids import SessionId
 from shoalfs.transport.limits import (
     COMMAND_BYTES_MAX,
+    COMMAND_OVERHEAD_BYTES,
     ENTRIES_IN_FLIGHT_MAX,
     ENTRY_BYTES_MAX,
     ENTRY_COMMANDS_MAX,
     PROPOSALS_QUEUED_MAX,
 )
 
-_COMMAND_OVERHEAD_BYTES = 64  # session, slot, sequence, number and array headers of one command in an entry
 _E2BIG = 7
 
 
@@ -68,7 +68,7 @@ class _Waiting:
 def take_batch(queue: deque[_Waiting]) -> list[_Waiting]:
     """The next entry's commands, in order of arrival: at most ENTRY_COMMANDS_MAX and ENTRY_BYTES_MAX together."""
     batch: list[_Waiting] = []
-    size_bytes = _COMMAND_OVERHEAD_BYTES
+    size_bytes = COMMAND_OVERHEAD_BYTES
     while queue and len(batch) < ENTRY_COMMANDS_MAX:
         if batch and size_bytes + queue[0].size_bytes > ENTRY_BYTES_MAX:
             break
@@ -127,7 +127,7 @@ class Batcher:
             raise Overloaded("the metadata service has too many operations waiting")
         submission = _Submission(done, failed, [None] * len(commands), len(commands))
         waiting = [
-            _Waiting(session, command, len(memoryview(command.body)) + _COMMAND_OVERHEAD_BYTES, submission, position)
+            _Waiting(session, command, len(memoryview(command.body)) + COMMAND_OVERHEAD_BYTES, submission, position)
             for position, command in enumerate(commands)
         ]
         if any(w.size_bytes > COMMAND_BYTES_MAX for w in waiting):

@@ -35,6 +35,7 @@ from shoalfs.mds.messages import (
     ReserveChunks,
     SessionOpened,
 )
+from shoalfs.mds.mutations import Mutations
 from shoalfs.transport.errors import (
     DeadlineExceeded,
     NotLeader,
@@ -150,6 +151,7 @@ class MdsClient:
         on_lost: Callable[[], None],
     ) -> None:
         self._leader = leader
+        self._mutations = Mutations(leader)
         self._client = client
         self._opens = opens
         self._on_lost = on_lost
@@ -194,8 +196,7 @@ class MdsClient:
         slot, seq = await slots.take()
         try:
             command = Command(slot, seq, op, msgspec.Raw(_encode(request)))
-            answer = await self._leader.call(MUTATE, Mutate(session, (command,)))
-            return _body(answer.body.outcomes[0], reply)
+            return _body(await self._mutations.carry_out(session, command), reply)
         except SessionGone:
             await self._reopen(session)
             raise
@@ -211,6 +212,12 @@ class MdsClient:
                 self._end_sequence = got.first_sequence + got.count
             self._next_sequence += 1
             return self._next_sequence - 1
+
+    async def run(self) -> None:
+        """Carry mutations and keep the session alive until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._mutations.run)
+            nursery.start_soon(self.renew_forever)
 
     async def renew_forever(self) -> None:
         """Keep the session alive until cancelled."""
@@ -281,7 +288,7 @@ async def open_session(
     opened = await _open(Leader(network, addresses, start_ms), client)
     stub = MdsClient(Leader(network, addresses, patience_ms), client, opened, opens, on_lost)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(stub.renew_forever)
+        nursery.start_soon(stub.run)
         try:
             yield stub
         finally:
