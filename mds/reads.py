@@ -8,6 +8,8 @@ import errno
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 
+import msgspec
+
 from shoalfs.mds import cluster, dentry, extents, inline, keys, layout, permission, records, xattr
 from shoalfs.mds import inode as inodes
 from shoalfs.mds import messages as m
@@ -23,12 +25,47 @@ from shoalfs.transport.limits import (
     PATH_BYTES_MAX,
     READDIR_ENTRIES_MAX,
 )
-from shoalfs.transport.method import Nothing
+from shoalfs.transport.method import Message, Nothing
 
 INODES_MAX = 1 << 48  # of one shard
 _INODE_BYTES = 224  # an encoded inode at its largest, and what goes with it in a list
 _EXTENT_BYTES = 80
 _EXTENTS_MAX = LISTING_BYTES_MAX // _EXTENT_BYTES
+
+
+# Messages as they go on the wire, with inodes that are stored records, whose checksum was compared: to decode them and
+# encode them again would be half of what a long answer costs.
+
+
+class _StoredEntry(Message, frozen=True):
+    """A DirEntry."""
+
+    cookie: int
+    name: bytes
+    inode: msgspec.Raw
+    damaged: bool = False
+
+
+class _StoredListing(Message, frozen=True):
+    """A Listing."""
+
+    entries: tuple[_StoredEntry, ...]
+    eof: bool
+
+
+class _StoredFound(Message, frozen=True):
+    """A Found."""
+
+    errno: int
+    inode: msgspec.Raw | None = None
+    data_bytes: int = 0
+
+
+class _StoredFoundMany(Message, frozen=True):
+    """A FoundMany."""
+
+    items: tuple[_StoredFound, ...]
+
 
 # --- names --------------------------------------------------------------------------------------------------
 
@@ -39,39 +76,61 @@ def lookup(txn: ReadTxn, request: m.Lookup) -> m.Entry:
 
 
 def _find(txn: ReadTxn, who: m.Credentials, parent: InodeId, name: bytes) -> m.Inode:
-    directory = dentry.search(txn, who, parent)
+    return inodes.load(txn, _number(txn, dentry.search(txn, who, parent), name))
+
+
+def _number(txn: ReadTxn, directory: m.Inode, name: bytes) -> InodeId:
+    """Where a name leads."""
     dentry.check_name(name)
     if name == b".":
-        return directory
+        return directory.ino
     if name == b"..":
-        return inodes.load(txn, directory.parent)
-    return inodes.load(txn, dentry.require(txn, directory, name).ino)
+        return directory.parent
+    return dentry.require(txn, directory, name).ino
 
 
-def lookup_many(txn: ReadTxn, request: m.LookupMany) -> tuple[m.FoundMany, bytes]:
+def lookup_many(txn: ReadTxn, request: m.LookupMany) -> tuple[_StoredFoundMany, bytes]:
     """As many of the items as fit the reply, at least one. An item's failure is its own errno."""
     if len(request.items) > LOOKUP_BATCH_MAX:
         raise BadMessage(f"at most {LOOKUP_BATCH_MAX} names are looked up at a time")
-    found: list[m.Found] = []
+    found: list[_StoredFound] = []
     payload: list[bytes] = []
     payload_bytes = 0
+    searched: dict[InodeId, m.Inode] = {}
     for parent, name in request.items[: LISTING_BYTES_MAX // _INODE_BYTES]:
-        item, data = _found(txn, request, parent, name)
+        item, data = _found(txn, request, searched, parent, name)
         payload_bytes += len(data)
         if found and payload_bytes > m.LOOKUP_MANY.reply_payload_bytes_max:
             break
         found.append(item)
         payload.append(data)
-    return m.FoundMany(tuple(found)), b"".join(payload)
+    return _StoredFoundMany(tuple(found)), b"".join(payload)
 
 
-def _found(txn: ReadTxn, request: m.LookupMany, parent: InodeId, name: bytes) -> tuple[m.Found, bytes]:
+def _found(
+    txn: ReadTxn, request: m.LookupMany, searched: dict[InodeId, m.Inode], parent: InodeId, name: bytes
+) -> tuple[_StoredFound, bytes]:
+    """``searched``: directories of this request in which ``who`` may look names up."""
     try:
-        inode = _find(txn, request.who, parent, name)
-        data = inline.load(txn, inode.ino) if request.want_data and _is_inline(inode) else b""
+        directory = searched.get(parent)
+        if directory is None:
+            directory = searched[parent] = dentry.search(txn, request.who, parent)
+        ino = _number(txn, directory, name)
+        stored = _stored_inode(txn, ino)
+        data = b""
+        if request.want_data and _is_inline(records.INODE.decode(keys.inode(ino), stored)):
+            data = inline.load(txn, ino)
     except ShoalError as error:
-        return m.Found(error.errno), b""
-    return m.Found(0, inode, len(data)), data
+        return _StoredFound(error.errno), b""
+    return _StoredFound(0, msgspec.Raw(stored), len(data)), data
+
+
+def _stored_inode(txn: ReadTxn, ino: InodeId) -> bytes:
+    """Its record as it is. Raises ESTALE, DamagedRecord."""
+    stored = txn.get(keys.inode(ino))
+    if stored is None:
+        raise PosixError(errno.ESTALE)
+    return stored
 
 
 def resolve(txn: ReadTxn, request: m.ResolvePath) -> m.Entry:
@@ -85,7 +144,7 @@ def resolve(txn: ReadTxn, request: m.ResolvePath) -> m.Entry:
     return m.Entry(inode)
 
 
-def readdir(txn: ReadTxn, request: m.ReadDir) -> m.Listing:
+def readdir(txn: ReadTxn, request: m.ReadDir) -> _StoredListing:
     """Raises ESTALE, ENOTDIR, EACCES."""
     directory = inodes.load(txn, request.ino)
     if not directory.is_dir:
@@ -94,26 +153,27 @@ def readdir(txn: ReadTxn, request: m.ReadDir) -> m.Listing:
     if not 0 <= request.cookie < keys.U64_MAX:
         raise PosixError(errno.EINVAL)
     count = max(1, min(request.count, READDIR_ENTRIES_MAX))
-    entries: list[m.DirEntry] = []
+    entries: list[_StoredEntry] = []
     size_bytes = 0
     first, (_, end) = keys.listing(directory.ino, request.cookie + 1), keys.under(b"E", directory.ino)
     for key, value in txn.range(first, end):
         row = records.LISTING.decode(key, value)
         size_bytes += len(row.name) + _INODE_BYTES
         if len(entries) == count or size_bytes > LISTING_BYTES_MAX:
-            return m.Listing(tuple(entries), eof=False)
+            return _StoredListing(tuple(entries), eof=False)
         entries.append(_dir_entry(txn, directory, keys.second_field(key), row))
-    return m.Listing(tuple(entries), eof=True)
+    return _StoredListing(tuple(entries), eof=True)
 
 
-def _dir_entry(txn: ReadTxn, directory: m.Inode, cookie: int, row: records.ListingRow) -> m.DirEntry:
+def _dir_entry(txn: ReadTxn, directory: m.Inode, cookie: int, row: records.ListingRow) -> _StoredEntry:
     """A damaged inode must not hide its name, and even less the names behind it."""
     try:
-        return m.DirEntry(cookie, row.name, inodes.load(txn, row.ino))
+        stored = _stored_inode(txn, row.ino)
     except DamagedRecord:
         kind = dentry.require(txn, directory, row.name).kind
         unknown = m.Inode(row.ino, kind, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, version=0, data_version=0)
-        return m.DirEntry(cookie, row.name, unknown, damaged=True)
+        return _StoredEntry(cookie, row.name, msgspec.Raw(records.INODE.encode(unknown)), damaged=True)
+    return _StoredEntry(cookie, row.name, msgspec.Raw(stored))
 
 
 # --- inodes -------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import errno
 
+import msgspec
 import pytest
 
 from harness.metadata import ALICE, BOB, ROOT, Metadata
@@ -50,6 +51,8 @@ def test_lookup_many(md):
     assert [i.errno for i in answer.items] == [0, E.ENOENT, 0, 0, E.ESTALE]
     assert [i.data_bytes for i in answer.items] == [1, 0, 3, 0, 0]
     assert payload == b"0222"
+    decoded = msgspec.msgpack.decode(msgspec.msgpack.encode(answer), type=m.FoundMany)
+    assert [item.inode and item.inode.size_bytes for item in decoded.items] == [1, None, 3, 3, None]
     answer, payload = md.read(reads.lookup_many, m.LookupMany(ROOT, items))
     assert (payload, answer.items[0].data_bytes) == (b"", 0)
     with pytest.raises(BadMessage):
@@ -57,8 +60,6 @@ def test_lookup_many(md):
 
 
 def test_lookup_many_ends_where_the_payload_would_be_too_large(md, monkeypatch):
-    import msgspec
-
     made = md.create(b"f")
     md.write_inline(made.ino, 0, b"x" * 100)
     import dataclasses
@@ -74,8 +75,6 @@ def test_lookup_many_ends_where_the_payload_would_be_too_large(md, monkeypatch):
 
 
 def test_a_page_of_a_listing_fits_a_message(md):
-    import msgspec
-
     from shoalfs.transport.limits import CONTROL_BYTES_MAX
 
     big = (1 << 63) - 1
@@ -88,7 +87,9 @@ def test_a_page_of_a_listing_fits_a_message(md):
 
 
 def listing(md, cookie=0, count=1000, who=ROOT, ino=ROOT_INODE):
-    return md.read(reads.readdir, m.ReadDir(who, ino, cookie, count))
+    """A page, as its reader decodes it."""
+    page = md.read(reads.readdir, m.ReadDir(who, ino, cookie, count))
+    return msgspec.msgpack.decode(msgspec.msgpack.encode(page), type=m.Listing)
 
 
 def test_listings_go_on_across_changes(md):
