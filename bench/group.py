@@ -1,6 +1,6 @@
 """What a metadata group does: real `shoal mds` processes, synced, and clients in processes of their own.
 
-    python bench/group.py [--nodes 1 3] [--in-flight 1 16 256 1000] [--seconds 3] [--directory DIR] [--json]
+    python bench/group.py [--nodes 1 3] [--in-flight 1 16 256 1000] [--seconds 3] [--inodes N] [--directory DIR] [--json]
 
 Everything runs on this machine: the nodes, one process of clients, one disk. A client is a session with a connection of
 its own; of 256 and 1,000 operations in flight 16 clients have an equal share. Latencies are the callers'.
@@ -9,7 +9,6 @@ its own; of 256 and 1,000 operations in flight 16 clients have an equal share. L
 import argparse
 import contextlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -58,9 +57,10 @@ class Nodes:
         """Of the first node's log."""
         return sum(path.stat().st_size for path in (self.directory / "1" / "log").glob("*.log"))
 
-    def resident_bytes(self) -> list[int]:
-        pages = [Path(f"/proc/{p.pid}/statm").read_text().split()[1] for p in self.processes]
-        return [int(count) * os.sysconf("SC_PAGE_SIZE") for count in pages]
+    def anonymous_bytes(self) -> int:
+        """Memory of the first node that is its own: not the mapped store, which the kernel may drop."""
+        status = Path(f"/proc/{self.processes[0].pid}/status").read_text()
+        return int(next(line for line in status.splitlines() if line.startswith("RssAnon")).split()[1]) << 10
 
     def store_bytes(self) -> int:
         return (self.directory / "1" / "store" / "data.mdb").stat().st_blocks * 512
@@ -163,6 +163,29 @@ async def creates(nodes: Nodes, in_flight: list[int], seconds: float, say: Calla
         say("log bytes per 4 KiB file", bytes=(nodes.log_bytes() - before_bytes) // (clients[0].count - before))
 
 
+async def growth(nodes: Nodes, inodes: int, say: Callable[..., None]) -> None:
+    """What so many inodes take, in memory and on disk."""
+    async with AsyncExitStack() as stack:
+        clients = await clients_of(stack, nodes, CLIENTS_MAX)
+        memory_bytes, store_bytes = nodes.anonymous_bytes(), nodes.store_bytes()
+        left = iter(range(inodes))
+
+        async def fill(client: Client) -> None:
+            for _ in left:
+                await client.create()
+
+        began = time.perf_counter()
+        async with trio.open_nursery() as nursery:
+            for number in range(1000):
+                nursery.start_soon(fill, clients[number % CLIENTS_MAX])
+        say(
+            f"{inodes:,} inodes created",
+            per_s=round(inodes / (time.perf_counter() - began)),
+            memory_mib=(nodes.anonymous_bytes() - memory_bytes) >> 20,
+            store_mib=(nodes.store_bytes() - store_bytes) >> 20,
+        )
+
+
 async def reads(nodes: Nodes, seconds: float, say: Callable[..., None]) -> None:
     async with AsyncExitStack() as stack:
         clients = await clients_of(stack, nodes, 4)
@@ -209,6 +232,7 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, nargs="*", default=[1, 3])
     parser.add_argument("--in-flight", type=int, nargs="*", default=[1, 16, 256, 1000])
     parser.add_argument("--seconds", type=float, default=3.0, help="per figure")
+    parser.add_argument("--inodes", type=int, default=0, help="create so many at the end, and print what they take")
     parser.add_argument("--directory", type=Path, default=None, help="on the disk to be measured")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
@@ -224,6 +248,8 @@ def main() -> None:
 
             trio.run(creates, nodes, arguments.in_flight, arguments.seconds, say)
             trio.run(reads, nodes, arguments.seconds, say)
+            if arguments.inodes:
+                trio.run(growth, nodes, arguments.inodes, say)
     if arguments.json:
         json.dump(rows, sys.stdout, indent=1)
         print()
