@@ -1,6 +1,6 @@
 """What a metadata group does: real `shoal mds` processes, synced, and clients in processes of their own.
 
-    python bench/group.py [--nodes 1 3] [--in-flight 1 16 256 1000] [--seconds 3] [--inodes N] [--directory DIR] [--json]
+    python bench/group.py [--nodes 1 3] [--in-flight 1 16 256 1000] [--seconds 3] [--inodes N] [--directory D] [--json]
 
 Everything runs on this machine: the nodes, one process of clients, one disk. A client is a session with a connection of
 its own; of 256 and 1,000 operations in flight 16 clients have an equal share. Latencies are the callers'.
