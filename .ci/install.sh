@@ -1,6 +1,7 @@
 # Sourced by ./demo and ./check: what both need before they start. Expects ROOT, the checkout.
 #
-# Installs Debian packages only if something is missing, and Python packages only if pyproject.toml has changed since.
+# Installs Debian packages only if something is missing, and Python packages only if pyproject.toml or the compiled part
+# has changed since.
 
 VENV="$ROOT/.venv"
 WORK="$ROOT/.shoal"
@@ -59,7 +60,7 @@ install_debian() {
 install_python() {
     local extras=$1 log="$WORK/pip.log" wanted stamp="$VENV/installed"
     find_python
-    wanted="$(sha256sum <"$ROOT/pyproject.toml" | cut -c -64) $ROOT"
+    wanted="$(cat "$ROOT"/{pyproject.toml,hatch_build.py,fs/native/*.{c,py}} | sha256sum | cut -c -64) $ROOT"
     if [ -x "$VENV/bin/shoal" ] && grep -qxF "$wanted $extras" "$stamp" 2>/dev/null; then
         return 0
     fi

@@ -13,8 +13,9 @@ there. One rule: whoever returns True from ``wait`` receives exactly one request
 import select
 from collections import deque
 
-import pyfuse3
 import trio
+
+from shoalfs.fs.fuse_binding import pyfuse3
 
 _FAIRNESS = 64  # requests after which other tasks get a turn even if more requests wait
 

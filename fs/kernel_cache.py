@@ -6,9 +6,9 @@ a handler: it is queued, and a task does it in a thread.
 
 import logging
 
-import pyfuse3
 import trio
 
+from shoalfs.fs.fuse_binding import pyfuse3
 from shoalfs.transport.ids import InodeId
 
 log = logging.getLogger("shoal.fs.kernel_cache")

@@ -8,10 +8,10 @@ what was not flushed is lost, as the contract says, and the session ends by itse
 import logging
 import os
 import socket
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Final
 
-import pyfuse3
 import trio
 
 from shoalfs.chunkserver.client import ChunkClient
@@ -19,8 +19,10 @@ from shoalfs.fs import fuse_wait
 from shoalfs.fs.attributes import AttributeCache
 from shoalfs.fs.credentials import CredentialsCache
 from shoalfs.fs.data_path import DataPath
+from shoalfs.fs.fuse_binding import native, pyfuse3
 from shoalfs.fs.handles import Handles
 from shoalfs.fs.kernel_cache import KernelCache
+from shoalfs.fs.native_ops import NativeOps
 from shoalfs.fs.operations import Operations
 from shoalfs.fs.pages import KernelPages
 from shoalfs.fs.releases import Releases
@@ -150,12 +152,12 @@ async def _serve(
 
 async def _answer_kernel(options: MountOptions, vfs: Vfs, task_status: "trio.TaskStatus[None]") -> None:
     """Take requests from the kernel until the filesystem is unmounted, from outside or because this is cancelled."""
-    operations = Operations(
-        vfs,
-        CredentialsCache(pyfuse3.get_sup_groups, trio.current_time),
-        entry_timeout_s=options.entry_timeout_ms / 1000,
-        attr_timeout_s=options.attr_timeout_ms / 1000,
-    )
+    credentials = CredentialsCache(pyfuse3.get_sup_groups, trio.current_time)
+    entry_timeout_s, attr_timeout_s = options.entry_timeout_ms / 1000, options.attr_timeout_ms / 1000
+    operations = Operations(vfs, credentials, entry_timeout_s=entry_timeout_s, attr_timeout_s=attr_timeout_s)
+    taken: AbstractAsyncContextManager[None] = nullcontext()
+    if native.shim is not None:
+        taken = NativeOps(native.shim, vfs, credentials, attr_timeout_s=attr_timeout_s).running()
     try:
         pyfuse3.init(operations, options.mountpoint, fuse_options(options))
     except RuntimeError as error:
@@ -170,12 +172,14 @@ async def _answer_kernel(options: MountOptions, vfs: Vfs, task_status: "trio.Tas
 
             async def serve() -> None:
                 with serving:
-                    await pyfuse3.main(max_tasks=_WORKERS_MAX)
+                    async with taken:
+                        await pyfuse3.main(max_tasks=_WORKERS_MAX)
                 nursery.cancel_scope.cancel()
 
             nursery.start_soon(serve)
             # In a thread, because it asks the very filesystem that this thread serves; then the mount answers.
             await trio.to_thread.run_sync(_set_read_ahead, options.mountpoint)
+            _tell_what_is_missing(options.mountpoint)
             task_status.started()
             try:
                 await trio.sleep_forever()
@@ -206,6 +210,16 @@ def _fuse_descriptor() -> int:
         except FileNotFoundError:
             continue  # the descriptor of the listing itself
     raise AssertionError("a mounted session has /dev/fuse open")
+
+
+def _tell_what_is_missing(mountpoint: str) -> None:
+    """Called when the kernel has asked for something, so that the compiled part has seen the session begin."""
+    if native.shim is None or native.shim.granted() is None:
+        log.warning(
+            "%s: the compiled part (fs/native) is not there: locks hold on this machine only; fallocate, holes, clones "
+            "and O_TMPFILE are missing: install gcc, pkg-config and libfuse3-dev, then this package again",
+            mountpoint,
+        )
 
 
 def _set_read_ahead(mountpoint: str) -> None:

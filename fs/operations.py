@@ -9,9 +9,9 @@ import logging
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-import pyfuse3
-
+from shoalfs.fs import fuse_wire as wire
 from shoalfs.fs.credentials import CredentialsCache
+from shoalfs.fs.fuse_binding import pyfuse3
 from shoalfs.fs.vfs import Caching, Vfs
 from shoalfs.mds.messages import Credentials, Inode, SetAttr
 from shoalfs.transport.errors import PosixError, ShoalError
@@ -24,8 +24,6 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _DOT, _DOTDOT = 1, 2  # readdir cookies of "." and ".."; the service's begin after them
-_SECTOR_BYTES = 512
-_BLOCK_SIZE_BYTES = 64 * 1024  # st_blksize: what stdio and cp read and write at a time
 
 
 def _handler(
@@ -83,8 +81,8 @@ class Operations(pyfuse3.Operations):
         attributes.st_gid = inode.gid
         attributes.st_rdev = inode.rdev
         attributes.st_size = inode.size_bytes
-        attributes.st_blksize = _BLOCK_SIZE_BYTES
-        attributes.st_blocks = -(-inode.used_bytes // _SECTOR_BYTES)
+        attributes.st_blksize = wire.BLOCK_SIZE_BYTES
+        attributes.st_blocks = -(-inode.used_bytes // wire.SECTOR_BYTES)
         attributes.st_atime_ns = inode.atime_ns
         attributes.st_mtime_ns = inode.mtime_ns
         attributes.st_ctime_ns = inode.ctime_ns
@@ -262,7 +260,7 @@ class Operations(pyfuse3.Operations):
     async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
         usage = await self._vfs.statfs()
         stats = pyfuse3.StatvfsData()
-        stats.f_bsize = _BLOCK_SIZE_BYTES
+        stats.f_bsize = wire.BLOCK_SIZE_BYTES
         stats.f_frsize = 4096
         stats.f_blocks = usage.capacity_bytes // stats.f_frsize
         stats.f_bfree = stats.f_bavail = usage.free_bytes // stats.f_frsize

@@ -12,6 +12,7 @@ Cancelled: any method leaves the mount usable; a mutation may or may not have be
 import errno
 import logging
 import os
+import stat
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
@@ -33,6 +34,7 @@ from shoalfs.transport.method import Message
 log = logging.getLogger("shoal.fs.vfs")
 
 _NO_XATTR = frozenset({b"system.posix_acl_access", b"system.posix_acl_default"})  # asked for by every `ls -l`
+_SET_ID = stat.S_ISUID | stat.S_ISGID
 _LAYOUT = b"trusted.shoal."  # attributes that the service makes up from the inode
 
 
@@ -321,6 +323,8 @@ class Vfs:
         handle = self._handles.file(number)
         if not handle.write:
             raise PosixError(errno.EBADF)
+        if handle.file.committed_inode.mode & _SET_ID:
+            await self._drop_set_id(handle.file.committed_inode)
         if handle.append:
             landed = await handle.file.append(data, durable=handle.sync)
             if landed != offset_bytes or self._handles.holders(handle.file.ino) > 1:
@@ -330,6 +334,13 @@ class Vfs:
         if handle.sync:
             await handle.file.flush(durable=True)
         return count
+
+    async def _drop_set_id(self, inode: m.Inode) -> None:
+        """Writing takes set-id bits away, and at once: the commit would do it too, later. The kernel leaves it to us
+        (FUSE_HANDLE_KILLPRIV_V2)."""
+        mode = inode.mode & ~(_SET_ID if inode.mode & stat.S_IXGRP else stat.S_ISUID)
+        if mode != inode.mode:
+            await self.setattr(m.SetAttr(m.ROOT_CREDENTIALS, inode.ino, mode=stat.S_IMODE(mode), by_handle=True))
 
     async def flush(self, number: int) -> None:
         """close(2), also of a duplicate: everything written is committed, or the error is returned."""

@@ -16,6 +16,7 @@ from shoalfs.transport.limits import XATTR_NAME_BYTES_MAX
 USER = b"user."
 TRUSTED = b"trusted."
 SECURITY = b"security."
+CAPABILITY = b"security.capability"
 
 
 def check_name(name: bytes) -> None:
@@ -49,6 +50,15 @@ def check_write(who: Credentials, inode: Inode, name: bytes) -> None:
     if inode.is_dir and inode.mode & stat.S_ISVTX and not permission.is_owner(who, inode):
         raise PosixError(errno.EPERM)
     permission.check(who, inode, permission.WRITE)
+
+
+def check_remove(who: Credentials, inode: Inode, name: bytes) -> None:
+    """As :func:`check_write`. But whoever writes to a file takes its capabilities away, and Linux asks for that as a
+    removal on behalf of the writer (security/commoncap.c, cap_inode_killpriv)."""
+    if name == CAPABILITY and inode.is_file:
+        permission.check(who, inode, permission.WRITE)
+    else:
+        check_write(who, inode, name)
 
 
 def visible(who: Credentials, name: bytes) -> bool:

@@ -13,7 +13,7 @@ from collections import defaultdict
 
 import msgspec
 
-from shoalfs.mds import extents, inline, keys, permission, records
+from shoalfs.mds import extents, inline, keys, privileges, records
 from shoalfs.mds import inode as inodes
 from shoalfs.mds.messages import CommitExtents, Committed, Extent, Inode, Receipt, Storage
 from shoalfs.mds.ops.commit_inline import load_file
@@ -45,10 +45,10 @@ def commit_extents(txn: Txn, context: Context, request: CommitExtents) -> Commit
     written = inodes.content_changed(
         inode,
         context.now_ns,
-        mode=permission.without_set_id(inode.mode),
         size_bytes=size_bytes,
         used_bytes=used_bytes if placed else inode.used_bytes,
         storage=Storage.EXTENTS if placed else inode.storage,
+        **privileges.dropped(txn, inode),
     )
     inodes.store(txn, written)
     first_bytes = placed[0].offset_bytes if placed else base_bytes

@@ -1,12 +1,13 @@
 """COMMIT_INLINE: write bytes into a file that lives in the metadata.
 
-Who may write was decided when the file was opened. Set-id bits go with every commit, whoever wrote: the
-command does not say on whose behalf it comes. A client that wants to set them after writing commits first.
+Who may write was decided when the file was opened. Set-id bits and capabilities go with every commit, whoever
+wrote: the command does not say on whose behalf it comes. A client that wants to set them after writing commits
+first.
 """
 
 import errno
 
-from shoalfs.mds import inline, permission
+from shoalfs.mds import inline, privileges
 from shoalfs.mds import inode as inodes
 from shoalfs.mds.messages import CommitInline, Committed, Inode, Storage
 from shoalfs.mds.ops.context import Context
@@ -26,9 +27,9 @@ def commit_inline(txn: Txn, context: Context, request: CommitInline) -> Committe
     written = inodes.content_changed(
         inode,
         context.now_ns,
-        mode=permission.without_set_id(inode.mode),
         size_bytes=size_bytes,
         used_bytes=len(after),
+        **privileges.dropped(txn, inode),
     )
     inodes.store(txn, written)
     return Committed(written, first_bytes, inode.data_version)

@@ -13,7 +13,7 @@ from shoalfs.transport.errors import PosixError
 def removexattr(txn: Txn, context: Context, request: RemoveXattr) -> Entry:
     xattr.check_name(request.name)
     inode = inodes.load(txn, request.ino)
-    xattr.check_write(request.who, inode, request.name)
+    xattr.check_remove(request.who, inode, request.name)
     key = keys.xattr(inode.ino, request.name)
     value = txn.get(key)
     if value is None:

@@ -5,7 +5,7 @@ import errno
 import stat
 from typing import Any
 
-from shoalfs.mds import extents, inline, permission
+from shoalfs.mds import extents, inline, permission, privileges
 from shoalfs.mds import inode as inodes
 from shoalfs.mds.messages import NOW, Entry, Inode, SetAttr, Storage
 from shoalfs.mds.ops.context import Context
@@ -24,6 +24,8 @@ def setattr_(txn: Txn, context: Context, request: SetAttr) -> Entry:
     _check_times(request, inode)
     _check_size(request, inode)
     fields: dict[str, Any] = {"mode": _mode_after(request, inode)}
+    if inode.is_file and (request.uid, request.gid, request.size_bytes) != (None, None, None):
+        fields |= privileges.without_capability(txn, inode)
     if request.uid is not None:
         fields["uid"] = request.uid
     if request.gid is not None:

@@ -81,3 +81,18 @@ class DirStream:
 
     def rewind(self) -> None:
         _libc.rewinddir(self._stream)
+
+
+FALLOC_FL_KEEP_SIZE = 0x01
+FALLOC_FL_PUNCH_HOLE = 0x02
+FALLOC_FL_COLLAPSE_RANGE = 0x08
+FALLOC_FL_ZERO_RANGE = 0x10
+FALLOC_FL_INSERT_RANGE = 0x20
+
+_libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long]
+
+
+def fallocate(descriptor: int, mode: int, offset_bytes: int, length_bytes: int) -> None:
+    """The system call itself; posix_fallocate(3) would write zeros where it is not supported."""
+    if _libc.fallocate(descriptor, mode, offset_bytes, length_bytes) != 0:
+        raise _failure(descriptor)

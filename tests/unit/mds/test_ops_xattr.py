@@ -74,8 +74,8 @@ WHO = [
     (BOB, b"user.a", E.EACCES, None, True),
     (ROOT, b"trusted.a", None, None, True),
     (ALICE, b"trusted.a", E.EPERM, E.ENODATA, False),
-    (ROOT, b"security.capability", None, None, True),
-    (ALICE, b"security.capability", E.EPERM, None, True),
+    (ROOT, b"security.selinux", None, None, True),
+    (ALICE, b"security.selinux", E.EPERM, None, True),
 ]
 
 
@@ -186,3 +186,27 @@ def test_only_root_sees_and_sets_a_layout_and_only_directories_have_one(md, ino)
     assert get(md, ALICE, ROOT_INODE, b"trusted.shoal.inline_bytes") == E.ENODATA
     assert set_(md, ROOT, ino, b"trusted.shoal.inline_bytes", b"1") == E.EOPNOTSUPP
     assert get(md, ROOT, ino, b"trusted.shoal.inline_bytes") == E.ENODATA
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda ino: m.CommitInline(ino, (m.Patch(0, b"x"),)),
+        lambda ino: m.SetAttr(ROOT, ino, size_bytes=3),
+        lambda ino: m.SetAttr(ROOT, ino, uid=1),
+        lambda ino: m.SetAttr(ROOT, ino, gid=1),
+    ],
+)
+def test_capabilities_go_when_the_file_changes(md, ino, change):
+    set_(md, ROOT, ino, b"user.a", b"stays")
+    set_(md, ROOT, ino, b"security.capability", b"cap")
+    after = md.do(change(ino)).inode
+    assert names(md, ROOT, ino) == (b"user.a",)
+    assert after.xattr_bytes == len(b"user.astays")
+
+
+def test_whoever_may_write_may_take_capabilities_away(md, ino):
+    for who, number in ((BOB, E.EACCES), (ALICE, None)):
+        set_(md, ROOT, ino, b"security.capability", b"cap")
+        assert outcome(md.do, m.RemoveXattr(who, ino, b"security.capability")) == number
+        assert set_(md, who, ino, b"security.capability") == E.EPERM

@@ -1,0 +1,50 @@
+"""The compiled part: what pyfuse3 lacks. ``shim`` is the extension, or None where it was not built.
+
+It has to be loaded before pyfuse3, and globally, so that pyfuse3's calls of libfuse go through it: `fs/fuse_binding.py`
+sees to the order. ``SHOAL_WITHOUT_NATIVE=1`` leaves it out, for the tests of what a mount does then.
+"""
+
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from typing import Protocol, cast
+
+WITHOUT = "SHOAL_WITHOUT_NATIVE"
+
+
+class Shim(Protocol):
+    """The functions of ``fuse_shim.c``; their docstrings are there."""
+
+    def install(
+        self,
+        take: Callable[[int, int, int, int, int, int, bytes], bool],
+        opcodes: bytes,
+        flags: int,
+        max_background: int,
+        /,
+    ) -> None: ...
+
+    def detach(self) -> None: ...
+
+    def reply(self, unique: int, error: int, body: bytes, /) -> bool: ...
+
+    def current(self) -> tuple[int, int, int, bytes] | None: ...
+
+    def granted(self) -> int | None: ...
+
+
+def _load() -> Shim | None:
+    if os.environ.get(WITHOUT):
+        return None
+    flags = sys.getdlopenflags()
+    sys.setdlopenflags(os.RTLD_NOW | os.RTLD_GLOBAL)
+    try:
+        return cast("Shim", importlib.import_module("shoalfs.fs.native._fuse_shim"))
+    except ImportError:
+        return None
+    finally:
+        sys.setdlopenflags(flags)
+
+
+shim = _load()

@@ -1,0 +1,114 @@
+"""The handlers of what pyfuse3 does not know: unpack, ask, pack, as `fs/operations.py`. No decision is made here.
+
+Requests come from the compiled part, each runs in a task of its own (so one that waits for a lock takes no worker
+away), and each is answered exactly once: also when its handler fails, is interrupted, or is cancelled because the
+mount ends. The number of tasks is bounded by the threads that call into this mount, and by LOCK_WAITS_MAX for locks.
+
+Without the compiled part there is nothing here to call: the kernel then does what it does for a filesystem without
+these operations; docs/posix.md says what.
+"""
+
+import errno
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Final
+
+import trio
+
+from shoalfs.fs import fuse_wire as wire
+from shoalfs.fs.credentials import CredentialsCache
+from shoalfs.fs.fuse_wire import InitFlags, Opcode
+from shoalfs.fs.native import Shim
+from shoalfs.fs.vfs import Vfs
+from shoalfs.mds.messages import Credentials
+from shoalfs.transport.errors import PosixError, ShoalError
+from shoalfs.transport.ids import InodeId
+
+log = logging.getLogger("shoal.fs.native_ops")
+
+_FLAGS: Final = InitFlags.HANDLE_KILLPRIV_V2
+_BACKGROUND_MAX: Final = 64  # read-ahead requests at a time; the kernel's own bound of 12 starves 1 MiB read-ahead
+
+Handler = Callable[[wire.Request], Awaitable[bytes]]
+
+
+class NativeOps:
+    """One method per operation."""
+
+    def __init__(
+        self,
+        shim: Shim,
+        vfs: Vfs,
+        credentials: CredentialsCache,
+        *,
+        attr_timeout_s: float,
+    ) -> None:
+        self._shim = shim
+        self._vfs = vfs
+        self._credentials = credentials
+        self._attr_timeout_s = attr_timeout_s
+        self._handlers: dict[int, Handler] = {
+            Opcode.STATX: self._statx,
+        }
+        self._nursery: trio.Nursery | None = None
+        # Requests that are not answered yet, and what gives each up. Invariant: a request is in here until its answer.
+        self._open: dict[int, trio.CancelScope] = {}
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Requests are taken while the block runs. At its end those that are open are answered with EIO."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            opcodes = bytes([*self._handlers, Opcode.INTERRUPT])
+            self._shim.install(self._take, opcodes, _FLAGS, _BACKGROUND_MAX)
+            try:
+                yield
+            finally:
+                nursery.cancel_scope.cancel()
+        self._shim.detach()
+
+    def _take(self, opcode: int, unique: int, ino: int, uid: int, gid: int, pid: int, body: bytes) -> bool:
+        """Called by the compiled part. False: not for us."""
+        if opcode == Opcode.INTERRUPT:
+            scope = self._open.get(wire.interrupted(body))
+            if scope is not None:
+                scope.cancel()
+            return scope is not None
+        assert self._nursery is not None
+        self._open[unique] = trio.CancelScope()
+        request = wire.Request(opcode, unique, ino, uid, gid, pid, body)
+        self._nursery.start_soon(self._carry_out, self._handlers[opcode], request)
+        return True
+
+    async def _carry_out(self, handler: Handler, request: wire.Request) -> None:
+        failure, body = errno.EIO, b""
+        try:
+            with self._open[request.unique] as scope:
+                body = await handler(request)
+                failure = 0
+            if scope.cancelled_caught:
+                failure = errno.EINTR
+        except PosixError as error:
+            failure = error.errno
+        except ShoalError as error:
+            log.warning("%s: %s: %s", Opcode(request.opcode).name, type(error).__name__, error)
+            failure = error.errno
+        finally:
+            del self._open[request.unique]
+            self._answer(request.unique, failure, body)
+
+    def _answer(self, unique: int, failure: int, body: bytes) -> None:
+        try:
+            self._shim.reply(unique, failure, b"" if failure else body)
+        except OSError as error:
+            log.warning("request %d could not be answered: %s", unique, error.strerror)
+
+    def _who(self, request: wire.Request) -> Credentials:
+        return self._credentials.of(request.pid, request.uid, request.gid)
+
+    # --- attributes --------------------------------------------------------------------------------------------------
+
+    async def _statx(self, request: wire.Request) -> bytes:
+        inode = await self._vfs.getattr(InodeId(request.ino))
+        return wire.statx(self._vfs.view(inode), self._attr_timeout_s)
