@@ -1,6 +1,7 @@
 """What this mount has open: file handles, directory handles, and how many handles there are on each inode. Pure."""
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from shoalfs.fs.file import FileData
@@ -17,6 +18,7 @@ class FileHandle:
     write: bool
     append: bool
     sync: bool  # O_SYNC or O_DSYNC: each write is followed by an fsync
+    lost: bool = False  # a lock on the file was lost while this was open: what it would read or write is unprotected
 
 
 @dataclass(slots=True)
@@ -76,6 +78,13 @@ class Handles:
 
     def dir(self, number: int) -> DirHandle:
         return self._dirs[number]
+
+    def lose(self, inos: Iterable[InodeId]) -> None:
+        """Locks on these files were lost: every handle that is open on them is of no use any more."""
+        gone = set(inos)
+        for handle in self._files.values():
+            if handle.file.ino in gone:
+                handle.lost = True
 
     def pop_file(self, number: int) -> FileHandle:
         return self._files.pop(number)

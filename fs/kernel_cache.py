@@ -36,6 +36,11 @@ class KernelCache:
         except OSError as error:
             log.debug("inode %d: the kernel knows nothing of it: %s", ino, error)
 
+    async def forgotten_pages(self, ino: InodeId) -> None:
+        """As :meth:`forget_pages`; done when this returns. Not for handlers of requests that hold pages of the file."""
+        self._stale.pop(ino, None)
+        await self._invalidate(ino)
+
     async def run(self) -> None:
         """Carry out until cancelled."""
         while True:
@@ -43,8 +48,11 @@ class KernelCache:
             self._work = trio.Event()
             while self._stale:
                 ino, _ = self._stale.popitem()
-                try:
-                    await trio.to_thread.run_sync(pyfuse3.invalidate_inode, ino, False)
-                except OSError as error:
-                    # ENOENT: it has nothing of this inode. Anything else leaves old pages until their timeout.
-                    log.debug("inode %d: the kernel did not forget it: %s", ino, error)
+                await self._invalidate(ino)
+
+    async def _invalidate(self, ino: InodeId) -> None:
+        try:
+            await trio.to_thread.run_sync(pyfuse3.invalidate_inode, ino, False)
+        except OSError as error:
+            # ENOENT: it has nothing of this inode. Anything else leaves old pages until their timeout.
+            log.debug("inode %d: the kernel did not forget it: %s", ino, error)

@@ -19,6 +19,7 @@ from shoalfs.fs import fuse_wait
 from shoalfs.fs.attributes import AttributeCache
 from shoalfs.fs.credentials import CredentialsCache
 from shoalfs.fs.data_path import DataPath
+from shoalfs.fs.file_locks import FileLocks
 from shoalfs.fs.fuse_binding import native, pyfuse3
 from shoalfs.fs.handles import Handles
 from shoalfs.fs.kernel_cache import KernelCache
@@ -123,6 +124,7 @@ async def _serve(
     task_status: "trio.TaskStatus[None]",
 ) -> None:
     """Put the parts together and run them; at the end, in the order that the module describes."""
+    session.locks.on_lost = handles.lose
     releases = Releases(session)
     kernel_cache = KernelCache()
     vfs = Vfs(
@@ -141,7 +143,7 @@ async def _serve(
         nursery.start_soon(releases.run)
         nursery.start_soon(kernel_cache.run)
         try:
-            await _answer_kernel(options, vfs, task_status)
+            await _answer_kernel(options, vfs, FileLocks(session.locks, vfs), task_status)
         finally:
             with trio.move_on_after(_FLUSH_AT_END_S, shield=True):
                 for error in await data_path.flush_all(durable=True):
@@ -150,14 +152,16 @@ async def _serve(
         nursery.cancel_scope.cancel()
 
 
-async def _answer_kernel(options: MountOptions, vfs: Vfs, task_status: "trio.TaskStatus[None]") -> None:
+async def _answer_kernel(
+    options: MountOptions, vfs: Vfs, locks: FileLocks, task_status: "trio.TaskStatus[None]"
+) -> None:
     """Take requests from the kernel until the filesystem is unmounted, from outside or because this is cancelled."""
     credentials = CredentialsCache(pyfuse3.get_sup_groups, trio.current_time)
     entry_timeout_s, attr_timeout_s = options.entry_timeout_ms / 1000, options.attr_timeout_ms / 1000
-    operations = Operations(vfs, credentials, entry_timeout_s=entry_timeout_s, attr_timeout_s=attr_timeout_s)
+    operations = Operations(vfs, locks, credentials, entry_timeout_s=entry_timeout_s, attr_timeout_s=attr_timeout_s)
     taken: AbstractAsyncContextManager[None] = nullcontext()
     if native.shim is not None:
-        taken = NativeOps(native.shim, vfs, credentials, attr_timeout_s=attr_timeout_s).running()
+        taken = NativeOps(native.shim, vfs, locks, credentials, attr_timeout_s=attr_timeout_s).running()
     try:
         pyfuse3.init(operations, options.mountpoint, fuse_options(options))
     except RuntimeError as error:

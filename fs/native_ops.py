@@ -18,16 +18,17 @@ import trio
 
 from shoalfs.fs import fuse_wire as wire
 from shoalfs.fs.credentials import CredentialsCache
+from shoalfs.fs.file_locks import FileLocks, whole_file
 from shoalfs.fs.fuse_wire import InitFlags, Opcode
 from shoalfs.fs.native import Shim
 from shoalfs.fs.vfs import Vfs
-from shoalfs.mds.messages import Credentials
+from shoalfs.mds.messages import Credentials, Lock, LockKind
 from shoalfs.transport.errors import PosixError, ShoalError
 from shoalfs.transport.ids import InodeId
 
 log = logging.getLogger("shoal.fs.native_ops")
 
-_FLAGS: Final = InitFlags.HANDLE_KILLPRIV_V2
+_FLAGS: Final = InitFlags.HANDLE_KILLPRIV_V2 | InitFlags.POSIX_LOCKS | InitFlags.FLOCK_LOCKS
 _BACKGROUND_MAX: Final = 64  # read-ahead requests at a time; the kernel's own bound of 12 starves 1 MiB read-ahead
 
 Handler = Callable[[wire.Request], Awaitable[bytes]]
@@ -40,16 +41,21 @@ class NativeOps:
         self,
         shim: Shim,
         vfs: Vfs,
+        locks: FileLocks,
         credentials: CredentialsCache,
         *,
         attr_timeout_s: float,
     ) -> None:
         self._shim = shim
         self._vfs = vfs
+        self._locks = locks
         self._credentials = credentials
         self._attr_timeout_s = attr_timeout_s
         self._handlers: dict[int, Handler] = {
             Opcode.STATX: self._statx,
+            Opcode.GETLK: self._getlk,
+            Opcode.SETLK: self._setlk,
+            Opcode.SETLKW: self._setlkw,
         }
         self._nursery: trio.Nursery | None = None
         # Requests that are not answered yet, and what gives each up. Invariant: a request is in here until its answer.
@@ -112,3 +118,29 @@ class NativeOps:
     async def _statx(self, request: wire.Request) -> bytes:
         inode = await self._vfs.getattr(InodeId(request.ino))
         return wire.statx(self._vfs.view(inode), self._attr_timeout_s)
+
+    # --- locks -------------------------------------------------------------------------------------------------------
+
+    async def _getlk(self, request: wire.Request) -> bytes:
+        asked = wire.lock(request.body)
+        found = await self._locks.test(_lock(request, asked))
+        if found is None:
+            return wire.locked(asked.start_bytes, asked.end_bytes, LockKind.UNLOCK, 0)
+        return wire.locked(found.start_bytes, found.end_bytes, found.kind, found.pid)
+
+    async def _setlk(self, request: wire.Request) -> bytes:
+        asked = wire.lock(request.body)
+        await self._locks.set(asked.handle, _lock(request, asked), wait=False)
+        return b""
+
+    async def _setlkw(self, request: wire.Request) -> bytes:
+        asked = wire.lock(request.body)
+        await self._locks.set(asked.handle, _lock(request, asked), wait=True)
+        return b""
+
+
+def _lock(request: wire.Request, asked: wire.Lock) -> Lock:
+    lock = Lock(
+        InodeId(request.ino), asked.is_flock, asked.owner, asked.start_bytes, asked.end_bytes, asked.kind, asked.pid
+    )
+    return whole_file(lock) if asked.is_flock else lock

@@ -11,7 +11,8 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from shoalfs.fs import fuse_wire as wire
 from shoalfs.fs.credentials import CredentialsCache
-from shoalfs.fs.fuse_binding import pyfuse3
+from shoalfs.fs.file_locks import FileLocks
+from shoalfs.fs.fuse_binding import native, pyfuse3
 from shoalfs.fs.vfs import Caching, Vfs
 from shoalfs.mds.messages import Credentials, Inode, SetAttr
 from shoalfs.transport.errors import PosixError, ShoalError
@@ -48,6 +49,12 @@ def _file_info(number: int, caching: Caching) -> pyfuse3.FileInfo:
     return pyfuse3.FileInfo(fh=number, keep_cache=caching.keep, direct_io=caching.direct)
 
 
+def _current() -> tuple[int, int, int, bytes] | None:
+    """The request that is being carried out, with what pyfuse3 does not tell of it. To be called before anything is
+    awaited: afterwards it is another one."""
+    return native.shim.current() if native.shim is not None else None
+
+
 class Operations(pyfuse3.Operations):
     """One method per FUSE request."""
 
@@ -56,10 +63,17 @@ class Operations(pyfuse3.Operations):
     enable_acl = False
 
     def __init__(
-        self, vfs: Vfs, credentials: CredentialsCache, *, entry_timeout_s: float, attr_timeout_s: float
+        self,
+        vfs: Vfs,
+        locks: FileLocks,
+        credentials: CredentialsCache,
+        *,
+        entry_timeout_s: float,
+        attr_timeout_s: float,
     ) -> None:
         super().__init__()
         self._vfs = vfs
+        self._locks = locks
         self._credentials = credentials
         self._entry_timeout_s = entry_timeout_s
         self._attr_timeout_s = attr_timeout_s
@@ -211,7 +225,12 @@ class Operations(pyfuse3.Operations):
 
     @_handler
     async def flush(self, fh: int) -> None:
-        await self._vfs.flush(fh)
+        current = _current()
+        try:
+            await self._vfs.flush(fh)
+        finally:
+            if current is not None:
+                await self._locks.closed(InodeId(current[2]), wire.flush_owner(current[3]))
 
     @_handler
     async def fsync(self, fh: int, datasync: bool) -> None:
@@ -219,7 +238,10 @@ class Operations(pyfuse3.Operations):
 
     @_handler
     async def release(self, fh: int) -> None:
+        current = _current()
         await self._vfs.release(fh)
+        if current is not None:
+            await self._locks.released(InodeId(current[2]), fh, wire.flock_owner_released(current[3]))
 
     # --- directories -------------------------------------------------------------------------------------------------
 

@@ -58,6 +58,9 @@ class Kernel(Protocol):
     def forget_attributes(self, ino: InodeId) -> None:
         """Forget attributes, now."""
 
+    async def forgotten_pages(self, ino: InodeId) -> None:
+        """Forget pages and attributes; done when this returns. Not in a request that holds pages."""
+
 
 class Vfs:
     """The filesystem of one mount."""
@@ -315,6 +318,8 @@ class Vfs:
         handle = self._handles.file(number)
         if not handle.read and not handle.write:
             raise PosixError(errno.EBADF)
+        if handle.lost:
+            self.check_lockable(number)
         return await handle.file.read(offset_bytes, size_bytes)
 
     async def write(self, number: int, offset_bytes: int, data: Buffer) -> int:
@@ -323,6 +328,8 @@ class Vfs:
         handle = self._handles.file(number)
         if not handle.write:
             raise PosixError(errno.EBADF)
+        if handle.lost:
+            self.check_lockable(number)
         if handle.file.committed_inode.mode & _SET_ID:
             await self._drop_set_id(handle.file.committed_inode)
         if handle.append:
@@ -375,6 +382,27 @@ class Vfs:
                 self._pages.valid_at(file.ino, file.committed_inode.data_version)
                 self._attributes.put(file.committed_inode, self._clock())
             self._releases.add(file.ino)
+
+    # --- for locks ---------------------------------------------------------------------------------------------------
+
+    def check_lockable(self, number: int) -> None:
+        """Raises PosixError(EIO) for a handle whose locks were lost: see :meth:`Handles.lose`."""
+        if self._handles.file(number).lost:
+            raise PosixError(errno.EIO, "the session with its locks was lost")
+
+    async def commit(self, ino: InodeId) -> None:
+        """Commit what this mount has written to the file."""
+        file = self._data_path.find(ino)
+        if file is not None and file.is_dirty:
+            await file.flush(durable=False)
+
+    async def revalidate(self, ino: InodeId) -> None:
+        """Know what is committed of the file now; if others have changed it, so does the kernel."""
+        file = self._data_path.find(ino)
+        before = file and file.committed_inode.data_version
+        await self.getattr(ino)
+        if file is None or file.committed_inode.data_version != before or file.is_mixed:
+            await self._kernel.forgotten_pages(ino)
 
     # --- views -------------------------------------------------------------------------------------------------------
 

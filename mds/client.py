@@ -18,6 +18,7 @@ from typing import TypeVar
 import msgspec
 import trio
 
+from shoalfs.mds.lock_client import LockClient
 from shoalfs.mds.messages import (
     GET_MAP,
     MUTATE,
@@ -157,6 +158,7 @@ class MdsClient:
         self._on_lost = on_lost
         self._reopening = trio.Lock()
         self._reserving = trio.Lock()
+        self.locks = LockClient(self)
         self._adopt(opened)
 
     def _adopt(self, opened: SessionOpened) -> None:
@@ -226,6 +228,7 @@ class MdsClient:
             session = self.session
             try:
                 reply = await self._leader.call(RENEW, Renew(session, opens))
+                await self.locks.leader_is(reply.body.term)
             except SessionGone:
                 await self._reopen(session)
                 opens = tuple(self._opens())
@@ -252,6 +255,7 @@ class MdsClient:
                 return  # another task was first
             log.error("session %d is gone: what was not committed is lost; opening a new one", lost)
             self._on_lost()
+            self.locks.session_lost()
             self._adopt(await _open(self._leader, self._client))
 
 

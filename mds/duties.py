@@ -74,7 +74,7 @@ class Duties:
         for session in self._state.sessions.expired(self._now_ms()):
             log.warning("session %d was silent for its TTL and is ended", session)
             await self._propose(m.Op.END_SESSION, [m.EndSession(session, expired=True)])
-            self._state.sessions.ended(session)
+            self._state.session_ended(session)
 
     async def _note_lost_targets(self) -> None:
         with self._store.read() as txn:

@@ -655,6 +655,96 @@ class Renewed(Message, frozen=True):
     ttl_ms: int
     map_epoch: int
     want_opens: bool  # the leader is new and does not know what this session has open
+    term: int = 0  # the leadership; a session that told its locks to another one tells them again
+
+
+# --- locks -----------------------------------------------------------------------------------------------------------
+
+LOCK_END: Final = (1 << 63) - 1
+"""The last byte of a lock to the end of the file, wherever that will be: OFFSET_MAX of Linux."""
+
+
+class LockKind(enum.IntEnum):
+    """As F_RDLCK, F_WRLCK and F_UNLCK."""
+
+    READ = 0
+    WRITE = 1
+    UNLOCK = 2
+
+
+class Lock(Message, frozen=True):
+    """A lock on bytes ``start_bytes`` to ``end_bytes`` (the last one, not the one behind it).
+
+    ``flock``: of flock(2), which knows nothing of those of fcntl(2). ``owner`` is what the kernel of the session's
+    machine calls the owner: a process, or an open file. ``pid`` is for people.
+    """
+
+    ino: InodeId
+    flock: bool
+    owner: int
+    start_bytes: int
+    end_bytes: int
+    kind: int  # LockKind
+    pid: int
+
+
+class SetLock(Message, frozen=True):
+    """Take, change or give back a lock. ``term``: the leadership to which the session last told its locks.
+
+    ``wait``: a number of the session's choice, used once: the request stays at the leader until the lock is there, or
+    for LOCK_PARK_MS. 0: do not wait.
+    """
+
+    session: SessionId
+    term: int
+    lock: Lock
+    wait: int = 0
+
+
+class GetLock(Message, frozen=True):
+    """Which lock is in the way of this one?"""
+
+    session: SessionId
+    term: int
+    lock: Lock
+
+
+class CancelLock(Message, frozen=True):
+    """Have the SetLock with this number answered now."""
+
+    session: SessionId
+    wait: int
+
+
+class TellLocks(Message, frozen=True):
+    """All locks that the session holds: for a leader that is new. Later ones to the same leader are ignored."""
+
+    session: SessionId
+    term: int
+    locks: tuple[Lock, ...]
+
+
+class LocksTold(Message, frozen=True):
+    """``lost``: files on which a lock could not be taken over, because somebody else has been given one meanwhile."""
+
+    term: int
+    lost: tuple[InodeId, ...] = ()
+
+
+class LockOutcome(enum.IntEnum):
+    DONE = 0
+    CONFLICT = 1  # ``conflict`` is in the way
+    WAITING = 2  # still not there: ask again
+    CANCELLED = 3
+    DEADLOCK = 4  # waiting would never end
+    GRACE = 5  # the leader is new and does not know all locks yet: ask again soon
+    TELL = 6  # the leader is new: tell it the session's locks, then ask again
+
+
+class LockAnswer(Message, frozen=True):
+    outcome: int  # LockOutcome
+    term: int  # the leadership that answers
+    conflict: Lock | None = None
 
 
 # --- chunkservers and operators --------------------------------------------------------------------------------------
@@ -804,6 +894,10 @@ LISTXATTR: Final = Method(111, "mds.listxattr", ListXattr, XattrNames, roles=_CL
 STATFS: Final = Method(112, "mds.statfs", StatFs, FsStat, roles=_CLIENTS)
 GET_MAP: Final = Method(113, "mds.get_map", GetMap, ClusterMap, roles=_ANY)
 RENEW: Final = Method(114, "mds.renew", Renew, Renewed, roles=_CLIENTS)
+SET_LOCK: Final = Method(115, "mds.set_lock", SetLock, LockAnswer, roles=_CLIENTS)
+GET_LOCK: Final = Method(116, "mds.get_lock", GetLock, LockAnswer, roles=_CLIENTS)
+CANCEL_LOCK: Final = Method(117, "mds.cancel_lock", CancelLock, Nothing, roles=_CLIENTS)
+TELL_LOCKS: Final = Method(118, "mds.tell_locks", TellLocks, LocksTold, roles=_CLIENTS)
 HEARTBEAT: Final = Method(120, "mds.heartbeat", Heartbeat, HeartbeatReply, roles=frozenset({CHUNKSERVER}))
 STATUS: Final = Method(130, "mds.status", GetStatus, MdsStatus, roles=_CLIENTS)
 CHECK: Final = Method(131, "mds.check", CheckNamespace, NamespaceChecked, roles=frozenset({ADMIN}))

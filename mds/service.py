@@ -16,6 +16,7 @@ import msgspec
 from shoalfs.mds import check, reads
 from shoalfs.mds import messages as m
 from shoalfs.mds.batcher import Batcher
+from shoalfs.mds.lock_service import LeaderLocks, LockService
 from shoalfs.mds.replicated import ReplicatedLog
 from shoalfs.mds.sessions import SessionTable
 from shoalfs.mds.store import LmdbStore
@@ -57,8 +58,14 @@ class LeaderState:
     reaping: set[InodeId] = field(default_factory=set)
     # Chunks that a target holds and that nobody can ever use: to be added to the garbage.
     strays: set[int] = field(default_factory=set)
+    locks: LeaderLocks = field(default_factory=LeaderLocks)
     # The leadership (Raft term) that all of this belongs to.
     term: int = 0
+
+    def session_ended(self, session: SessionId) -> None:
+        """It is fenced: what it had open and what it had locked is free."""
+        self.sessions.ended(session)
+        self.locks.ended(session)
 
 
 class MdsService:
@@ -105,6 +112,7 @@ class MdsService:
         for method, function in answers:
             service.add(method, self._reader(function), self._prompt_reader(function))
         service.add(m.MUTATE, self._mutate, self._prompt_mutate)
+        LockService(self._state.locks, self._lead, self._state.sessions.knows, self._now_ms).install(service)
 
     # --- the two ways to answer --------------------------------------------------------------------------------------
 
@@ -166,6 +174,7 @@ class MdsService:
             self._state.garbage.clear()
             self._state.strays.clear()
             self._state.reaping.clear()
+            self._state.locks.lead(term, [session for session, _ in sessions], now_ms + SESSION_TTL_MS)
             self._state.term = term
 
     # --- sessions ----------------------------------------------------------------------------------------------------
@@ -181,7 +190,7 @@ class MdsService:
 
     def _renew(self, txn: ReadTxn, request: m.Renew) -> m.Renewed:
         want_opens = self._state.sessions.renew(request.session, request.opens, self._now_ms())
-        return m.Renewed(SESSION_TTL_MS, reads.map_epoch(txn), want_opens)
+        return m.Renewed(SESSION_TTL_MS, reads.map_epoch(txn), want_opens, self._state.term)
 
     def _release(self, txn: ReadTxn, request: m.Release) -> Nothing:
         self._state.sessions.release(request.session, request.inos)
@@ -234,8 +243,9 @@ class MdsService:
             request = msgspec.msgpack.decode(command.body, type=m.OpenSession)
             opened = msgspec.msgpack.decode(outcome.body, type=m.SessionOpened)
             sessions.opened(opened.session, request.client, self._now_ms())
+            self._state.locks.opened(opened.session)
         elif command.op == m.Op.END_SESSION:
-            sessions.ended(msgspec.msgpack.decode(command.body, type=m.EndSession).session)
+            self._state.session_ended(msgspec.msgpack.decode(command.body, type=m.EndSession).session)
 
     # --- chunkservers ------------------------------------------------------------------------------------------------
 

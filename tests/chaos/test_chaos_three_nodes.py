@@ -1,5 +1,7 @@
 """Three metadata nodes: work goes on while one is gone, whichever it is, and stops without a majority."""
 
+import errno
+import fcntl
 import json
 import time
 from collections.abc import Iterator
@@ -8,6 +10,7 @@ import pytest
 
 from harness.cluster import Cluster, require_fuse
 from harness.load import Workload
+from harness.refusals import failing
 
 
 @pytest.fixture
@@ -47,3 +50,20 @@ def test_without_a_majority_work_stalls_and_nothing_that_was_acknowledged_is_los
     load.wait_progress(10)
     load.stop()
     load.verify()
+
+
+def test_locks_outlive_their_leader(cluster: Cluster):
+    path = cluster.point / "locked"
+    path.write_bytes(b"x")
+    other = cluster.mount("other") / "locked"
+    with open(path, "r+b") as mine, open(other, "r+b") as theirs:
+        fcntl.lockf(mine, fcntl.LOCK_EX, 10)
+        fcntl.flock(theirs, fcntl.LOCK_SH)
+        cluster.kill(leader_of(cluster))
+        assert failing(fcntl.lockf, theirs, fcntl.LOCK_EX | fcntl.LOCK_NB, 1) == errno.EAGAIN
+        assert failing(fcntl.flock, mine, fcntl.LOCK_EX | fcntl.LOCK_NB) == errno.EAGAIN
+        fcntl.lockf(theirs, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 10)
+        fcntl.lockf(mine, fcntl.LOCK_UN)
+        fcntl.lockf(theirs, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    cluster.umount("other")
+    cluster.up()

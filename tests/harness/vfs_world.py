@@ -44,6 +44,9 @@ class Kernel:
     def forget_attributes(self, ino: InodeId) -> None:
         self.attributes.append(ino)
 
+    async def forgotten_pages(self, ino: InodeId) -> None:
+        self.pages.append(ino)
+
 
 @dataclass
 class Client:
