@@ -9,6 +9,7 @@ import errno as E  # noqa: N812
 import stat
 from dataclasses import dataclass, field
 
+import msgspec
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -461,7 +462,7 @@ def describe(txn, node):
     }
     if inode.is_dir:
         page = reads.readdir(txn, m.ReadDir(ROOT, node.ino, 0, 1000))
-        said["entries"] = {e.name: e.inode.ino for e in page.entries}
+        said["entries"] = {e.name: msgspec.msgpack.decode(e.inode, type=m.Inode).ino for e in page.entries}
         said["size"] = inode.size_bytes
         said["parent"] = inode.parent
     elif inode.is_symlink:
