@@ -18,6 +18,7 @@ BLOCK_SIZE_BYTES: Final = 64 * 1024  # st_blksize: what stdio and cp read and wr
 class Opcode(enum.IntEnum):
     """enum fuse_opcode, as far as it is spoken here."""
 
+    SETATTR = 4
     RELEASE = 18
     FLUSH = 25
     GETLK = 31
@@ -36,6 +37,7 @@ class InitFlags(enum.IntFlag):
     """Flags of FUSE_INIT."""
 
     POSIX_LOCKS = 1 << 1
+    DONT_MASK = 1 << 6
     FLOCK_LOCKS = 1 << 10
     HANDLE_KILLPRIV_V2 = 1 << 28
 
@@ -66,12 +68,14 @@ _COPY = struct.Struct("=QQQQQQQ")
 _STATX = struct.Struct("=IIQII")
 _CREATE = struct.Struct("=IIII")
 _LOCK = struct.Struct("=QQQQIIII")
+_SETATTR_VALID = struct.Struct("=I")
 _INTERRUPT = struct.Struct("=Q")
 _FLUSH = struct.Struct("=QIIQ")
 _RELEASE = struct.Struct("=QIIQ")
 
 _RELEASE_FLOCK_UNLOCK = 1 << 1
 _LK_FLOCK = 1 << 0
+_ATIME_NOW, _MTIME_NOW = 1 << 7, 1 << 8
 
 
 class Fallocate(NamedTuple):
@@ -133,6 +137,13 @@ def tmpfile(body: bytes) -> Tmpfile:
 def lock(body: bytes) -> Lock:
     handle, owner, start, end, kind, pid, flags, _ = _unpack(_LOCK, body)
     return Lock(handle, owner, start, end, kind, pid, bool(flags & _LK_FLOCK))
+
+
+def present_times(body: bytes) -> tuple[bool, bool]:
+    """Of SETATTR: whether the time of access, and of modification, is to be the present one. What comes with it is the
+    clock of the caller's kernel, up to a tick behind."""
+    (valid,) = _unpack(_SETATTR_VALID, body)
+    return bool(valid & _ATIME_NOW), bool(valid & _MTIME_NOW)
 
 
 def interrupted(body: bytes) -> int:

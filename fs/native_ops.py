@@ -28,7 +28,12 @@ from shoalfs.transport.ids import InodeId
 
 log = logging.getLogger("shoal.fs.native_ops")
 
-_FLAGS: Final = InitFlags.HANDLE_KILLPRIV_V2 | InitFlags.POSIX_LOCKS | InitFlags.FLOCK_LOCKS
+_FLAGS: Final = (
+    InitFlags.HANDLE_KILLPRIV_V2
+    | InitFlags.POSIX_LOCKS
+    | InitFlags.FLOCK_LOCKS
+    | InitFlags.DONT_MASK  # the umask comes beside the mode: a default access control list takes its place
+)
 _BACKGROUND_MAX: Final = 64  # read-ahead requests at a time; the kernel's own bound of 12 starves 1 MiB read-ahead
 
 Handler = Callable[[wire.Request], Awaitable[bytes]]

@@ -14,10 +14,10 @@ from shoalfs.fs.credentials import CredentialsCache
 from shoalfs.fs.file_locks import FileLocks
 from shoalfs.fs.fuse_binding import native, pyfuse3
 from shoalfs.fs.vfs import Caching, Vfs
-from shoalfs.mds.messages import Credentials, Inode, SetAttr
+from shoalfs.mds.messages import NOW, Credentials, Inode, SetAttr
 from shoalfs.transport.errors import PosixError, ShoalError
 from shoalfs.transport.ids import InodeId
-from shoalfs.transport.limits import NAME_BYTES_MAX
+from shoalfs.transport.limits import NAME_BYTES_MAX, TIME_NS_MAX, TIME_NS_MIN
 
 log = logging.getLogger("shoal.fs.operations")
 
@@ -55,12 +55,26 @@ def _current() -> tuple[int, int, int, bytes] | None:
     return native.shim.current() if native.shim is not None else None
 
 
+def _present_times() -> tuple[bool, bool]:
+    """Which times the SETATTR that has just come wants set to the present. pyfuse3 does not tell, only the compiled
+    part does; without it the caller's clock is taken, which may be a tick behind a time that the service set."""
+    last = _current()
+    if last is None or last[0] != wire.Opcode.SETATTR:
+        return False, False
+    return wire.present_times(last[3])
+
+
+def _time(time_ns: int, *, now: bool) -> int:
+    """A time for the service, as near as it can be stored."""
+    return NOW if now else min(max(time_ns, TIME_NS_MIN), TIME_NS_MAX)
+
+
 class Operations(pyfuse3.Operations):
     """One method per FUSE request."""
 
     supports_dot_lookup = True
     enable_writeback_cache = False  # the kernel would own size and mtime
-    enable_acl = False
+    enable_acl = True
 
     def __init__(
         self,
@@ -141,6 +155,7 @@ class Operations(pyfuse3.Operations):
         fh: int | None,
         ctx: pyfuse3.RequestContext,
     ) -> pyfuse3.EntryAttributes:
+        atime_now, mtime_now = _present_times()
         request = SetAttr(
             who=self._who(ctx),
             ino=InodeId(inode),
@@ -148,8 +163,8 @@ class Operations(pyfuse3.Operations):
             uid=attr.st_uid if fields.update_uid else None,
             gid=attr.st_gid if fields.update_gid else None,
             size_bytes=attr.st_size if fields.update_size else None,
-            atime_ns=attr.st_atime_ns if fields.update_atime else None,
-            mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
+            atime_ns=_time(attr.st_atime_ns, now=atime_now) if fields.update_atime else None,
+            mtime_ns=_time(attr.st_mtime_ns, now=mtime_now) if fields.update_mtime else None,
             by_handle=fh is not None,
         )
         return self._pack(await self._vfs.setattr(request))
@@ -162,11 +177,12 @@ class Operations(pyfuse3.Operations):
     async def mknod(
         self, parent: int, name: bytes, mode: int, rdev: int, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
-        return self._pack(await self._vfs.mknod(self._who(ctx), InodeId(parent), name, mode & ~ctx.umask, rdev))
+        return self._pack(await self._vfs.mknod(self._who(ctx), InodeId(parent), name, mode, rdev, umask=ctx.umask))
 
     @_handler
     async def mkdir(self, parent: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
-        return self._pack(await self._vfs.mkdir(self._who(ctx), InodeId(parent), name, mode & 0o7777 & ~ctx.umask))
+        who = self._who(ctx)
+        return self._pack(await self._vfs.mkdir(who, InodeId(parent), name, mode & 0o7777, umask=ctx.umask))
 
     @_handler
     async def symlink(
@@ -207,7 +223,7 @@ class Operations(pyfuse3.Operations):
         self, parent: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
         inode, number, caching = await self._vfs.create(
-            self._who(ctx), InodeId(parent), name, mode & 0o7777 & ~ctx.umask, flags
+            self._who(ctx), InodeId(parent), name, mode & 0o7777, flags, umask=ctx.umask
         )
         return _file_info(number, caching), self._pack(inode)
 

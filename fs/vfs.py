@@ -33,7 +33,6 @@ from shoalfs.transport.method import Message
 
 log = logging.getLogger("shoal.fs.vfs")
 
-_NO_XATTR = frozenset({b"system.posix_acl_access", b"system.posix_acl_default"})  # asked for by every `ls -l`
 _SET_ID = stat.S_ISUID | stat.S_ISGID
 _LAYOUT = b"trusted.shoal."  # attributes that the service makes up from the inode
 
@@ -107,11 +106,13 @@ class Vfs:
         reply = await self._metadata.read(m.GETATTR, m.GetAttr(ino))
         return self._seen(reply.body.inode)
 
-    async def mknod(self, who: m.Credentials, parent: InodeId, name: bytes, mode: int, rdev: int) -> m.Inode:
-        return await self._change(m.Op.MKNOD, m.Mknod(who, parent, name, mode, rdev))
+    async def mknod(
+        self, who: m.Credentials, parent: InodeId, name: bytes, mode: int, rdev: int, *, umask: int = 0
+    ) -> m.Inode:
+        return await self._change(m.Op.MKNOD, m.Mknod(who, parent, name, mode, rdev, umask))
 
-    async def mkdir(self, who: m.Credentials, parent: InodeId, name: bytes, mode: int) -> m.Inode:
-        return await self._change(m.Op.MKDIR, m.Mkdir(who, parent, name, mode))
+    async def mkdir(self, who: m.Credentials, parent: InodeId, name: bytes, mode: int, *, umask: int = 0) -> m.Inode:
+        return await self._change(m.Op.MKDIR, m.Mkdir(who, parent, name, mode, umask))
 
     async def symlink(self, who: m.Credentials, parent: InodeId, name: bytes, target: bytes) -> m.Inode:
         return await self._change(m.Op.SYMLINK, m.Symlink(who, parent, name, target))
@@ -191,13 +192,21 @@ class Vfs:
         return (await self._metadata.read(m.STATFS, m.StatFs())).body
 
     async def getxattr(self, who: m.Credentials, ino: InodeId, name: bytes) -> bytes:
-        if name in _NO_XATTR or (not name.startswith(_LAYOUT) and await self._without_xattrs(ino)):
+        """As getxattr(2). Access control lists, for which the kernel asks before it checks permissions, and attributes
+        that an inode cannot have are answered from its record."""
+        if name in m.ACL_NAMES:
+            try:
+                return (await self._known(ino)).access_lists[name]
+            except KeyError:
+                raise PosixError(errno.ENODATA) from None
+        if not name.startswith(_LAYOUT) and not (await self._known(ino)).xattr_bytes:
             raise PosixError(errno.ENODATA)
         return (await self._metadata.read(m.GETXATTR, m.GetXattr(who, ino, name))).body.value
 
     async def listxattr(self, who: m.Credentials, ino: InodeId) -> tuple[bytes, ...]:
-        if await self._without_xattrs(ino):
-            return ()
+        inode = await self._known(ino)
+        if not inode.xattr_bytes:
+            return tuple(inode.access_lists)
         return (await self._metadata.read(m.LISTXATTR, m.ListXattr(who, ino))).body.names
 
     async def setxattr(self, who: m.Credentials, ino: InodeId, name: bytes, value: bytes) -> None:
@@ -207,11 +216,11 @@ class Vfs:
     async def removexattr(self, who: m.Credentials, ino: InodeId, name: bytes) -> None:
         await self._change(m.Op.REMOVEXATTR, m.RemoveXattr(who, ino, name))
 
-    async def _without_xattrs(self, ino: InodeId) -> bool:
-        """True if the inode has no extended attribute, as far as a cache of attributes may know."""
+    async def _known(self, ino: InodeId) -> m.Inode:
+        """The inode, as far as a cache of attributes may know it."""
         file = self._data_path.find(ino) if self._handles.holders(ino) else None
         inode = file.inode if file is not None else self._attributes.get(ino, self._clock())
-        return (inode or await self.getattr(ino)).xattr_bytes == 0
+        return inode or await self.getattr(ino)
 
     # --- directories -------------------------------------------------------------------------------------------------
 
@@ -247,10 +256,10 @@ class Vfs:
     # --- files -------------------------------------------------------------------------------------------------------
 
     async def create(
-        self, who: m.Credentials, parent: InodeId, name: bytes, mode: int, flags: int
+        self, who: m.Credentials, parent: InodeId, name: bytes, mode: int, flags: int, *, umask: int = 0
     ) -> tuple[m.Inode, int, Caching]:
         """open(2) with O_CREAT. Returns the inode, the handle, and what the kernel may cache."""
-        request = m.Create(who, parent, name, mode, exclusive=bool(flags & os.O_EXCL))
+        request = m.Create(who, parent, name, mode, exclusive=bool(flags & os.O_EXCL), umask=umask)
         created = await self._metadata.mutate(m.Op.CREATE, request, m.Created)
         if not created.created:
             number, caching = await self.open(who, created.inode.ino, flags)

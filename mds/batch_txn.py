@@ -31,9 +31,8 @@ class BatchTxn:
 
     def get(self, key: bytes) -> bytes | None:
         value = self._rows.get(key, _UNKNOWN)
-        if key in self._unsaved and key in self.decoded:
-            encode = self._unsaved[key]
-            assert encode is not None
+        encode = self._unsaved.get(key)
+        if encode is not None and key in self.decoded:
             return encode(self.decoded[key])
         if value is _UNKNOWN:
             found = self._below.get(key)

@@ -15,12 +15,12 @@ from collections import defaultdict
 from collections.abc import Iterator
 from itertools import pairwise
 
-from shoalfs.mds import check_totals, keys, records
+from shoalfs.mds import acl, check_totals, keys, records
 from shoalfs.mds.check_findings import Findings
 from shoalfs.mds.messages import CheckNamespace, Extent, Inode, NamespaceChecked, Storage
 from shoalfs.mds.records import Dentry
 from shoalfs.mds.txn import ReadTxn
-from shoalfs.transport.errors import DamagedRecord
+from shoalfs.transport.errors import DamagedRecord, PosixError
 from shoalfs.transport.ids import ROOT_INODE, InodeId
 from shoalfs.transport.limits import LISTING_BYTES_MAX
 
@@ -92,6 +92,7 @@ def _check_inode(txn: ReadTxn, inode: Inode, parents: list[InodeId], findings: F
     """Returns the inode's extents."""
     _check_orphan(txn, inode, findings)
     _check_xattrs(txn, inode, findings)
+    _check_acls(inode, findings)
     if inode.is_dir:
         _check_directory_links(txn, inode, parents, findings)
         _check_entries(txn, inode, findings)
@@ -220,6 +221,21 @@ def _check_xattrs(txn: ReadTxn, inode: Inode, findings: Findings) -> None:
         size_bytes += len(keys.name_of(key)) + len(value)
     if size_bytes != inode.xattr_bytes:
         findings.add("wrong-xattr-bytes", inode.ino, f"it claims {inode.xattr_bytes} bytes, there are {size_bytes}")
+
+
+def _check_acls(inode: Inode, findings: Findings) -> None:
+    """The lists are valid, where they may be, and the mode agrees."""
+    try:
+        access, default = (acl.decode(data) if data else () for data in (inode.acl, inode.default_acl))
+    except PosixError:
+        findings.add("bad-acl", inode.ino, "an access control list is no valid one")
+        return
+    if inode.acl and (inode.is_symlink or acl.is_minimal(access)):
+        findings.add("bad-acl", inode.ino, "it has an access control list that it should not have")
+    elif access and acl.permission_bits(access) != inode.mode & 0o777:
+        findings.add("bad-acl", inode.ino, f"mode {inode.mode:o} and access control list contradict each other")
+    if default and not inode.is_dir:
+        findings.add("bad-acl", inode.ino, "it has a default access control list and is no directory")
 
 
 def _extents(txn: ReadTxn, inode: Inode, findings: Findings) -> Iterator[Extent]:

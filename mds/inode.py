@@ -41,6 +41,13 @@ def content_changed(inode: Inode, now_ns: int, **fields: object) -> Inode:
     return changed(inode, now_ns, mtime_ns=now_ns, data_version=inode.data_version + 1, **fields)
 
 
+def store_changed(txn: Txn, inode: Inode, now_ns: int, **fields: object) -> Inode:
+    """Store the inode with other attributes, and return it."""
+    inode = changed(inode, now_ns, **fields)
+    store(txn, inode)
+    return inode
+
+
 def load_counters(txn: ReadTxn) -> records.Counters:
     return records.COUNTERS.require(txn, keys.COUNTERS)
 
@@ -60,7 +67,19 @@ def is_id(number: int) -> bool:
     return 0 <= number <= _ID_MAX
 
 
-def make(txn: Txn, parent: Inode, *, mode: int, uid: int, gid: int, now_ns: int, rdev: int, size_bytes: int) -> Inode:
+def make(
+    txn: Txn,
+    parent: Inode,
+    *,
+    mode: int,
+    uid: int,
+    gid: int,
+    now_ns: int,
+    rdev: int,
+    size_bytes: int,
+    acl: bytes = b"",
+    default_acl: bytes = b"",
+) -> Inode:
     """A new inode with the next number, its layout taken from ``parent``; stored and counted, not yet linked
     to."""
     counters = load_counters(txn)
@@ -86,6 +105,8 @@ def make(txn: Txn, parent: Inode, *, mode: int, uid: int, gid: int, now_ns: int,
         inline_bytes_max=parent.inline_bytes_max,
         parent=parent.ino if is_dir else InodeId(0),
         next_cookie=FIRST_COOKIE if is_dir else 0,
+        acl=acl,
+        default_acl=default_acl,
     )
     store(txn, inode)
     counters = msgspec.structs.replace(counters, next_ino=counters.next_ino + 1, inodes=counters.inodes + 1)

@@ -29,7 +29,7 @@ def read(inode: Inode, name: bytes) -> bytes:
     return b"%d" % getattr(inode, _FIELDS[name])
 
 
-def change(inode: Inode, name: bytes, value: bytes) -> dict[str, int]:
+def change(inode: Inode, name: bytes, value: bytes) -> dict[str, object]:
     """The inode's fields that setting the attribute changes. Raises EOPNOTSUPP for what is no directory or no such
     attribute, EINVAL for a value that is out of range."""
     if not inode.is_dir or name not in _FIELDS:

@@ -20,6 +20,11 @@ from shoalfs.transport.ids import ChunkId, InodeId, PgId, PoolId, SessionId, Tar
 from shoalfs.transport.limits import PAYLOAD_BYTES_MAX
 from shoalfs.transport.method import Message, Method, Nothing
 
+ACL_ACCESS: Final = b"system.posix_acl_access"
+ACL_DEFAULT: Final = b"system.posix_acl_default"
+ACL_NAMES: Final = (ACL_ACCESS, ACL_DEFAULT)
+"""Extended attributes that are fields of the inode: its access control lists."""
+
 # --- records ---------------------------------------------------------------------------------------------------------
 
 
@@ -58,7 +63,9 @@ class Inode(Message, frozen=True):
     inline_bytes_max: int = 0  # layout: the file leaves the inode when it grows past this
     parent: InodeId = InodeId(0)  # directories only: where `..` leads; the root is its own parent
     next_cookie: int = 0  # directories only: the cookie of the next new entry
-    xattr_bytes: int = 0  # sum of names and values of its extended attributes
+    xattr_bytes: int = 0  # sum of names and values of its extended attributes, without the two lists below
+    acl: bytes = b""  # access control list; empty: the mode says it all. Form and invariants: mds/acl.py
+    default_acl: bytes = b""  # directories only: what is made in it inherits this
 
     @property
     def is_dir(self) -> bool:
@@ -71,6 +78,11 @@ class Inode(Message, frozen=True):
     @property
     def is_symlink(self) -> bool:
         return stat.S_ISLNK(self.mode)
+
+    @property
+    def access_lists(self) -> dict[bytes, bytes]:
+        """Those of ACL_NAMES that the inode has, and their values."""
+        return {name: value for name, value in zip(ACL_NAMES, (self.acl, self.default_acl), strict=True) if value}
 
 
 class Extent(Message, frozen=True):
@@ -258,8 +270,9 @@ class Create(Message, frozen=True):
     who: Credentials
     parent: InodeId
     name: bytes
-    mode: int  # permission bits with the umask already taken off
+    mode: int  # permission bits
     exclusive: bool
+    umask: int = 0  # taken off the mode unless the directory has a default access control list
 
 
 class Created(Message, frozen=True):
@@ -275,6 +288,7 @@ class Mknod(Message, frozen=True):
     name: bytes
     mode: int
     rdev: int
+    umask: int = 0  # as Create
 
 
 class Mkdir(Message, frozen=True):
@@ -282,6 +296,7 @@ class Mkdir(Message, frozen=True):
     parent: InodeId
     name: bytes
     mode: int
+    umask: int = 0  # as Create
 
 
 class Symlink(Message, frozen=True):
@@ -339,7 +354,7 @@ class Renamed(Message, frozen=True):
 
 
 class SetAttr(Message, frozen=True):
-    """Change what is not None. ``*_ns`` = -1 means the leader's present time.
+    """Change what is not None. ``*_ns`` = NOW means the leader's present time; others are TIME_NS_MIN to TIME_NS_MAX.
 
     ``by_handle``: the caller holds the file open for writing (ftruncate), which replaces the permission check for
     ``size_bytes``. Truncation drops inline bytes and extents past the new size; growing makes a hole.
@@ -356,7 +371,7 @@ class SetAttr(Message, frozen=True):
     by_handle: bool = False
 
 
-NOW: Final = -1
+NOW: Final = -(1 << 63)
 """In SetAttr: the leader's time. Setting it needs write permission only, as utimensat(UTIME_NOW)."""
 
 

@@ -1,5 +1,5 @@
-"""Who may do what to an inode: mode bits, owner and groups, root, and the set-id and sticky bits, as on
-Linux. Pure.
+"""Who may do what to an inode: mode bits, access control list, owner and groups, root, and the set-id and sticky
+bits, as on Linux. Pure.
 
 Knows inodes and credentials, not the store. Root (uid 0) passes every check except executing a file without
 any execute bit; whether a client may claim to be root is decided before a request comes here.
@@ -9,6 +9,7 @@ import errno
 import stat
 from typing import Final
 
+from shoalfs.mds import acl
 from shoalfs.mds.messages import Credentials, Inode
 from shoalfs.transport.errors import PosixError
 
@@ -27,11 +28,15 @@ def is_owner(who: Credentials, inode: Inode) -> bool:
 
 
 def permits(who: Credentials, inode: Inode, mask: int) -> bool:
-    """Whether the mode bits give ``who`` all of ``mask``."""
+    """Whether the mode bits and the access control list give ``who`` all of ``mask``."""
     if who.uid == 0:
         return not mask & EXECUTE or inode.is_dir or bool(inode.mode & 0o111)
     if who.uid == inode.uid:
         granted = inode.mode >> 6
+    elif (
+        inode.acl and inode.mode & stat.S_IRWXG
+    ):  # an empty mask: Linux does not look at the list (acl_permission_check)
+        return acl.permits(acl.decode(inode.acl), who, inode.gid, mask)
     elif in_group(who, inode.gid):
         granted = inode.mode >> 3
     else:

@@ -28,7 +28,7 @@ from shoalfs.transport.limits import (
 from shoalfs.transport.method import Message, Nothing
 
 INODES_MAX = 1 << 48  # of one shard
-_INODE_BYTES = 224  # an encoded inode at its largest, and what goes with it in a list
+_ITEM_BYTES = 32  # what goes with an encoded inode in a list, beside its name
 _EXTENT_BYTES = 80
 _EXTENTS_MAX = LISTING_BYTES_MAX // _EXTENT_BYTES
 
@@ -95,12 +95,13 @@ def lookup_many(txn: ReadTxn, request: m.LookupMany) -> tuple[_StoredFoundMany, 
         raise BadMessage(f"at most {LOOKUP_BATCH_MAX} names are looked up at a time")
     found: list[_StoredFound] = []
     payload: list[bytes] = []
-    payload_bytes = 0
+    payload_bytes = size_bytes = 0
     searched: dict[InodeId, m.Inode] = {}
-    for parent, name in request.items[: LISTING_BYTES_MAX // _INODE_BYTES]:
+    for parent, name in request.items:
         item, data = _found(txn, request, searched, parent, name)
         payload_bytes += len(data)
-        if found and payload_bytes > m.LOOKUP_MANY.reply_payload_bytes_max:
+        size_bytes += len(bytes(item.inode or b"")) + _ITEM_BYTES
+        if found and (payload_bytes > m.LOOKUP_MANY.reply_payload_bytes_max or size_bytes > LISTING_BYTES_MAX):
             break
         found.append(item)
         payload.append(data)
@@ -158,10 +159,13 @@ def readdir(txn: ReadTxn, request: m.ReadDir) -> _StoredListing:
     first, (_, end) = keys.listing(directory.ino, request.cookie + 1), keys.under(b"E", directory.ino)
     for key, value in txn.range(first, end):
         row = records.LISTING.decode(key, value)
-        size_bytes += len(row.name) + _INODE_BYTES
-        if len(entries) == count or size_bytes > LISTING_BYTES_MAX:
+        if len(entries) == count:
             return _StoredListing(tuple(entries), eof=False)
-        entries.append(_dir_entry(txn, directory, keys.second_field(key), row))
+        entry = _dir_entry(txn, directory, keys.second_field(key), row)
+        size_bytes += len(row.name) + len(bytes(entry.inode)) + _ITEM_BYTES
+        if size_bytes > LISTING_BYTES_MAX:
+            return _StoredListing(tuple(entries), eof=False)
+        entries.append(entry)
     return _StoredListing(tuple(entries), eof=True)
 
 
@@ -237,6 +241,8 @@ def getxattr(txn: ReadTxn, request: m.GetXattr) -> m.XattrValue:
     """Raises ESTALE, ENODATA, EACCES, EOPNOTSUPP, ERANGE."""
     xattr.check_name(request.name)
     inode = inodes.load(txn, request.ino)
+    if request.name in inode.access_lists:
+        return m.XattrValue(inode.access_lists[request.name])
     xattr.check_read(request.who, inode, request.name)
     if layout.is_layout(request.name):
         return m.XattrValue(layout.read(inode, request.name))
@@ -250,7 +256,8 @@ def listxattr(txn: ReadTxn, request: m.ListXattr) -> m.XattrNames:
     """All names that ``who`` may see; their values may still be refused."""
     inode = inodes.load(txn, request.ino)
     names = (keys.name_of(key) for key, _ in txn.range(*keys.under(b"A", inode.ino)))
-    return m.XattrNames(tuple(name for name in names if xattr.visible(request.who, name)))
+    seen = tuple(name for name in names if xattr.visible(request.who, name))
+    return m.XattrNames((*inode.access_lists, *seen))
 
 
 # --- the cluster --------------------------------------------------------------------------------------------

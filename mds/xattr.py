@@ -2,14 +2,15 @@
 Pure.
 
 ``user.*`` is for regular files and directories and follows the mode bits; ``trusted.*`` is root's and hidden
-from others; ``security.*`` everybody may read and root may write. ``system.*`` (ACLs) is not supported.
+from others; ``security.*`` everybody may read and root may write. Of ``system.*`` there are the access control lists,
+whose rules are in mds/acl_attributes.py.
 """
 
 import errno
 import stat
 
 from shoalfs.mds import permission
-from shoalfs.mds.messages import Credentials, Inode
+from shoalfs.mds.messages import ACL_NAMES, Credentials, Inode
 from shoalfs.transport.errors import PosixError
 from shoalfs.transport.limits import XATTR_NAME_BYTES_MAX
 
@@ -23,6 +24,8 @@ def check_name(name: bytes) -> None:
     """Raises ERANGE, EOPNOTSUPP or EINVAL for what cannot be the name of an attribute."""
     if not 0 < len(name) <= XATTR_NAME_BYTES_MAX:
         raise PosixError(errno.ERANGE)
+    if name in ACL_NAMES:
+        return
     if not name.startswith((USER, TRUSTED, SECURITY)):
         raise PosixError(errno.EOPNOTSUPP)
     if (name.endswith(b".") and name.count(b".") == 1) or b"\0" in name:

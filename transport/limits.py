@@ -11,11 +11,14 @@ MIB: Final = 1024 * KIB
 # --- POSIX -----------------------------------------------------------------------------------------------------------
 NAME_BYTES_MAX: Final = 255  # Linux NAME_MAX; also 1 + 8 + 255 fits LMDB's key limit of 511
 PATH_BYTES_MAX: Final = 4095  # Linux PATH_MAX without the NUL; a symlink's target may be this long
+TIME_NS_MIN: Final = -(1 << 31) * 1_000_000_000  # what ext4 can store: 1901 to 2446; times beyond are set to these
+TIME_NS_MAX: Final = 0x3_7FFF_FFFF * 1_000_000_000
 LINK_COUNT_MAX: Final = 1_000_000  # EMLINK beyond; a u32 in the record, ext4 stops at 65,000
 FILE_SIZE_BYTES_MAX: Final = 16 * 1024 * 1024 * MIB  # 16 TiB: EFBIG beyond, as ext4
 XATTR_NAME_BYTES_MAX: Final = 255  # Linux XATTR_NAME_MAX
 XATTR_VALUE_BYTES_MAX: Final = 64 * KIB  # Linux XATTR_SIZE_MAX
 XATTR_TOTAL_BYTES_MAX: Final = 64 * KIB  # of one inode: listxattr answers with at most 64 KiB
+ACL_BYTES_MAX: Final = 4 * KIB  # one page, as Linux takes from FUSE: 511 entries; it lies in the inode record
 GROUPS_MAX: Final = 1024  # supplementary groups that a request may assert; Linux allows 65,536, NFS sends 16
 
 # --- layout ----------------------------------------------------------------------------------------------------------

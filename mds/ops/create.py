@@ -29,4 +29,5 @@ def create(txn: Txn, context: Context, request: Create) -> Created:
         return Created(inodes.load(txn, found.ino), created=False)
     dentry.check_insert(who, parent, subdirectory=False)
     mode = stat.S_IFREG | request.mode & make_entry.PERMISSION_BITS
-    return Created(make_entry.make(txn, context, who, parent, request.name, mode), created=True)
+    child = make_entry.make(txn, context, who, parent, request.name, mode, umask=request.umask)
+    return Created(child, created=True)

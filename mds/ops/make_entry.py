@@ -4,7 +4,7 @@ in."""
 import errno
 import stat
 
-from shoalfs.mds import dentry, permission
+from shoalfs.mds import acl, dentry, permission
 from shoalfs.mds import inode as inodes
 from shoalfs.mds.messages import Credentials, Inode
 from shoalfs.mds.ops.context import Context
@@ -34,12 +34,18 @@ def make(
     name: bytes,
     mode: int,
     *,
+    umask: int = 0,
     rdev: int = 0,
     size_bytes: int = 0,
 ) -> Inode:
     """Make an inode of this type and these permission bits, and link it under a name that was checked to be
-    free."""
+    free. A default access control list of ``parent`` takes the place of the umask; symlinks inherit none."""
     mode, gid = permission.inherited(who, parent, stat.S_IFMT(mode) | mode & PERMISSION_BITS)
+    access: acl.Acl = ()
+    if not parent.default_acl or stat.S_ISLNK(mode):
+        mode &= ~(umask & 0o777)
+    else:
+        access, mode = acl.inherited(acl.decode(parent.default_acl), mode)
     child = inodes.make(
         txn,
         parent,
@@ -49,6 +55,8 @@ def make(
         now_ns=context.now_ns,
         rdev=rdev,
         size_bytes=size_bytes,
+        acl=acl.encode(access),
+        default_acl=parent.default_acl if stat.S_ISDIR(mode) else b"",
     )
     inodes.store(txn, dentry.insert(txn, parent, name, child, context.now_ns))
     return child

@@ -26,4 +26,5 @@ def mknod(txn: Txn, context: Context, request: Mknod) -> Entry:
         raise PosixError(errno.EINVAL)
     rdev = request.rdev if kind in _DEVICES else 0
     mode = kind | request.mode & make_entry.PERMISSION_BITS
-    return Entry(make_entry.make(txn, context, request.who, parent, request.name, mode, rdev=rdev))
+    who, umask = request.who, request.umask
+    return Entry(make_entry.make(txn, context, who, parent, request.name, mode, umask=umask, rdev=rdev))

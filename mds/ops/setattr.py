@@ -5,14 +5,14 @@ import errno
 import stat
 from typing import Any
 
-from shoalfs.mds import extents, inline, permission, privileges
+from shoalfs.mds import acl, extents, inline, permission, privileges
 from shoalfs.mds import inode as inodes
 from shoalfs.mds.messages import NOW, Entry, Inode, SetAttr, Storage
 from shoalfs.mds.ops.context import Context
 from shoalfs.mds.ops.make_entry import PERMISSION_BITS
 from shoalfs.mds.txn import Txn
 from shoalfs.transport.errors import PosixError
-from shoalfs.transport.limits import FILE_SIZE_BYTES_MAX
+from shoalfs.transport.limits import FILE_SIZE_BYTES_MAX, TIME_NS_MAX, TIME_NS_MIN
 
 
 def setattr_(txn: Txn, context: Context, request: SetAttr) -> Entry:
@@ -26,6 +26,8 @@ def setattr_(txn: Txn, context: Context, request: SetAttr) -> Entry:
     fields: dict[str, Any] = {"mode": _mode_after(request, inode)}
     if inode.is_file and (request.uid, request.gid, request.size_bytes) != (None, None, None):
         fields |= privileges.without_capability(txn, inode)
+    if request.mode is not None and inode.acl:
+        fields["acl"] = acl.encode(acl.with_mode(acl.decode(inode.acl), request.mode))
     if request.uid is not None:
         fields["uid"] = request.uid
     if request.gid is not None:
@@ -75,6 +77,8 @@ def _check_times(request: SetAttr, inode: Inode) -> None:
     """Times of one's choice are the owner's to set; the present time is for whoever may write. A truncation
     carries the present time with it, and has its own check."""
     times = [t for t in (request.atime_ns, request.mtime_ns) if t is not None]
+    if any(t != NOW and not TIME_NS_MIN <= t <= TIME_NS_MAX for t in times):
+        raise PosixError(errno.EINVAL)
     if any(t != NOW for t in times):
         permission.check_owner(request.who, inode)
     elif times and request.size_bytes is None and not permission.is_owner(request.who, inode):

@@ -2,9 +2,9 @@
 
 import errno
 
+from shoalfs.mds import acl_attributes, keys, layout, xattr
 from shoalfs.mds import inode as inodes
-from shoalfs.mds import keys, layout, xattr
-from shoalfs.mds.messages import Entry, SetXattr, XattrFlags
+from shoalfs.mds.messages import ACL_NAMES, Entry, SetXattr, XattrFlags
 from shoalfs.mds.ops.context import Context
 from shoalfs.mds.txn import Txn
 from shoalfs.transport.errors import PosixError
@@ -18,12 +18,13 @@ def setxattr(txn: Txn, context: Context, request: SetXattr) -> Entry:
     if len(request.value) > XATTR_VALUE_BYTES_MAX:
         raise PosixError(errno.E2BIG)
     inode = inodes.load(txn, request.ino)
+    if request.name in ACL_NAMES:
+        fields = acl_attributes.change(request.who, inode, request.name, request.value)
+        return Entry(inodes.store_changed(txn, inode, context.now_ns, **fields))
     xattr.check_write(request.who, inode, request.name)
     if layout.is_layout(request.name):
         fields = layout.change(inode, request.name, request.value)
-        inode = inodes.changed(inode, context.now_ns, **fields)
-        inodes.store(txn, inode)
-        return Entry(inode)
+        return Entry(inodes.store_changed(txn, inode, context.now_ns, **fields))
     key = keys.xattr(inode.ino, request.name)
     before = txn.get(key)
     if before is not None and request.flags == XattrFlags.CREATE:
@@ -35,6 +36,4 @@ def setxattr(txn: Txn, context: Context, request: SetXattr) -> Entry:
     if xattr_bytes > XATTR_TOTAL_BYTES_MAX:
         raise PosixError(errno.ENOSPC)
     txn.put(key, request.value)
-    inode = inodes.changed(inode, context.now_ns, xattr_bytes=xattr_bytes)
-    inodes.store(txn, inode)
-    return Entry(inode)
+    return Entry(inodes.store_changed(txn, inode, context.now_ns, xattr_bytes=xattr_bytes))

@@ -211,3 +211,23 @@ def test_access_asks_for_the_caller(mnt: Path):
     assert os.access(mnt / "f", os.R_OK | os.W_OK)
     if os.geteuid() == 0:
         assert run_as(lambda: [os.access(mnt / "f", how) for how in (os.F_OK, os.R_OK)]) == [True, False]
+
+
+def test_times_that_cannot_be_stored_become_the_nearest(mnt: Path):
+    (mnt / "f").touch()
+    for time_s in (2**35, 2**40, 2**62, -(2**40), -(2**62)):
+        os.utime(mnt / "f", (time_s, time_s))
+        stored = (mnt / "f").stat().st_mtime
+        assert abs(stored) <= abs(time_s)
+        assert stored > 2**31 if time_s > 0 else stored <= -(2**31)
+    os.utime(mnt / "f", ns=(-1, -1))  # a nanosecond before the epoch is a time like others
+    assert (mnt / "f").stat().st_mtime_ns == -1
+
+
+def test_the_present_time_is_never_before_what_was_made_earlier(mnt: Path):
+    for number in range(50):
+        made = mnt / f"f{number}"
+        made.touch()
+        before = made.stat().st_mtime_ns
+        os.utime(made)
+        assert made.stat().st_mtime_ns >= before

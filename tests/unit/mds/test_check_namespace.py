@@ -6,13 +6,24 @@ import msgspec
 import pytest
 
 from harness.metadata import ROOT, Metadata
-from shoalfs.mds import check, check_findings, keys, records
+from shoalfs.mds import acl, check, check_findings, keys, records
 from shoalfs.mds import messages as m
 from shoalfs.mds.check import check_namespace
 from shoalfs.mds.seal import seal
 from shoalfs.transport.ids import ROOT_INODE, ChunkId, InodeId, SessionId
 
 replace = msgspec.structs.replace
+
+T = acl.Tag
+NAMED_USER = acl.encode(
+    (
+        acl.AclEntry(T.USER_OBJ, 7),
+        acl.AclEntry(T.USER, 7, 1000),
+        acl.AclEntry(T.GROUP_OBJ, 7),
+        acl.AclEntry(T.MASK, 0),
+        acl.AclEntry(T.OTHER, 4),
+    )
+)
 
 
 class World(Metadata):
@@ -100,6 +111,14 @@ FAULTS = {
     # name: (what is done, {kinds that must be found}, attribute of the inode that is named; None: no inode)
     "nlink of a file": (lambda w: w.inode(w.f, nlink=2), {"wrong-nlink"}, "f"),
     "nlink of a directory": (lambda w: w.inode(w.d, nlink=5), {"wrong-nlink"}, "d"),
+    "no access control list": (lambda w: w.inode(w.f, acl=b"\2\0\0\0"), {"bad-acl"}, "f"),
+    "list that says another mode": (lambda w: w.inode(w.f, acl=NAMED_USER), {"bad-acl"}, "f"),
+    "list that the mode can say": (
+        lambda w: w.inode(w.f, acl=acl.encode(acl.decode(NAMED_USER)[::2])),
+        {"bad-acl"},
+        "f",
+    ),
+    "default list of a file": (lambda w: w.inode(w.f, default_acl=NAMED_USER), {"bad-acl"}, "f"),
     "removed, but named": (lambda w: w.inode(w.sub, nlink=0), {"wrong-nlink", "orphan-not-listed"}, "sub"),
     "no name": (lambda w: w.inode(w.orphan, nlink=1), {"unreachable-inode", "linked-orphan"}, "orphan"),
     "no orphan row": (

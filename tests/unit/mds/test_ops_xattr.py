@@ -58,7 +58,7 @@ def names(md, who, ino):
         (b"user.a\0b", E.EINVAL),
         (b"noname", E.EOPNOTSUPP),
         (b"other.a", E.EOPNOTSUPP),
-        (b"system.posix_acl_access", E.EOPNOTSUPP),
+        (b"system.posix_acl_other", E.EOPNOTSUPP),
     ],
 )
 def test_names(md, ino, name, number):
