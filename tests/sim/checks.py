@@ -20,12 +20,6 @@ class LogView(Protocol):
     def entries(self) -> list[tuple[bytes, int, int]]: ...
 
 
-class Reference(Protocol):
-    """Applies entries one by one, and says what the state is then."""
-
-    def digest_after(self, entry: LoggedEntry, members: Members | None) -> int: ...
-
-
 class Promises:
     """Everything that any member ever did, and the contradictions in it."""
 

@@ -1,26 +1,13 @@
-"""Which histories are run, and where their files are.
+"""The simulated disks of a test."""
 
-SHOAL_SIM_SEEDS=200 runs more histories than the default, SHOAL_SIM_FIRST=200 begins elsewhere; a failure prints the
-line that repeats it.
-"""
-
-import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from sim.bounds import small_bounds
-
-SEEDS = range(int(os.environ.get("SHOAL_SIM_FIRST", "0")), int(os.environ.get("SHOAL_SIM_SEEDS", "20")))
-
-
-def simulated_disk() -> Path:
-    """A new directory, in memory if there is such a place."""
-    shared = Path("/dev/shm")
-    return Path(tempfile.mkdtemp(prefix="raft-", dir=shared if shared.is_dir() else None))
+from sim.seeds import simulated_disk
 
 
 @pytest.fixture

@@ -3,7 +3,8 @@
 What a crash leaves of one is an ``Image``: as of the last checkpoint after a power loss, all of it after a kill.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,11 +12,11 @@ import xxhash
 from sortedcontainers import SortedDict
 
 from shoalfs.mds.machine import Layout, Machine, OnDamage, format_store
-from shoalfs.mds.memory import MemoryStore
+from shoalfs.mds.memory import MemoryStore, MemoryTxn
 from shoalfs.mds.messages import Pool
 from shoalfs.mds.raft_members import Members
+from shoalfs.mds.txn import Txn
 from shoalfs.transport.ids import NodeId, PoolId
-from sim.broken import Broken
 from sim.checks import Promises
 
 LoggedEntry = tuple[int, int, bytes]
@@ -84,23 +85,26 @@ class CheckpointStore(MemoryStore):
     """The store in memory, with a copy that counts as being on disk, and a digest of all rows that costs no pass over
     them."""
 
-    def __init__(self, rows: SortedDict | None = None) -> None:
+    def __init__(self, rows: Mapping[bytes, bytes] | None = None) -> None:
         super().__init__()
         if rows is not None:
             self.rows = SortedDict(rows)
         self.digest = 0
         for key, value in self.rows.items():
             self.digest ^= _row(key, value)
-        self.on_disk: tuple[int, int, SortedDict] = (0, 0, SortedDict(self.rows))
+        self.on_disk = Image(0, 0, dict(self.rows))
 
-    def note_changed(self, before: SortedDict) -> None:
-        """Rows are what they are now; they were ``before``, of the keys that were written."""
-        for key, old in before.items():
+    @contextmanager
+    def write(self) -> Iterator[Txn]:
+        with super().write() as txn:
+            yield txn
+        assert isinstance(txn, MemoryTxn)
+        for key, old in txn._undo.items():
             new = self.rows.get(key)
             self.digest ^= (0 if old is None else _row(key, old)) ^ (0 if new is None else _row(key, new))
 
     def durable_applied(self) -> int:
-        return self.on_disk[0]
+        return self.on_disk.index
 
 
 def _row(key: bytes, value: bytes) -> int:
@@ -122,12 +126,10 @@ class StoreMachine:
             self.store = fresh_store(promises.founders)
         else:
             self.store = CheckpointStore(image.content)
-            self.store.on_disk = (image.index, image.term, SortedDict(image.content))
+            self.store.on_disk = image
         self._machine = Machine(self.store, OnDamage.STOP)
-        self._term = image.term if image else 0
+        self._term = self.store.on_disk.term
         self._begun = self.store.on_disk
-        if image is not None and self._machine.applied_index != image.index:
-            raise Broken(f"node {node}: a store of entry {image.index} says {self._machine.applied_index}")
 
     @property
     def applied_index(self) -> int:
@@ -139,30 +141,20 @@ class StoreMachine:
 
     def apply(self, entries: Sequence[LoggedEntry], members: Members | None = None) -> list[Any]:
         self._promises.applies(self._node, self.applied_index, entries, members)
-        before = SortedDict(self.store.rows)
         outcomes = self._machine.apply(entries, members)
-        self._digest_changes(before)
         self._term = entries[-1][1]
         self._promises.state_is(self._node, self.applied_index, self.store.digest)
         return outcomes
-
-    def _digest_changes(self, before: SortedDict) -> None:
-        rows = self.store.rows
-        changed = {k: before.get(k) for k, v in rows.items() if before.get(k) is not v}
-        changed |= {k: v for k, v in before.items() if k not in rows}
-        self.store.note_changed(changed)
 
     def durable_index(self) -> int:
         return self.store.durable_applied()
 
     def make_checkpoint(self) -> None:
         self.store.on_disk = self._begun
-        self._begun = (self.applied_index, self._term, SortedDict(self.store.rows))
+        self._begun = self.image(durable=False)
 
     def image(self, *, durable: bool) -> Image:
-        if durable:
-            return Image(*self.store.on_disk)
-        return Image(self.applied_index, self._term, SortedDict(self.store.rows))
+        return self.store.on_disk if durable else Image(self.applied_index, self._term, dict(self.store.rows))
 
     def digest(self) -> object:
         return self.store.digest

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from sim.broken import Broken
-from sim.conftest import SEEDS
+from sim.seeds import SEEDS
 from sim.members_run import KINDS, history
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sim.broken import Broken
-from sim.conftest import SEEDS
+from sim.seeds import SEEDS
 from sim.faults import KINDS
 from sim.raft_run import history
 from sim.world import World
