@@ -23,8 +23,9 @@ class LogView(Protocol):
 class Promises:
     """Everything that any member ever did, and the contradictions in it."""
 
-    def __init__(self, founders: Members) -> None:
+    def __init__(self, founders: Members, *, entries_are_unique: bool = True) -> None:
         self.founders = founders
+        self._entries_are_unique = entries_are_unique
         self.leaders: dict[int, NodeId] = {}  # by term
         self.history: dict[int, LoggedEntry] = {}  # by index, as the first member applied it
         self.members: dict[int, Members] = {}  # that were applied, by the index of their entry
@@ -36,11 +37,22 @@ class Promises:
         known = [members for at, members in self.members.items() if at <= index]
         return max(known, key=lambda members: members.index, default=None)
 
-    def leads(self, node: NodeId, term: int) -> None:
-        """At most one in a term."""
-        first = self.leaders.setdefault(term, node)
-        if first != node:
+    def leads(self, node: NodeId, term: int, log: LogView) -> None:
+        """At most one in a term; and its log has everything that was applied anywhere (leader completeness)."""
+        first = self.leaders.get(term)
+        if first is None:
+            self.leaders[term] = node
+            self._check_complete(node, log)
+        elif first != node:
             raise Broken(f"{first} and {node} both lead term {term}")
+
+    def _check_complete(self, node: NodeId, log: LogView) -> None:
+        base, newest = log.entries[0][1], len(self.history)
+        if log.entries[-1][1] < newest:
+            raise Broken(f"node {node} leads with a log to {log.entries[-1][1]}, and {newest} is applied")
+        for index in range(base + 1, newest + 1):
+            if log.entries[index - base][2] != self.history[index][1]:
+                raise Broken(f"node {node} leads with another entry {index} than the one that is applied")
 
     def applies(
         self, node: NodeId, applied_index: int, entries: Sequence[LoggedEntry], members: Members | None
@@ -54,7 +66,7 @@ class Promises:
                 raise Broken(f"node {node} applies {index} where {expected} comes next")
             if self.history.setdefault(index, entry) != entry:
                 raise Broken(f"node {node} applies {entry} where another applied {self.history[index]}")
-            if command and self._seen.setdefault(command, index) != index:
+            if self._entries_are_unique and command and self._seen.setdefault(command, index) != index:
                 raise Broken(f"{command!r} is applied at {index} and at {self._seen[command]}")
 
     def state_is(self, node: NodeId, index: int, digest: int) -> None:

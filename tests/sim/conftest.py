@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import median
 
 import pytest
 
@@ -16,3 +17,17 @@ def directory() -> Iterator[Path]:
     with small_bounds():
         yield path
     shutil.rmtree(path)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How many histories it took to find the planted bugs."""
+    counts = [
+        value
+        for report in terminalreporter.getreports("passed")
+        for name, value in report.user_properties
+        if name == "histories"
+    ]
+    if counts:
+        terminalreporter.write_line(
+            f"{len(counts)} planted bugs found: after {median(counts):g} histories in the median, {max(counts)} at most"
+        )

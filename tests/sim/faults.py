@@ -29,7 +29,7 @@ class Faults:
         world, chance = self.world, self.world.chance
         process = world.processes[chance.choice(world.nodes)]
         kind = chance.choice(self.kinds)
-        world.met[kind] += 1
+        world.met[f"fault: {kind}"] += kind != "disk"
         if kind in ("kill", "power") and process.up:
             process.stop(power=kind == "power")
             world.at(world.now + chance.uniform(0.01, 1.2), process.start)

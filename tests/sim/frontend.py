@@ -49,8 +49,6 @@ _Waiting = tuple[SessionId, m.Command, Respond]
 class Frontend:
     """Of one life of one process."""
 
-    checks_after_reading = True  # a switch for planted bugs
-
     def __init__(self, process: "Process", *, has_lease: bool) -> None:
         self._process = process
         self._has_lease = has_lease
@@ -60,7 +58,7 @@ class Frontend:
 
     # --- mutations ------------------------------------------------------------------------------------------
     def mutate(self, session: SessionId, command: m.Command, respond: Respond) -> None:
-        self._once_it_serves(respond, lambda: self._enqueue(session, command, respond))
+        self._once_it_serves(respond, lambda _: self._enqueue(session, command, respond))
 
     def _enqueue(self, session: SessionId, command: m.Command, respond: Respond) -> None:
         self._queue.append((session, command, respond))
@@ -105,13 +103,12 @@ class Frontend:
 
     # --- reads ----------------------------------------------------------------------------------------------
     def read(self, request: Any, respond: Respond) -> None:
-        self._once_it_serves(respond, lambda: self._read(request, respond))
+        self._once_it_serves(respond, lambda since: self._read(request, respond, since))
 
-    def _read(self, request: Any, respond: Respond) -> None:
+    def _read(self, request: Any, respond: Respond, since: float) -> None:
         """Between the look at the lease and the reading, the process may be stalled for any time."""
         process = self._process
         chance = process.world.chance
-        began = process.now
 
         def look() -> None:
             machine = process.machine
@@ -122,7 +119,7 @@ class Frontend:
                 except ShoalError as error:
                     answer = (wire_code(error), None)
             reply = Reply(answer, machine.applied_index)
-            if not self.checks_after_reading or self._may_serve(began):
+            if self._may_serve(since):
                 respond(reply)
             else:
                 self.read(request, respond)
@@ -133,8 +130,8 @@ class Frontend:
         guard, now = self._process.guard, self._process.now
         return guard.may_serve_reads(now) if self._has_lease else guard.confirmed_at(now) >= since
 
-    def _once_it_serves(self, respond: Respond, action: Callable[[], None]) -> None:
-        """As MdsService._lead and RaftNode.read_barrier."""
+    def _once_it_serves(self, respond: Respond, action: Callable[[float], None]) -> None:
+        """As MdsService._lead and RaftNode.read_barrier. ``action`` gets the moment at which this began."""
         process = self._process
         since = process.now
 
@@ -142,7 +139,7 @@ class Frontend:
             if not process.guard.is_leader:
                 respond(Reply(None, error=NotLeader, hint=process.guard.leader))
             elif self._may_serve(since):
-                action()
+                action(since)
             else:
                 process.guard.ask_round(process.now)
                 process.later(_LOOK_AGAIN_SECONDS, look)

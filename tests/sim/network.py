@@ -45,22 +45,22 @@ class Network:
         copies = 1
         if chance.random() < self.doubling:
             copies = 2
-            met["repeated"] += 1
+            met["message repeated"] += 1
         for _ in range(copies):
             if chance.random() < self.loss:
-                met["lost"] += 1
+                met["message lost"] += 1
                 continue
             delay = chance.uniform(0.0002, 0.004)
             if chance.random() < self.loss:
                 delay += chance.uniform(0.0, 1.0)
-                met["late"] += 1
+                met["message late"] += 1
             self._events.at(self._events.now + delay, lambda: self._arrive(sender, receiver, deliver))
 
     def _arrive(self, sender: int, receiver: int, deliver: Callable[[], None]) -> None:
         if (sender, receiver) in self.cut:
-            self.met["cut off"] += 1
+            self.met["message cut off"] += 1
             return
-        self.met["carried"] += 1
+        self.met["message carried"] += 1
         deliver()
 
     def is_open(self, one: int, other: int) -> bool:

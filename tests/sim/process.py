@@ -191,7 +191,7 @@ class Process:
             if done is not None:
                 done(applied)
         if self.guard.is_leader:
-            world.promises.leads(self.node, self.guard.term)
+            world.promises.leads(self.node, self.guard.term, self.journal)
         world.settled(self)
         if self.up and self.batch is None and (batch := self.journal.take_batch()) is not None:
             self.batch = batch

@@ -9,6 +9,7 @@ from sim.check_exactly_once import check_exactly_once
 from sim.check_registers import check_registers
 from sim.check_store import check_store
 from sim.check_witness import check_witness
+from sim.checks import Promises
 from sim.client import Client
 from sim.faults import Faults, heal
 from sim.frontend import Frontend
@@ -27,9 +28,13 @@ class StoreWorld(World):
         self.frontends: dict[NodeId, Frontend] = {}
         self.has_lease = seed % 4 != 3  # the rest reads by a read index
         super().__init__(seed, directory, size=size, loss=loss)
-        self.rate = self.chance.choice([10.0, 40.0])  # of calls in each slot, per second
+        self.rate = self.chance.choice([15.0, 60.0])  # of calls in each slot, per second
         workload = Workload(self.chance)
         self.clients = [Client(self, number, workload) for number in range(self.chance.randrange(2, 5))]
+
+    def make_promises(self) -> Promises:
+        """A client's repetition that arrives in the same nanosecond makes an equal entry."""
+        return Promises(self.founders, entries_are_unique=False)
 
     def make_machine(self, node: NodeId, image: Image | None) -> SimulatedMachine:
         return StoreMachine(self.promises, node, image)
@@ -74,7 +79,7 @@ def cut_clients(world: StoreWorld) -> None:
         pairs = {(client, node), (node, client)}
         if chance.random() < 0.5:
             pairs = {chance.choice(sorted(pairs))}
-        world.met["client cut off"] += 1
+        world.met["fault: client cut off"] += 1
         world.network.cut |= pairs
         world.at(world.now + chance.uniform(0.05, 1.0), lambda: world.network.cut.difference_update(pairs))
         if world.network.loss:

@@ -217,12 +217,28 @@ def test_ids_that_are_wrong(content: bytes, appends: list[Call]) -> None:
 
 
 # --- Raft ---------------------------------------------------------------------------------------------------
+class Log:
+    def __init__(self, *entries: tuple[bytes, int, int]) -> None:
+        self.entries = list(entries)
+
+
 def test_two_leaders_of_a_term() -> None:
     promises = Promises(TRIO)
-    promises.leads(NodeId(1), 4)
-    promises.leads(NodeId(2), 5)
+    log = Log((b"", 0, 0))
+    promises.leads(NodeId(1), 4, log)
+    promises.leads(NodeId(2), 5, log)
     with pytest.raises(Broken, match="both lead term 4"):
-        promises.leads(NodeId(2), 4)
+        promises.leads(NodeId(2), 4, log)
+
+
+@pytest.mark.parametrize("entries", [[], [(b"a", 1, 1)], [(b"a", 1, 1), (b"x", 2, 2)]], ids=["empty", "short", "other"])
+def test_a_leader_that_lacks_what_is_applied(entries: list[tuple[bytes, int, int]]) -> None:
+    promises = Promises(TRIO)
+    promises.applies(NodeId(1), 0, [(1, 1, b"a"), (2, 1, b"c")], None)
+    promises.leads(NodeId(1), 1, Log((b"", 0, 0), (b"a", 1, 1), (b"c", 2, 1)))
+    promises.leads(NodeId(1), 2, Log((b"", 2, 1)))
+    with pytest.raises(Broken, match="leads with"):
+        promises.leads(NodeId(2), 3, Log((b"", 0, 0), *entries))
 
 
 @pytest.mark.parametrize(
@@ -241,11 +257,6 @@ def test_states_must_agree() -> None:
     promises.state_is(NodeId(2), 3, 7)
     with pytest.raises(Broken, match="another state at 3"):
         promises.state_is(NodeId(3), 3, 8)
-
-
-class Log:
-    def __init__(self, *entries: tuple[bytes, int, int]) -> None:
-        self.entries = list(entries)
 
 
 def test_logs_must_match() -> None:

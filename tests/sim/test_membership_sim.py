@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from sim.broken import Broken
-from sim.seeds import SEEDS
 from sim.members_run import KINDS, history
+from sim.seeds import SEEDS
 
 
 @pytest.mark.parametrize("kinds", KINDS)

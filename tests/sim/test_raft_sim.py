@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from sim.broken import Broken
-from sim.seeds import SEEDS
 from sim.faults import KINDS
 from sim.raft_run import history
+from sim.seeds import SEEDS
 from sim.world import World
 
 

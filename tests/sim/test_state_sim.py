@@ -38,7 +38,7 @@ def test_much_happens(directory: Path) -> None:
     assert sum(world.installed for world in worlds) >= 3
     assert sum(world.met["given up"] for world in worlds) >= 3
     assert sum(world.met["attempt timed out"] for world in worlds) >= 10
-    assert sum(world.met["repeated"] for world in worlds) >= 50
+    assert sum(world.met["message repeated"] for world in worlds) >= 50
     answers = {call.answer[0] for world in worlds for call in world.calls if call.answer is not None}
     assert {0, 2, 17, 39, 61} <= answers, "ENOENT, EEXIST, ENOTEMPTY and ENODATA are met"
 

@@ -27,7 +27,7 @@ class World(Events):
         self.nodes = [NodeId(n) for n in range(1, size + 1)]
         self.network = Network(self, self.chance, loss)
         self.founders: Members = founders(Member(n, f"peer-{n}", f"client-{n}") for n in self.nodes)
-        self.promises = Promises(self.founders)
+        self.promises = self.make_promises()
         self.met: Counter[str] = self.network.met  # faults, by kind
         self.acknowledged: dict[bytes, int] = {}
         self.reads = 0
@@ -47,6 +47,9 @@ class World(Events):
         if node not in self.nodes:
             self.nodes.append(node)
         return process
+
+    def make_promises(self) -> Promises:
+        return Promises(self.founders)
 
     def make_machine(self, node: NodeId, image: Image | None) -> SimulatedMachine:
         return ListMachine(self.promises, node, image)
