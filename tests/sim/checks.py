@@ -38,21 +38,23 @@ class Promises:
         return max(known, key=lambda members: members.index, default=None)
 
     def leads(self, node: NodeId, term: int, log: LogView) -> None:
-        """At most one in a term; and its log has everything that was applied anywhere (leader completeness)."""
+        """At most one in a term; and its log has everything that was applied in earlier ones (leader completeness). One
+        that learns late that it won knows nothing of later terms."""
         first = self.leaders.get(term)
         if first is None:
             self.leaders[term] = node
-            self._check_complete(node, log)
+            self._check_complete(node, term, log)
         elif first != node:
             raise Broken(f"{first} and {node} both lead term {term}")
 
-    def _check_complete(self, node: NodeId, log: LogView) -> None:
-        base, newest = log.entries[0][1], len(self.history)
-        if log.entries[-1][1] < newest:
-            raise Broken(f"node {node} leads with a log to {log.entries[-1][1]}, and {newest} is applied")
-        for index in range(base + 1, newest + 1):
-            if log.entries[index - base][2] != self.history[index][1]:
-                raise Broken(f"node {node} leads with another entry {index} than the one that is applied")
+    def _check_complete(self, node: NodeId, term: int, log: LogView) -> None:
+        base, last = log.entries[0][1], log.entries[-1][1]
+        for index in range(base + 1, len(self.history) + 1):
+            entry_term = self.history[index][1]
+            if entry_term < term and (index > last or log.entries[index - base][2] != entry_term):
+                raise Broken(
+                    f"node {node} leads term {term} without entry {index} of term {entry_term}, an applied one"
+                )
 
     def applies(
         self, node: NodeId, applied_index: int, entries: Sequence[LoggedEntry], members: Members | None
