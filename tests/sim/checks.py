@@ -38,12 +38,13 @@ class Promises:
         return max(known, key=lambda members: members.index, default=None)
 
     def leads(self, node: NodeId, term: int, log: LogView) -> None:
-        """At most one in a term; and its log has everything that was applied in earlier ones (leader completeness). One
-        that learns late that it won knows nothing of later terms."""
+        """At most one in a term; its log has everything that was committed in earlier ones (leader completeness). One
+        that learns late that it won, after another led a later term, knows nothing of what that one committed."""
         first = self.leaders.get(term)
         if first is None:
+            if term > max(self.leaders, default=0):
+                self._check_complete(node, term, log)
             self.leaders[term] = node
-            self._check_complete(node, term, log)
         elif first != node:
             raise Broken(f"{first} and {node} both lead term {term}")
 
