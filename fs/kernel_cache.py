@@ -1,10 +1,21 @@
-"""Telling the kernel to forget what it has cached of a file.
+"""Telling the kernel to forget what it has cached.
 
-The kernel may hold locks on the very pages until a request that we are answering is answered, so this is never done in
-a handler: it is queued, and a task does it in a thread.
+Two rules keep this free of deadlocks (docs/leases.md has the argument):
+
+* Nothing here takes the lock of a directory. ``FUSE_NOTIFY_INVAL_ENTRY`` would: a program that creates a file holds
+  that lock while it waits for us, we wait for the leader, the leader for another mount, and that one for a program in
+  the same place. Names are dropped by ``FUSE_NOTIFY_INC_EPOCH`` instead (Linux 6.16), which takes no lock and makes the
+  kernel ask again for every name; what it asks is answered from memory. On an older kernel
+  :attr:`KernelCache.keeps_names` is False, and the kernel is never told to keep a name.
+* Pages may be locked until a request that we are answering is answered, so they are dropped in a thread, and nobody
+  waits for that longer than a moment. Who does not get them dropped has dropped the attributes: the kernel asks for
+  them before it uses a page again, and drops the pages itself when time or size differ.
 """
 
 import logging
+import os
+import struct
+from typing import Final
 
 import trio
 
@@ -13,13 +24,34 @@ from shoalfs.transport.ids import InodeId
 
 log = logging.getLogger("shoal.fs.kernel_cache")
 
+_NOTIFY: Final = struct.Struct("=IiQ")  # struct fuse_out_header of linux/fuse.h: length, code, 0 for "no request"
+_INC_EPOCH: Final = 8  # FUSE_NOTIFY_INC_EPOCH
+_PAGES_S: Final = 1.0
+
 
 class KernelCache:
     """The queue of inodes to be forgotten, bounded by their number. ``run`` must be running."""
 
     def __init__(self) -> None:
+        self.keeps_names = False
+        self._fd = -1
         self._stale: dict[InodeId, None] = {}
         self._work = trio.Event()
+
+    def attach(self, fd: int) -> None:
+        """The mount is there; ``fd`` is its /dev/fuse. Finds out whether the kernel can forget names."""
+        self._fd = fd
+        try:
+            self._notify(_INC_EPOCH)
+        except OSError as error:
+            log.info("the kernel cannot forget names without a lock (%s): it will keep none", error.strerror)
+        else:
+            self.keeps_names = True
+
+    def forget_names(self) -> None:
+        """Have the kernel ask again for every name before it uses it next. Takes no lock."""
+        if self.keeps_names:
+            self._notify(_INC_EPOCH)
 
     def forget_pages(self, ino: InodeId) -> None:
         """Have the kernel ask again for attributes and pages of ``ino``, soon."""
@@ -28,9 +60,9 @@ class KernelCache:
 
     def forget_attributes(self, ino: InodeId) -> None:
         """Have the kernel ask again for the attributes of ``ino``, the size among them, before it uses them next.
-
-        Takes no lock that a request in progress could hold, so this one may be done in a handler.
-        """
+        Takes no lock that a request in progress could hold."""
+        if self._fd < 0:
+            return
         try:
             pyfuse3.invalidate_inode(ino, True)
         except OSError as error:
@@ -39,7 +71,13 @@ class KernelCache:
     async def forgotten_pages(self, ino: InodeId) -> None:
         """As :meth:`forget_pages`; done when this returns. Not for handlers of requests that hold pages of the file."""
         self._stale.pop(ino, None)
-        await self._invalidate(ino)
+        await trio.to_thread.run_sync(_invalidate_all, (ino,))
+
+    async def drop_pages(self, inodes: tuple[InodeId, ...]) -> None:
+        """Have the kernel forget the pages of these inodes. Returns when it has, or after a moment if it waits for a
+        lock."""
+        with trio.move_on_after(_PAGES_S):
+            await trio.to_thread.run_sync(_invalidate_all, inodes, abandon_on_cancel=True)
 
     async def run(self) -> None:
         """Carry out until cancelled."""
@@ -48,11 +86,17 @@ class KernelCache:
             self._work = trio.Event()
             while self._stale:
                 ino, _ = self._stale.popitem()
-                await self._invalidate(ino)
+                await trio.to_thread.run_sync(_invalidate_all, (ino,))
 
-    async def _invalidate(self, ino: InodeId) -> None:
+    def _notify(self, code: int) -> None:
+        """Raises OSError."""
+        os.write(self._fd, _NOTIFY.pack(_NOTIFY.size, code, 0))
+
+
+def _invalidate_all(inodes: tuple[InodeId, ...]) -> None:
+    for ino in inodes:
         try:
-            await trio.to_thread.run_sync(pyfuse3.invalidate_inode, ino, False)
+            pyfuse3.invalidate_inode(ino, False)
         except OSError as error:
-            # ENOENT: it has nothing of this inode. Anything else leaves old pages until their timeout.
+            # ENOENT: it has nothing of this inode.
             log.debug("inode %d: the kernel did not forget it: %s", ino, error)

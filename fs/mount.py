@@ -16,7 +16,7 @@ import trio
 
 from shoalfs.chunkserver.client import ChunkClient
 from shoalfs.fs import fuse_wait
-from shoalfs.fs.attributes import AttributeCache
+from shoalfs.fs.coherent import Coherent
 from shoalfs.fs.credentials import CredentialsCache
 from shoalfs.fs.data_path import DataPath
 from shoalfs.fs.file_locks import FileLocks
@@ -29,11 +29,12 @@ from shoalfs.fs.pages import KernelPages
 from shoalfs.fs.releases import Releases
 from shoalfs.fs.vfs import Vfs
 from shoalfs.mds.client import MdsClient, open_session
-from shoalfs.mds.messages import CLIENT
+from shoalfs.mds.messages import CLIENT, INVALIDATE
 from shoalfs.transport.carrier import Carriers
 from shoalfs.transport.errors import SessionGone, UserError
 from shoalfs.transport.limits import DIRTY_BYTES_DEFAULT, READ_CACHE_BYTES_DEFAULT
 from shoalfs.transport.network import open_network
+from shoalfs.transport.service import Service
 from shoalfs.transport.session import PROTOCOL_VERSION, Hello
 
 log = logging.getLogger("shoal.fs.mount")
@@ -53,8 +54,8 @@ class MountOptions:
     mountpoint: str
     metadata: tuple[str, ...]
     cluster_id: bytes = b""
-    entry_timeout_ms: int = 1_000
-    attr_timeout_ms: int = 1_000
+    entry_timeout_ms: int = 300_000
+    attr_timeout_ms: int = 300_000
     dirty_bytes: int = DIRTY_BYTES_DEFAULT
     cache_bytes: int = READ_CACHE_BYTES_DEFAULT
     durable_close: bool = False
@@ -93,57 +94,57 @@ async def run(
     handles = Handles()
     data_paths: list[DataPath] = []  # the one of this mount, once the session that it needs is open
 
+    kernel = KernelCache()
+    coherent = Coherent(kernel, handles)
+    service = Service()
+    service.add(INVALIDATE, coherent.handle_invalidate)
+
     def session_lost() -> None:
         """What was not committed is lost by contract; files without such bytes go on under the new session."""
+        coherent.drop_everything()
         for data_path in data_paths:
             data_path.lose_all(SessionGone())
 
     async with (
-        open_network(carriers, hello) as network,
+        open_network(carriers, hello, service) as network,
         open_session(
             network,
             options.metadata,
             f"{name}:{options.mountpoint}",
             opens=handles.open_inodes,
             on_lost=session_lost,
+            on_new_leader=coherent.meet_new_leader,
             start_ms=START_MS,
         ) as session,
     ):
+        coherent.begin(session)
         data_path = DataPath(
-            session, ChunkClient(network), dirty_bytes=options.dirty_bytes, cache_bytes=options.cache_bytes
+            coherent, ChunkClient(network), dirty_bytes=options.dirty_bytes, cache_bytes=options.cache_bytes
         )
         data_paths.append(data_path)
-        await _serve(options, handles, session, data_path, task_status)
+        await _serve(options, handles, coherent, session, kernel, data_path, task_status)
 
 
 async def _serve(
     options: MountOptions,
     handles: Handles,
+    coherent: Coherent,
     session: MdsClient,
+    kernel: KernelCache,
     data_path: DataPath,
     task_status: "trio.TaskStatus[None]",
 ) -> None:
     """Put the parts together and run them; at the end, in the order that the module describes."""
     session.locks.on_lost = handles.lose
-    releases = Releases(session)
-    kernel_cache = KernelCache()
-    vfs = Vfs(
-        session,
-        data_path,
-        handles,
-        releases,
-        AttributeCache(options.attr_timeout_ms / 1000),
-        KernelPages(),
-        trio.current_time,
-        kernel_cache,
-        durable_close=options.durable_close,
-    )
+    releases = Releases(coherent)
+    vfs = Vfs(coherent, data_path, handles, releases, KernelPages(), kernel, durable_close=options.durable_close)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(data_path.run)
         nursery.start_soon(releases.run)
-        nursery.start_soon(kernel_cache.run)
+        nursery.start_soon(coherent.run)
+        nursery.start_soon(kernel.run)
         try:
-            await _answer_kernel(options, vfs, FileLocks(session.locks, vfs), task_status)
+            await _answer_kernel(options, vfs, kernel, FileLocks(session.locks, vfs), task_status)
         finally:
             with trio.move_on_after(_FLUSH_AT_END_S, shield=True):
                 for error in await data_path.flush_all(durable=True):
@@ -153,12 +154,19 @@ async def _serve(
 
 
 async def _answer_kernel(
-    options: MountOptions, vfs: Vfs, locks: FileLocks, task_status: "trio.TaskStatus[None]"
+    options: MountOptions, vfs: Vfs, kernel: KernelCache, locks: FileLocks, task_status: "trio.TaskStatus[None]"
 ) -> None:
     """Take requests from the kernel until the filesystem is unmounted, from outside or because this is cancelled."""
     credentials = CredentialsCache(pyfuse3.get_sup_groups, trio.current_time)
     entry_timeout_s, attr_timeout_s = options.entry_timeout_ms / 1000, options.attr_timeout_ms / 1000
-    operations = Operations(vfs, locks, credentials, entry_timeout_s=entry_timeout_s, attr_timeout_s=attr_timeout_s)
+    operations = Operations(
+        vfs,
+        locks,
+        credentials,
+        lambda: kernel.keeps_names,
+        entry_timeout_s=entry_timeout_s,
+        attr_timeout_s=attr_timeout_s,
+    )
     taken: AbstractAsyncContextManager[None] = nullcontext()
     if native.shim is not None:
         taken = NativeOps(native.shim, vfs, locks, credentials, attr_timeout_s=attr_timeout_s).running()
@@ -170,7 +178,9 @@ async def _answer_kernel(
             "may mount"
         ) from error
     try:
-        fuse_wait.install(_fuse_descriptor())
+        descriptor = _fuse_descriptor()
+        fuse_wait.install(descriptor)
+        kernel.attach(descriptor)
         async with trio.open_nursery() as nursery:
             serving = trio.CancelScope(shield=True)
 

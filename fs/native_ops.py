@@ -122,7 +122,8 @@ class NativeOps:
 
     async def _statx(self, request: wire.Request) -> bytes:
         inode = await self._vfs.getattr(InodeId(request.ino))
-        return wire.statx(self._vfs.view(inode), self._attr_timeout_s)
+        left_s = min(self._attr_timeout_s, self._vfs.attributes_left_s(inode.ino))
+        return wire.statx(self._vfs.view(inode), left_s)
 
     # --- locks -------------------------------------------------------------------------------------------------------
 

@@ -81,11 +81,13 @@ class Operations(pyfuse3.Operations):
         vfs: Vfs,
         locks: FileLocks,
         credentials: CredentialsCache,
+        keeps_names: Callable[[], bool],
         *,
         entry_timeout_s: float,
         attr_timeout_s: float,
     ) -> None:
         super().__init__()
+        self._keeps_names = keeps_names
         self._vfs = vfs
         self._locks = locks
         self._credentials = credentials
@@ -98,11 +100,12 @@ class Operations(pyfuse3.Operations):
         return self._credentials.of(ctx.pid, ctx.uid, ctx.gid)
 
     def _pack(self, inode: Inode) -> pyfuse3.EntryAttributes:
+        """The attributes, which the kernel may keep while they are leased."""
         inode = self._vfs.view(inode)
         attributes = pyfuse3.EntryAttributes()
         attributes.st_ino = inode.ino
-        attributes.entry_timeout = self._entry_timeout_s
-        attributes.attr_timeout = self._attr_timeout_s
+        attributes.entry_timeout = 0
+        attributes.attr_timeout = min(self._attr_timeout_s, self._vfs.attributes_left_s(inode.ino))
         attributes.st_mode = inode.mode
         attributes.st_nlink = inode.nlink
         attributes.st_uid = inode.uid
@@ -117,6 +120,17 @@ class Operations(pyfuse3.Operations):
         attributes.st_birthtime_ns = inode.btime_ns
         return attributes
 
+    def _pack_entry(self, parent: int, name: bytes, inode: Inode) -> pyfuse3.EntryAttributes:
+        """The same, with the name that leads there."""
+        attributes = self._pack(inode)
+        attributes.entry_timeout = self._entry_timeout(parent, name, inode.ino)
+        return attributes
+
+    def _entry_timeout(self, parent: int, name: bytes, ino: InodeId | None) -> float:
+        if not self._keeps_names():
+            return 0.0
+        return min(self._entry_timeout_s, self._vfs.name_left_s(InodeId(parent), name, ino))
+
     def _pack_type(self, inode: Inode) -> pyfuse3.EntryAttributes:
         """Number and type only, good for this listing and no longer: whoever asks for more gets the error."""
         attributes = pyfuse3.EntryAttributes()
@@ -125,11 +139,11 @@ class Operations(pyfuse3.Operations):
         attributes.entry_timeout = attributes.attr_timeout = 0
         return attributes
 
-    def _absent(self) -> pyfuse3.EntryAttributes:
+    def _absent(self, parent: int, name: bytes) -> pyfuse3.EntryAttributes:
         """A negative entry: the kernel remembers for a while that the name does not exist."""
         attributes = pyfuse3.EntryAttributes()
         attributes.st_ino = 0
-        attributes.entry_timeout = self._entry_timeout_s
+        attributes.entry_timeout = self._entry_timeout(parent, name, None)
         return attributes
 
     # --- names -------------------------------------------------------------------------------------------------------
@@ -137,7 +151,7 @@ class Operations(pyfuse3.Operations):
     @_handler
     async def lookup(self, parent: int, name: bytes, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         inode = await self._vfs.lookup_or_none(self._who(ctx), InodeId(parent), name)
-        return self._absent() if inode is None else self._pack(inode)
+        return self._absent(parent, name) if inode is None else self._pack_entry(parent, name, inode)
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         """Inode numbers live in the metadata service; the kernel's count of its references is of no use here."""
@@ -177,24 +191,26 @@ class Operations(pyfuse3.Operations):
     async def mknod(
         self, parent: int, name: bytes, mode: int, rdev: int, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
-        return self._pack(await self._vfs.mknod(self._who(ctx), InodeId(parent), name, mode, rdev, umask=ctx.umask))
+        inode = await self._vfs.mknod(self._who(ctx), InodeId(parent), name, mode, rdev, umask=ctx.umask)
+        return self._pack_entry(parent, name, inode)
 
     @_handler
     async def mkdir(self, parent: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
-        who = self._who(ctx)
-        return self._pack(await self._vfs.mkdir(who, InodeId(parent), name, mode & 0o7777, umask=ctx.umask))
+        inode = await self._vfs.mkdir(self._who(ctx), InodeId(parent), name, mode & 0o7777, umask=ctx.umask)
+        return self._pack_entry(parent, name, inode)
 
     @_handler
     async def symlink(
         self, parent: int, name: bytes, target: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
-        return self._pack(await self._vfs.symlink(self._who(ctx), InodeId(parent), name, target))
+        return self._pack_entry(parent, name, await self._vfs.symlink(self._who(ctx), InodeId(parent), name, target))
 
     @_handler
     async def link(
         self, inode: int, new_parent: int, new_name: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
-        return self._pack(await self._vfs.link(self._who(ctx), InodeId(inode), InodeId(new_parent), new_name))
+        linked = await self._vfs.link(self._who(ctx), InodeId(inode), InodeId(new_parent), new_name)
+        return self._pack_entry(new_parent, new_name, linked)
 
     @_handler
     async def unlink(self, parent: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
@@ -225,7 +241,7 @@ class Operations(pyfuse3.Operations):
         inode, number, caching = await self._vfs.create(
             self._who(ctx), InodeId(parent), name, mode & 0o7777, flags, umask=ctx.umask
         )
-        return _file_info(number, caching), self._pack(inode)
+        return _file_info(number, caching), self._pack_entry(parent, name, inode)
 
     @_handler
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
@@ -275,7 +291,10 @@ class Operations(pyfuse3.Operations):
         cookie = start_id if start_id > _DOTDOT else 0
         while entries := await self._vfs.readdir(fh, cookie):
             for entry in entries:
-                packed = self._pack_type(entry.inode) if entry.damaged else self._pack(entry.inode)
+                if entry.damaged:
+                    packed = self._pack_type(entry.inode)
+                else:
+                    packed = self._pack_entry(ino, entry.name, entry.inode)
                 if not pyfuse3.readdir_reply(token, entry.name, packed, entry.cookie):
                     return
             cookie = entries[-1].cookie

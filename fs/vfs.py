@@ -13,20 +13,19 @@ import errno
 import logging
 import os
 import stat
-from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import msgspec
 
-from shoalfs.fs.attributes import AttributeCache
+from shoalfs.fs.coherent import Coherent, Kernel
 from shoalfs.fs.data_path import DataPath
 from shoalfs.fs.file import FileData
 from shoalfs.fs.handles import DirHandle, FileHandle, Handles
 from shoalfs.fs.pages import KernelPages
-from shoalfs.fs.ports import Answer, Buffer, Metadata
+from shoalfs.fs.ports import Answer, Buffer
 from shoalfs.fs.releases import Releases
 from shoalfs.mds import messages as m
-from shoalfs.transport.errors import PosixError, SessionGone, ShoalError
+from shoalfs.transport.errors import PosixError, ShoalError
 from shoalfs.transport.ids import InodeId
 from shoalfs.transport.limits import READDIR_ENTRIES_MAX
 from shoalfs.transport.method import Message
@@ -48,31 +47,16 @@ def _caching(flags: int, *, keep: bool) -> Caching:
     return Caching(keep=keep, direct=bool(flags & os.O_APPEND))
 
 
-class Kernel(Protocol):
-    """What the kernel can be told about what it has cached."""
-
-    def forget_pages(self, ino: InodeId) -> None:
-        """Forget pages and attributes, soon."""
-
-    def forget_attributes(self, ino: InodeId) -> None:
-        """Forget attributes, now."""
-
-    async def forgotten_pages(self, ino: InodeId) -> None:
-        """Forget pages and attributes; done when this returns. Not in a request that holds pages."""
-
-
 class Vfs:
     """The filesystem of one mount."""
 
     def __init__(
         self,
-        metadata: Metadata,
+        metadata: Coherent,
         data_path: DataPath,
         handles: Handles,
         releases: Releases,
-        attributes: AttributeCache,
         pages: KernelPages,
-        clock: Callable[[], float],
         kernel: Kernel,
         *,
         durable_close: bool = False,
@@ -81,30 +65,26 @@ class Vfs:
         self._data_path = data_path
         self._handles = handles
         self._releases = releases
-        self._attributes = attributes
         self._pages = pages
-        self._clock = clock
         self._kernel = kernel
         self._durable_close = durable_close
 
     # --- names -------------------------------------------------------------------------------------------------------
 
     async def lookup(self, who: m.Credentials, parent: InodeId, name: bytes) -> m.Inode:
-        reply = await self._metadata.read(m.LOOKUP, m.Lookup(who, parent, name))
-        return self._seen(reply.body.inode)
+        """Raises PosixError(ENOENT) and others."""
+        inode = await self.lookup_or_none(who, parent, name)
+        if inode is None:
+            raise PosixError(errno.ENOENT)
+        return inode
 
     async def lookup_or_none(self, who: m.Credentials, parent: InodeId, name: bytes) -> m.Inode | None:
         """As :meth:`lookup`, None if there is no such name."""
-        try:
-            return await self.lookup(who, parent, name)
-        except PosixError as error:
-            if error.errno != errno.ENOENT:
-                raise
-            return None
+        inode = await self._metadata.lookup(who, parent, name)
+        return None if inode is None else self._seen(inode)
 
     async def getattr(self, ino: InodeId) -> m.Inode:
-        reply = await self._metadata.read(m.GETATTR, m.GetAttr(ino))
-        return self._seen(reply.body.inode)
+        return self._seen(await self._metadata.getattr(ino))
 
     async def mknod(
         self, who: m.Credentials, parent: InodeId, name: bytes, mode: int, rdev: int, *, umask: int = 0
@@ -144,6 +124,8 @@ class Vfs:
         renamed = await self._metadata.mutate(
             m.Op.RENAME, m.Rename(who, parent, name, new_parent, new_name, flags), m.Renamed
         )
+        if not self._metadata.keeps_name(new_parent, new_name, renamed.moved.ino):
+            self._kernel.forget_names()  # it has moved the entry, and with it how long it may be kept
         self._seen(renamed.moved)
         if renamed.other is not None:
             self._seen(renamed.other)
@@ -152,8 +134,8 @@ class Vfs:
     async def _harden(self, who: m.Credentials, parent: InodeId, name: bytes) -> None:
         """Put on disk what this mount wrote to the file of that name, open or closed."""
         # Not through lookup(): what is learnt here the kernel is not told.
-        found = await self._metadata.read(m.LOOKUP, m.Lookup(who, parent, name))
-        file = self._data_path.find(found.body.inode.ino)
+        found = await self._metadata.lookup(who, parent, name)
+        file = None if found is None else self._data_path.find(found.ino)
         if file is not None and file.needs_fsync:
             await file.flush(durable=True)
 
@@ -165,15 +147,13 @@ class Vfs:
         The kernel has let a caller who is not the owner set times, hence it asked for the present time.
         """
         if request.who.uid and (request.atime_ns is not None or request.mtime_ns is not None):
-            inode = self._attributes.get(request.ino, self._clock()) or await self.getattr(request.ino)
+            inode = await self.getattr(request.ino)
             if inode.uid != request.who.uid:
                 request = msgspec.structs.replace(request, atime_ns=m.NOW, mtime_ns=m.NOW)
         file = self._data_path.find(request.ino)
         if file is None:
             return await self._change(m.Op.SETATTR, request)
-        inode = await file.setattr(request)
-        self._attributes.put(file.committed_inode, self._clock())
-        return inode
+        return await file.setattr(request)
 
     async def _change(self, op: m.Op, request: Message) -> m.Inode:
         """A mutation that is answered with the inode it made or changed."""
@@ -196,15 +176,15 @@ class Vfs:
         that an inode cannot have are answered from its record."""
         if name in m.ACL_NAMES:
             try:
-                return (await self._known(ino)).access_lists[name]
+                return (await self.getattr(ino)).access_lists[name]
             except KeyError:
                 raise PosixError(errno.ENODATA) from None
-        if not name.startswith(_LAYOUT) and not (await self._known(ino)).xattr_bytes:
+        if not name.startswith(_LAYOUT) and not (await self.getattr(ino)).xattr_bytes:
             raise PosixError(errno.ENODATA)
         return (await self._metadata.read(m.GETXATTR, m.GetXattr(who, ino, name))).body.value
 
     async def listxattr(self, who: m.Credentials, ino: InodeId) -> tuple[bytes, ...]:
-        inode = await self._known(ino)
+        inode = await self.getattr(ino)
         if not inode.xattr_bytes:
             return tuple(inode.access_lists)
         return (await self._metadata.read(m.LISTXATTR, m.ListXattr(who, ino))).body.names
@@ -215,12 +195,6 @@ class Vfs:
 
     async def removexattr(self, who: m.Credentials, ino: InodeId, name: bytes) -> None:
         await self._change(m.Op.REMOVEXATTR, m.RemoveXattr(who, ino, name))
-
-    async def _known(self, ino: InodeId) -> m.Inode:
-        """The inode, as far as a cache of attributes may know it."""
-        file = self._data_path.find(ino) if self._handles.holders(ino) else None
-        inode = file.inode if file is not None else self._attributes.get(ino, self._clock())
-        return inode or await self.getattr(ino)
 
     # --- directories -------------------------------------------------------------------------------------------------
 
@@ -236,7 +210,7 @@ class Vfs:
         if handle.page_eof and page and cookie == page[-1].cookie:
             return ()
         request = m.ReadDir(handle.who, handle.ino, cookie, READDIR_ENTRIES_MAX)
-        listing = (await self._metadata.read(m.READDIR, request)).body
+        listing = await self._metadata.readdir(request)
         handle.page, handle.page_after, handle.page_eof = listing.entries, cookie, listing.eof
         for entry in listing.entries:
             if not entry.damaged:
@@ -248,7 +222,7 @@ class Vfs:
 
     async def parent_of(self, ino: InodeId) -> m.Inode:
         """Where `..` of an open directory leads."""
-        return await self.lookup(m.ROOT_CREDENTIALS, ino, b"..")
+        return await self.getattr((await self.getattr(ino)).parent)
 
     def dir_inode(self, number: int) -> InodeId:
         return self._handles.dir(number).ino
@@ -291,25 +265,13 @@ class Vfs:
         except BaseException:
             self._unhold(file)
             raise
-        known = self._attributes.get(ino, self._clock())
-        if known is not None and known.data_version != inode.data_version:
-            self._kernel.forget_attributes(ino)
         self._seen(inode)
         return self._add(file, flags), _caching(flags, keep=keep)
 
     async def _ask_open(self, who: m.Credentials, ino: InodeId, access: int) -> Answer[m.Opened]:
-        """Ask the service to open. A session that was lost meanwhile has been replaced, and an open loses nothing by
-        it: it is asked for once more."""
-
-        async def ask() -> Answer[m.Opened]:
-            session = self._metadata.session
-            request = m.Open(who, session, ino, access != os.O_WRONLY, access != os.O_RDONLY)
-            return await self._metadata.read(m.OPEN, request)
-
-        try:
-            return await ask()
-        except SessionGone:
-            return await ask()
+        """Ask the service to open."""
+        request = m.Open(who, self._metadata.session, ino, access != os.O_WRONLY, access != os.O_RDONLY)
+        return await self._metadata.open(request)
 
     def _add(self, file: FileData, flags: int) -> int:
         access = flags & os.O_ACCMODE
@@ -329,6 +291,9 @@ class Vfs:
             raise PosixError(errno.EBADF)
         if handle.lost:
             self.check_lockable(number)
+        if self._metadata.known(handle.file.ino) is None:
+            # Others may have changed it since. Nothing that is kept of it, here or in the kernel, is served until then.
+            await self.getattr(handle.file.ino)
         return await handle.file.read(offset_bytes, size_bytes)
 
     async def write(self, number: int, offset_bytes: int, data: Buffer) -> int:
@@ -384,12 +349,12 @@ class Vfs:
     def _unhold(self, file: FileData) -> None:
         if self._handles.unhold(file.ino):
             file.closed()
+            self._metadata.closed(file.ino)
             if file.is_mixed:
                 self._pages.spoiled(file.ino)
             else:
                 # What this mount committed is what the kernel wrote: it knows that size.
                 self._pages.valid_at(file.ino, file.committed_inode.data_version)
-                self._attributes.put(file.committed_inode, self._clock())
             self._releases.add(file.ino)
 
     # --- for locks ---------------------------------------------------------------------------------------------------
@@ -413,6 +378,20 @@ class Vfs:
         if file is None or file.committed_inode.data_version != before or file.is_mixed:
             await self._kernel.forgotten_pages(ino)
 
+    # --- what the kernel may keep ------------------------------------------------------------------------------------
+
+    def attributes_left_s(self, ino: InodeId) -> float:
+        """How long the kernel may keep the attributes that it is told now: while they are leased; not at all while
+        this mount has bytes that are not committed, whose times are not known."""
+        if self._metadata.known(ino) is None:
+            return 0.0
+        file = self._data_path.find(ino)
+        return 0.0 if file is not None and file.is_dirty else self._metadata.left_s()
+
+    def name_left_s(self, parent: InodeId, name: bytes, ino: InodeId | None) -> float:
+        """How long the kernel may keep that the name leads to ``ino`` (None: to nothing)."""
+        return self._metadata.left_s() if self._metadata.keeps_name(parent, name, ino) else 0.0
+
     # --- views -------------------------------------------------------------------------------------------------------
 
     def view(self, inode: m.Inode) -> m.Inode:
@@ -422,7 +401,6 @@ class Vfs:
 
     def _seen(self, inode: m.Inode) -> m.Inode:
         """An answer of the service: remember it, and tell the file's data if there is any here."""
-        self._attributes.put(inode, self._clock())
         file = self._data_path.find(inode.ino)
         if file is None:
             return inode

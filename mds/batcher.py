@@ -15,7 +15,7 @@ import trio
 from shoalfs.mds.entry import encode_entry
 from shoalfs.mds.messages import Command, Outcome
 from shoalfs.mds.replicated import ReplicatedLog
-from shoalfs.transport.errors import Overloaded, PosixError, ShoalError
+from shoalfs.transport.errors import NotLeader, Overloaded, PosixError, ShoalError
 from shoalfs.transport.ids import SessionId
 from shoalfs.transport.limits import (
     COMMAND_BYTES_MAX,
@@ -39,22 +39,36 @@ class _Submission:
 
     done: Done
     failed: Failed
+    is_valid: Callable[[], bool]
     outcomes: list[Outcome | None]
-    missing: int  # Invariant: the number of None in ``outcomes``; negative once it has failed
+    missing: int  # commands of which it is not known yet what became of them
+    index: int = 0
+    error: ShoalError | None = None
 
     def fail(self, error: ShoalError) -> None:
-        if self.missing > 0:
-            self.missing = -1
-            self.failed(error)
+        self.error = self.error or error
+        self._one_less()
 
     def answer(self, position: int, index: int, outcome: Outcome) -> None:
         self.outcomes[position] = outcome
+        self.index = max(self.index, index)
+        self._one_less()
+
+    def _one_less(self) -> None:
         self.missing -= 1
-        if self.missing == 0:
-            self.done(index, cast("list[Outcome]", self.outcomes))
+        if self.missing:
+            return
+        if self.error is not None:
+            self.failed(self.error)
+        else:
+            self.done(self.index, cast("list[Outcome]", self.outcomes))
 
 
-@dataclass(slots=True)
+def _always() -> bool:
+    return True
+
+
+@dataclass(eq=False, slots=True)
 class _Waiting:
     """One command, and where its answer goes."""
 
@@ -117,15 +131,24 @@ class Batcher:
             raise failure
         return index, outcomes
 
-    def begin(self, session: SessionId, commands: Sequence[Command], done: Done, failed: Failed) -> None:
-        """As :meth:`submit`, at least one command, without waiting: one of the two is called later, once.
+    def begin(
+        self,
+        session: SessionId,
+        commands: Sequence[Command],
+        done: Done,
+        failed: Failed,
+        is_valid: Callable[[], bool] = _always,
+    ) -> None:
+        """As :meth:`submit`, at least one command, without waiting: one of the two is called later, once, when it is
+        known of all commands what became of them, in the step in which the last was applied. ``is_valid`` is asked
+        just before they are proposed; if it says False they are not, and fail with NotLeader.
 
         Raises Overloaded when too many wait already, PosixError(E2BIG); nothing was queued then.
         """
         assert commands
         if len(self._queue) + len(commands) > PROPOSALS_QUEUED_MAX:
             raise Overloaded("the metadata service has too many operations waiting")
-        submission = _Submission(done, failed, [None] * len(commands), len(commands))
+        submission = _Submission(done, failed, is_valid, [None] * len(commands), len(commands))
         waiting = [
             _Waiting(session, command, len(memoryview(command.body)) + COMMAND_OVERHEAD_BYTES, submission, position)
             for position, command in enumerate(commands)
@@ -151,6 +174,13 @@ class Batcher:
             await self._propose(batch)
 
     async def _propose(self, batch: list[_Waiting]) -> None:
+        refused = [w for w in batch if not w.submission.is_valid()]
+        if refused:
+            batch = [w for w in batch if w not in refused]
+            for w in refused:
+                w.submission.fail(NotLeader())
+            if not batch:
+                return
         entry = encode_entry(self._now_ns(), [(w.session, w.command) for w in batch])
         assert len(entry) <= ENTRY_BYTES_MAX, len(entry)
         try:

@@ -122,4 +122,5 @@ def server_options(config: Config) -> "MdsOptions":
         inline_bytes=int(table.inline_bytes),
         garbage_grace_ms=table.garbage_grace_ms,
         read_lease=table.read_lease,
+        session_ttl_ms=table.session_ttl_ms,
     )

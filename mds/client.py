@@ -6,12 +6,18 @@ sequence), at whichever node leads, until it is answered or ``patience_ms`` is o
 The session is renewed in the background. If the service says that the session is gone (this client was cut off or
 paused for longer than the TTL), what was not committed is lost by contract: the owner is told through ``on_lost``,
 poisons its dirty files, and a new session is opened for what comes after.
+
+**The lease clock**: what the leader has leased to this session may be believed until :attr:`MdsClient.leased_until`,
+which is LEASE_TTLS of the TTL after the last renewal that succeeded was *sent*, on a clock that goes on while the
+machine sleeps. The leader counts the whole TTL from its arrival, so it never takes a lease for expired before the
+client does.
 """
 
 import logging
 import os
 import random
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
@@ -47,7 +53,7 @@ from shoalfs.transport.errors import (
     from_wire,
 )
 from shoalfs.transport.ids import InodeId, SessionId
-from shoalfs.transport.limits import SESSION_RENEW_MS, SLOTS_PER_SESSION
+from shoalfs.transport.limits import LEASE_TTLS, SESSION_RENEWALS_PER_TTL, SLOTS_PER_SESSION
 from shoalfs.transport.method import Message, Method, Nothing
 from shoalfs.transport.network import Network
 from shoalfs.transport.rpc import Reply
@@ -63,6 +69,11 @@ _ATTEMPT_MS = 10_000
 _PAUSE_MIN_S, _PAUSE_MAX_S = 0.02, 1.0
 _RANGE = 1024  # chunk numbers reserved at a time
 _encode = msgspec.msgpack.Encoder().encode
+
+
+def boot_time() -> float:
+    """Seconds on the clock of leases, which goes on while the machine sleeps (CLOCK_BOOTTIME, clock_gettime(2))."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class Leader:
@@ -83,8 +94,14 @@ class Leader:
         """The member that is asked next."""
         return self._addresses[self._at]
 
-    async def call(self, method: Method[Q, A], request: Q) -> Reply[A]:
-        """Ask the leader; stall while there is none. Raises what the service answers, and the last transport error
+    async def wait_broken(self) -> None:
+        """Return when there is no connection to the member that is asked next: it may have ended."""
+        await self._network.wait_broken(self.address)
+
+    async def call(self, method: Method[Q, A], request: Q, attempt_ms: int = _ATTEMPT_MS) -> Reply[A]:
+        """Ask the leader; stall while there is none; ask again after ``attempt_ms`` without an answer.
+
+        Raises what the service answers, and the last transport error
         once the patience is over. Cancelled: a mutation may still be applied."""
         give_up = trio.current_time() + self._patience_ms / 1000
         pause_s = _PAUSE_MIN_S
@@ -92,7 +109,7 @@ class Leader:
             left_ms = int((give_up - trio.current_time()) * 1000)
             try:
                 return await self._network.call(
-                    self.address, method, request, timeout_ms=max(1, min(_ATTEMPT_MS, left_ms))
+                    self.address, method, request, timeout_ms=max(1, min(attempt_ms, left_ms))
                 )
             except NotLeader as error:
                 hinted = self._follow(str(error))
@@ -150,12 +167,14 @@ class MdsClient:
         opened: SessionOpened,
         opens: Callable[[], Iterable[InodeId]],
         on_lost: Callable[[], None],
+        on_new_leader: Callable[[], Awaitable[None]],
     ) -> None:
         self._leader = leader
         self._mutations = Mutations(leader)
         self._client = client
         self._opens = opens
         self._on_lost = on_lost
+        self._on_new_leader = on_new_leader
         self._reopening = trio.Lock()
         self._reserving = trio.Lock()
         self.locks = LockClient(self)
@@ -164,6 +183,7 @@ class MdsClient:
     def _adopt(self, opened: SessionOpened) -> None:
         self.session: SessionId = opened.session
         self.ttl_ms = opened.ttl_ms
+        self.leased_until = 0.0  # see the module; on boot_time()
         self._map = opened.map
         self._slots = _Slots()
         # Chunk numbers [next, end) are reserved for this session and not used yet.
@@ -192,13 +212,23 @@ class MdsClient:
             raise
 
     async def mutate(self, op: Op, request: Message, reply: type[M]) -> M:
-        """Carry out one mutation, once. Raises ShoalError: PosixError for outcomes that POSIX names, SessionGone if
-        the session ended (a new one is open when this raises). Cancelled: it may still be applied."""
+        """As :meth:`change`, for those who cache nothing."""
+        return (await self.change(op, request, reply))[0]
+
+    async def change(
+        self, op: Op, request: Message, reply: type[M], settled: Callable[[], None] = lambda: None
+    ) -> tuple[M, bool]:
+        """Carry out one mutation, once. Returns the answer, and whether the inodes in it are leased.
+
+        Raises ShoalError: PosixError for outcomes that POSIX names, SessionGone if the session ended (a new one is
+        open when this raises). Cancelled: it may still be applied; ``settled`` is called when it has been, or will
+        not be any more."""
         session, slots = self.session, self._slots
         slot, seq = await slots.take()
         try:
             command = Command(slot, seq, op, msgspec.Raw(_encode(request)))
-            return _body(await self._mutations.carry_out(session, command), reply)
+            outcome, leased = await self._mutations.carry_out(session, command, settled)
+            return _body(outcome, reply), leased
         except SessionGone:
             await self._reopen(session)
             raise
@@ -222,28 +252,35 @@ class MdsClient:
             nursery.start_soon(self.renew_forever)
 
     async def renew_forever(self) -> None:
-        """Keep the session alive until cancelled."""
+        """Keep the session alive until cancelled. A leader that is new is told what is open, after what is cached
+        under the leases of the old one is dropped."""
         opens: tuple[InodeId, ...] | None = None
         while True:
-            session = self.session
+            session, sent = self.session, boot_time()
             try:
-                reply = await self._leader.call(RENEW, Renew(session, opens))
+                reply = await self._leader.call(RENEW, Renew(session, opens), self.ttl_ms // SESSION_RENEWALS_PER_TTL)
                 await self.locks.leader_is(reply.body.term)
             except SessionGone:
                 await self._reopen(session)
-                opens = tuple(self._opens())
+                opens = None
                 continue
             except ShoalError as error:
                 log.warning("the session could not be renewed: %s", error)
                 await trio.sleep(1)
                 continue
-            if reply.body.map_epoch > self._map.epoch:
-                await self.refresh_map()
+            if session != self.session:
+                continue
             if reply.body.want_opens:
+                await self._on_new_leader()
                 opens = tuple(self._opens())
                 continue
             opens = None
-            await trio.sleep(SESSION_RENEW_MS / 1000)
+            self.ttl_ms = reply.body.ttl_ms
+            self.leased_until = sent + self.ttl_ms * LEASE_TTLS / 1000
+            if reply.body.map_epoch > self._map.epoch:
+                await self.refresh_map()
+            with trio.move_on_after(max(0, sent + self.ttl_ms / SESSION_RENEWALS_PER_TTL / 1000 - boot_time())):
+                await self._leader.wait_broken()
 
     async def close(self) -> None:
         """End the session: its locks and reservations are free at once."""
@@ -280,17 +317,18 @@ async def open_session(
     *,
     opens: Callable[[], Iterable[InodeId]] = tuple,
     on_lost: Callable[[], None] = lambda: None,
+    on_new_leader: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint,
     start_ms: int = PATIENCE_MS,
     patience_ms: int = PATIENCE_MS,
 ) -> AsyncIterator[MdsClient]:
     """Open a session, renew it while the block runs, end it afterwards.
 
     ``client`` names this client to operators; ``opens`` tells which inodes are open, for a leader that is new;
-    ``on_lost`` is called when the session was lost. Raises ShoalError if no leader answers within ``start_ms``; later
-    calls have ``patience_ms``.
+    ``on_lost`` is called when the session was lost; ``on_new_leader`` drops what is cached under leases. Raises
+    ShoalError if no leader answers within ``start_ms``; later calls have ``patience_ms``.
     """
     opened = await _open(Leader(network, addresses, start_ms), client)
-    stub = MdsClient(Leader(network, addresses, patience_ms), client, opened, opens, on_lost)
+    stub = MdsClient(Leader(network, addresses, patience_ms), client, opened, opens, on_lost, on_new_leader)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(stub.run)
         try:

@@ -227,16 +227,19 @@ class Mutate(Message, frozen=True):
 
 
 class Mutated(Message, frozen=True):
-    """Outcomes in the order of the commands, and the Raft index at which they were applied."""
+    """Outcomes in the order of the commands, and the Raft index at which they were applied. ``leased``, of each: the
+    session may cache the inodes in it; empty: none."""
 
     index: int
     outcomes: tuple[Outcome, ...]
+    leased: tuple[bool, ...] = ()
 
 
 class Entry(Message, frozen=True):
-    """Reply of everything that makes, finds or changes one inode."""
+    """Reply of everything that makes, finds or changes one inode. ``leased``: the session that asked may cache it."""
 
     inode: Inode
+    leased: bool = False
 
 
 class OpenSession(Message, frozen=True):
@@ -510,9 +513,22 @@ OP_TYPES: Final[dict[Op, tuple[type[Message], type[Message]]]] = {
 
 
 class Lookup(Message, frozen=True):
+    """``session``: wants leases on what is found, and the answer "there is no such name" as an answer; without one
+    (0) it is the error ENOENT."""
+
     who: Credentials
     parent: InodeId
     name: bytes  # "." and ".." are answered too
+    session: SessionId = SessionId(0)
+
+
+class LookedUp(Message, frozen=True):
+    """``inode`` None: there is no such name. ``leased`` and ``name_leased``: the session may cache the inode, and that
+    the name leads to it (or to nothing)."""
+
+    inode: Inode | None
+    leased: bool = False
+    name_leased: bool = False
 
 
 class LookupMany(Message, frozen=True):
@@ -539,6 +555,7 @@ class FoundMany(Message, frozen=True):
 
 class GetAttr(Message, frozen=True):
     ino: InodeId
+    session: SessionId = SessionId(0)  # wants a lease on the inode
 
 
 class ReadLink(Message, frozen=True):
@@ -559,6 +576,7 @@ class ReadDir(Message, frozen=True):
     ino: InodeId
     cookie: int
     count: int
+    session: SessionId = SessionId(0)  # wants leases on the names and on what they lead to
 
 
 class DirEntry(Message, frozen=True):
@@ -573,6 +591,7 @@ class DirEntry(Message, frozen=True):
 class Listing(Message, frozen=True):
     entries: tuple[DirEntry, ...]
     eof: bool
+    leased: bool = False  # the session may cache all of it
 
 
 class Access(Message, frozen=True):
@@ -600,6 +619,7 @@ class Open(Message, frozen=True):
 
 class Opened(Message, frozen=True):
     inode: Inode
+    leased: bool = False  # the session may cache it, and the bytes that came with it
 
 
 class Release(Message, frozen=True):
@@ -669,7 +689,7 @@ class Renew(Message, frozen=True):
 class Renewed(Message, frozen=True):
     ttl_ms: int
     map_epoch: int
-    want_opens: bool  # the leader is new and does not know what this session has open
+    want_opens: bool  # the leader is new: drop what is cached under leases, then send what is open
     term: int = 0  # the leadership; a session that told its locks to another one tells them again
 
 
@@ -762,6 +782,29 @@ class LockAnswer(Message, frozen=True):
     conflict: Lock | None = None
 
 
+class Invalidate(Message, frozen=True):
+    """The leader asks a client to drop what it caches under leases: the answers for these names, all names of these
+    directories, these inodes. ``everything``: all of it, and the session is about to be ended."""
+
+    session: SessionId
+    names: tuple[tuple[InodeId, bytes], ...] = ()
+    inodes: tuple[InodeId, ...] = ()
+    directories: tuple[InodeId, ...] = ()
+    everything: bool = False
+
+
+class Invalidated(Message, frozen=True):
+    """It is dropped, in the client and in its kernel. ``opens``: those of the inodes that it has open."""
+
+    opens: tuple[InodeId, ...] = ()
+
+
+class EvictSession(Message, frozen=True):
+    """End a session of somebody else: what it has not committed is lost. Returns when that is done."""
+
+    session: SessionId
+
+
 # --- chunkservers and operators --------------------------------------------------------------------------------------
 
 
@@ -822,6 +865,7 @@ class SessionInfo(Message, frozen=True):
     client: str
     opens: int
     renewed_ms_ago: int
+    leases: int = 0
 
 
 class MdsStatus(Message, frozen=True):
@@ -895,7 +939,7 @@ _ANY: Final = frozenset({CLIENT, CHUNKSERVER, ADMIN})
 _BULK: Final = 1 << 20
 
 MUTATE: Final = Method(100, "mds.mutate", Mutate, Mutated, roles=_ANY)
-LOOKUP: Final = Method(101, "mds.lookup", Lookup, Entry, roles=_CLIENTS)
+LOOKUP: Final = Method(101, "mds.lookup", Lookup, LookedUp, roles=_CLIENTS)
 LOOKUP_MANY: Final = Method(102, "mds.lookup_many", LookupMany, FoundMany, 0, _BULK, _CLIENTS)
 GETATTR: Final = Method(103, "mds.getattr", GetAttr, Entry, roles=_CLIENTS)
 READLINK: Final = Method(104, "mds.readlink", ReadLink, LinkTarget, roles=_CLIENTS)
@@ -913,6 +957,8 @@ SET_LOCK: Final = Method(115, "mds.set_lock", SetLock, LockAnswer, roles=_CLIENT
 GET_LOCK: Final = Method(116, "mds.get_lock", GetLock, LockAnswer, roles=_CLIENTS)
 CANCEL_LOCK: Final = Method(117, "mds.cancel_lock", CancelLock, Nothing, roles=_CLIENTS)
 TELL_LOCKS: Final = Method(118, "mds.tell_locks", TellLocks, LocksTold, roles=_CLIENTS)
+INVALIDATE: Final = Method(119, "client.invalidate", Invalidate, Invalidated, roles=frozenset({MDS}))
+EVICT: Final = Method(121, "mds.evict", EvictSession, Nothing, roles=frozenset({ADMIN}))
 HEARTBEAT: Final = Method(120, "mds.heartbeat", Heartbeat, HeartbeatReply, roles=frozenset({CHUNKSERVER}))
 STATUS: Final = Method(130, "mds.status", GetStatus, MdsStatus, roles=_CLIENTS)
 CHECK: Final = Method(131, "mds.check", CheckNamespace, NamespaceChecked, roles=frozenset({ADMIN}))

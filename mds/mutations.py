@@ -6,6 +6,7 @@ leaves at once. What travels together is answered together, but each command has
 """
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from errno import E2BIG
 from typing import Protocol
@@ -38,6 +39,8 @@ class _Mutation:
     size_bytes: int
     done: trio.Event = field(default_factory=trio.Event)
     outcome: Outcome | None = None
+    leased: bool = False
+    settled: Callable[[], None] | None = None  # set once nobody waits for it any more
     error: ShoalError | None = None
 
 
@@ -61,20 +64,28 @@ class Mutations:
         self._queue: deque[_Mutation] = deque()
         self._work = trio.lowlevel.ParkingLot()
 
-    async def carry_out(self, session: SessionId, command: Command) -> Outcome:
-        """Have a command applied once. Raises ShoalError: PosixError(E2BIG) if it is too large, and what the leader's
-        call raises. Cancelled: it may still be applied."""
+    async def carry_out(
+        self, session: SessionId, command: Command, settled: Callable[[], None] = lambda: None
+    ) -> tuple[Outcome, bool]:
+        """Have a command applied once. Returns its outcome, and whether the inodes in it are leased.
+
+        Raises ShoalError: PosixError(E2BIG) if it is too large, and what the leader's call raises. Cancelled: it may
+        still be applied; ``settled`` is called once that is decided, or never will be."""
         size_bytes = len(memoryview(command.body)) + COMMAND_OVERHEAD_BYTES
         if size_bytes > COMMAND_BYTES_MAX:
             raise PosixError(E2BIG, f"an operation is larger than {COMMAND_BYTES_MAX} bytes")
         mutation = _Mutation(session, command, size_bytes)
         self._queue.append(mutation)
         self._work.unpark()
-        await mutation.done.wait()
+        try:
+            await mutation.done.wait()
+        except trio.Cancelled:
+            mutation.settled = settled
+            raise
         if mutation.error is not None:
             raise mutation.error
         assert mutation.outcome is not None
-        return mutation.outcome
+        return mutation.outcome, mutation.leased
 
     async def run(self) -> None:
         """Carry out until cancelled."""
@@ -97,5 +108,9 @@ class Mutations:
                 assert len(outcomes) == len(taken), (len(outcomes), len(taken))
                 for mutation, outcome in zip(taken, outcomes, strict=True):
                     mutation.outcome = outcome
+                for mutation, leased in zip(taken, reply.body.leased, strict=False):
+                    mutation.leased = leased
             for mutation in taken:
                 mutation.done.set()
+                if mutation.settled is not None:
+                    mutation.settled()

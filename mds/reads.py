@@ -46,11 +46,12 @@ class _StoredEntry(Message, frozen=True):
     damaged: bool = False
 
 
-class _StoredListing(Message, frozen=True):
+class StoredListing(Message, frozen=True):
     """A Listing."""
 
     entries: tuple[_StoredEntry, ...]
     eof: bool
+    leased: bool = False
 
 
 class _StoredFound(Message, frozen=True):
@@ -145,7 +146,7 @@ def resolve(txn: ReadTxn, request: m.ResolvePath) -> m.Entry:
     return m.Entry(inode)
 
 
-def readdir(txn: ReadTxn, request: m.ReadDir) -> _StoredListing:
+def readdir(txn: ReadTxn, request: m.ReadDir) -> StoredListing:
     """Raises ESTALE, ENOTDIR, EACCES."""
     directory = inodes.load(txn, request.ino)
     if not directory.is_dir:
@@ -160,13 +161,13 @@ def readdir(txn: ReadTxn, request: m.ReadDir) -> _StoredListing:
     for key, value in txn.range(first, end):
         row = records.LISTING.decode(key, value)
         if len(entries) == count:
-            return _StoredListing(tuple(entries), eof=False)
+            return StoredListing(tuple(entries), eof=False)
         entry = _dir_entry(txn, directory, keys.second_field(key), row)
         size_bytes += len(row.name) + len(bytes(entry.inode)) + _ITEM_BYTES
         if size_bytes > LISTING_BYTES_MAX:
-            return _StoredListing(tuple(entries), eof=False)
+            return StoredListing(tuple(entries), eof=False)
         entries.append(entry)
-    return _StoredListing(tuple(entries), eof=True)
+    return StoredListing(tuple(entries), eof=True)
 
 
 def _dir_entry(txn: ReadTxn, directory: m.Inode, cookie: int, row: records.ListingRow) -> _StoredEntry:

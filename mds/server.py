@@ -32,6 +32,7 @@ from shoalfs.mds.raft_members import Member, Members, founders
 from shoalfs.mds.raft_messages import PEER, peer_name
 from shoalfs.mds.raft_node import RaftNode, boot_clock
 from shoalfs.mds.service import LeaderState, MdsService
+from shoalfs.mds.sessions import SessionTable
 from shoalfs.mds.snapshot_messages import OPEN_SNAPSHOT, READ_SNAPSHOT
 from shoalfs.mds.snapshots import SnapshotSource
 from shoalfs.mds.store import LmdbStore
@@ -43,6 +44,7 @@ from shoalfs.transport.limits import (
     CHUNK_BYTES_DEFAULT,
     GARBAGE_GRACE_MS_DEFAULT,
     INLINE_BYTES_DEFAULT,
+    SESSION_TTL_MS,
 )
 from shoalfs.transport.network import open_network
 from shoalfs.transport.rpc import serve
@@ -77,6 +79,7 @@ class MdsOptions:
     inline_bytes: int = INLINE_BYTES_DEFAULT
     garbage_grace_ms: int = GARBAGE_GRACE_MS_DEFAULT
     read_lease: bool = True
+    session_ttl_ms: int = SESSION_TTL_MS
 
 
 async def run(
@@ -191,8 +194,9 @@ async def _live(
             node, _founders(options), journal, machine, network, held_index=snapshots.held_index, times=times
         )
         batcher = Batcher(raft, time.time_ns)
-        state = LeaderState()
-        MdsService(store, raft, batcher, state, _now_ms).install(service)
+        state = LeaderState(SessionTable(options.session_ttl_ms))
+        metadata = MdsService(store, raft, batcher, state, _now_ms)
+        metadata.install(service)
         GroupService(raft, cluster_id).install(service)
         service.add(PEER, raft.handle_peer)
         service.add(OPEN_SNAPSHOT, snapshots.handle_open)
@@ -208,6 +212,7 @@ async def _live(
         )
         async with trio.open_nursery() as nursery:
             await nursery.start(raft.run)
+            nursery.start_soon(metadata.run)
             nursery.start_soon(batcher.run)
             nursery.start_soon(duties.run)
             nursery.start_soon(snapshots.run)

@@ -12,25 +12,28 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import msgspec
+import trio
 
 from shoalfs.mds import check, reads
 from shoalfs.mds import messages as m
 from shoalfs.mds.batcher import Batcher
+from shoalfs.mds.coherence import Admission, Coherence
 from shoalfs.mds.lock_service import LeaderLocks, LockService
 from shoalfs.mds.replicated import ReplicatedLog
 from shoalfs.mds.sessions import SessionTable
 from shoalfs.mds.store import LmdbStore
 from shoalfs.mds.targets import GarbageWindow, TargetTable
 from shoalfs.mds.txn import ReadTxn
-from shoalfs.transport.errors import NotAllowed, PosixError, SessionGone
+from shoalfs.transport.errors import NotAllowed, PosixError, SessionGone, ShoalError
 from shoalfs.transport.frame import Payload
 from shoalfs.transport.ids import InodeId, SessionId, TargetId
-from shoalfs.transport.limits import ENTRY_COMMANDS_MAX, SESSION_TTL_MS
+from shoalfs.transport.limits import ENTRY_COMMANDS_MAX
 from shoalfs.transport.method import Method, Nothing
 from shoalfs.transport.service import Call, Done, Prompt, Service
 
 Q = TypeVar("Q", bound=msgspec.Struct)
 A = TypeVar("A", bound=msgspec.Struct)
+_encode = msgspec.msgpack.Encoder().encode
 
 _CLIENT_OPS = frozenset(m.Op) - {
     m.Op.REAP,
@@ -45,13 +48,17 @@ _OPS_OF_ROLE = {
     m.CHUNKSERVER: frozenset({m.Op.REGISTER_TARGET}),
 }
 """Which operations a peer may send. The rest is proposed by the leader itself."""
+_OF_SESSION = m.Open | m.Renew | m.Release
+"""Questions of a session that must be alive."""
+_LEASING = m.Lookup | m.GetAttr | m.ReadDir
+"""Questions that wish for leases if they name a session."""
 
 
 @dataclass
 class LeaderState:
     """What the leader remembers beside the replicated state; begun anew with each leadership."""
 
-    sessions: SessionTable = field(default_factory=lambda: SessionTable(SESSION_TTL_MS))
+    sessions: SessionTable
     targets: TargetTable = field(default_factory=TargetTable)
     garbage: GarbageWindow = field(default_factory=GarbageWindow)
     # Inodes whose removal is proposed: they may not be opened any more.
@@ -59,6 +66,8 @@ class LeaderState:
     # Chunks that a target holds and that nobody can ever use: to be added to the garbage.
     strays: set[int] = field(default_factory=set)
     locks: LeaderLocks = field(default_factory=LeaderLocks)
+    # Leases; None before this node has led.
+    coherence: Coherence | None = None
     # The leadership (Raft term) that all of this belongs to.
     term: int = 0
 
@@ -66,6 +75,8 @@ class LeaderState:
         """It is fenced: what it had open and what it had locked is free."""
         self.sessions.ended(session)
         self.locks.ended(session)
+        if self.coherence is not None:
+            self.coherence.ended(session)
 
 
 class MdsService:
@@ -89,11 +100,11 @@ class MdsService:
     def install(self, service: Service) -> None:
         """Offer the methods on ``service``."""
         answers: list[tuple[Method[Any, Any], Callable[[ReadTxn, Any], Any]]] = [
-            (m.LOOKUP, reads.lookup),
+            (m.LOOKUP, self._lookup),
             (m.LOOKUP_MANY, reads.lookup_many),
-            (m.GETATTR, reads.getattr_),
+            (m.GETATTR, self._getattr),
             (m.READLINK, reads.readlink),
-            (m.READDIR, reads.readdir),
+            (m.READDIR, self._readdir),
             (m.ACCESS, reads.access),
             (m.GET_EXTENTS, reads.get_extents),
             (m.GETXATTR, reads.getxattr),
@@ -104,15 +115,21 @@ class MdsService:
             (m.CHECK, check.check_namespace),
             (m.STATFS, self._statfs),
             (m.STATUS, self._status),
-            (m.OPEN, self._of_session(self._open)),
-            (m.RENEW, self._of_session(self._renew)),
-            (m.RELEASE, self._of_session(self._release)),
+            (m.OPEN, self._open),
+            (m.RENEW, self._renew),
+            (m.RELEASE, self._release),
             (m.HEARTBEAT, self._heartbeat),
         ]
         for method, function in answers:
             service.add(method, self._reader(function), self._prompt_reader(function))
         service.add(m.MUTATE, self._mutate, self._prompt_mutate)
-        LockService(self._state.locks, self._lead, self._state.sessions.knows, self._now_ms).install(service)
+        LockService(self._state.locks, self._lead, self._state.sessions.accepts, self._now_ms).install(service)
+        service.add(m.EVICT, self._evict)
+
+    async def run(self) -> None:
+        """What is pushed to the clients is pushed here, until cancelled. Must be running."""
+        async with trio.open_nursery() as self._pushes:
+            await trio.sleep_forever()
 
     # --- the two ways to answer --------------------------------------------------------------------------------------
 
@@ -122,7 +139,7 @@ class MdsService:
 
         async def handle(call: Call, request: Q, payload: memoryview) -> Any:
             await self._lead()
-            return self._read(function, request)
+            return self._read(function, call, request)
 
         return handle
 
@@ -132,7 +149,7 @@ class MdsService:
         def answer(call: Call, request: Q, payload: memoryview, done: Done[Any]) -> bool:
             if not self._leads():
                 return False
-            reply = self._read(function, request)
+            reply = self._read(function, call, request)
             # The lease is looked at again after reading: the process may have been stopped for long in between.
             if not self._log.may_serve_reads():
                 return False
@@ -141,20 +158,23 @@ class MdsService:
 
         return answer
 
-    def _read(self, function: Callable[[ReadTxn, Q], Any], request: Q) -> Any:
+    def _read(self, function: Callable[[ReadTxn, Q], Any], call: Call, request: Q) -> Any:
         self.counters["reads"] += 1
+        if isinstance(request, _OF_SESSION) or (isinstance(request, _LEASING) and request.session):
+            self._hear(call, request.session)
         with self._store.read() as txn:
             return function(txn, request)
 
-    def _of_session(self, function: Callable[[ReadTxn, Any], Any]) -> Callable[[ReadTxn, Any], Any]:
-        """For requests of a session that must be alive."""
+    def _hear(self, call: Call, session: SessionId) -> None:
+        """A request of this session came. Raises SessionGone if it is not alive."""
+        if not self._state.sessions.accepts(session):
+            raise SessionGone
+        self._coherence.recalls.heard(session, call.connection)
 
-        def checked(txn: ReadTxn, request: Any) -> Any:
-            if not self._state.sessions.knows(request.session):
-                raise SessionGone
-            return function(txn, request)
-
-        return checked
+    @property
+    def _coherence(self) -> Coherence:
+        assert self._state.coherence is not None, "this node has led nothing yet"
+        return self._state.coherence
 
     def _leads(self) -> bool:
         """This node may answer at once: it leads, its lease holds, and its memory is of this leadership."""
@@ -174,23 +194,51 @@ class MdsService:
             self._state.garbage.clear()
             self._state.strays.clear()
             self._state.reaping.clear()
-            self._state.locks.lead(term, [session for session, _ in sessions], now_ms + SESSION_TTL_MS)
+            self._state.locks.lead(term, [session for session, _ in sessions], now_ms + self._state.sessions.ttl_ms)
+            self._state.coherence = Coherence(
+                self._pushes, self._state.sessions, lambda: self._log.term_as_leader() == term
+            )
             self._state.term = term
+
+    # --- reads under leases ------------------------------------------------------------------------------------------
+
+    def _lookup(self, txn: ReadTxn, request: m.Lookup) -> m.LookedUp:
+        self.counters["questions"] += 1
+        if not request.session or request.name in (b".", b".."):
+            inode = reads.lookup(txn, request).inode
+            return m.LookedUp(inode, self._coherence.lease(request.session, inode.ino))
+        try:
+            found = reads.lookup(txn, request).inode
+        except PosixError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            found = None
+        return self._coherence.looked_up(request, found)
+
+    def _getattr(self, txn: ReadTxn, request: m.GetAttr) -> m.Entry:
+        self.counters["questions"] += 1
+        inode = reads.getattr_(txn, request).inode
+        return m.Entry(inode, self._coherence.lease(request.session, inode.ino))
+
+    def _readdir(self, txn: ReadTxn, request: m.ReadDir) -> reads.StoredListing:
+        self.counters["questions"] += 1
+        return self._coherence.listed(request, reads.readdir(txn, request))
 
     # --- sessions ----------------------------------------------------------------------------------------------------
 
     def _open(self, txn: ReadTxn, request: m.Open) -> tuple[m.Opened, Payload]:
+        self.counters["questions"] += 1
         opened, inline = reads.open_(txn, request)
         ino = opened.inode.ino
         if ino in self._state.reaping:
             raise PosixError(errno.ESTALE, "the file is being removed")
         if not self._state.sessions.hold(request.session, ino):
             raise PosixError(errno.ENFILE, "the session has too many files open")
-        return opened, inline
+        return m.Opened(opened.inode, self._coherence.lease(request.session, ino)), inline
 
     def _renew(self, txn: ReadTxn, request: m.Renew) -> m.Renewed:
         want_opens = self._state.sessions.renew(request.session, request.opens, self._now_ms())
-        return m.Renewed(SESSION_TTL_MS, reads.map_epoch(txn), want_opens, self._state.term)
+        return m.Renewed(self._state.sessions.ttl_ms, reads.map_epoch(txn), want_opens, self._state.term)
 
     def _release(self, txn: ReadTxn, request: m.Release) -> Nothing:
         self._state.sessions.release(request.session, request.inos)
@@ -201,20 +249,51 @@ class MdsService:
     async def _mutate(self, call: Call, request: m.Mutate, payload: memoryview) -> m.Mutated:
         self._check_mutation(call, request)
         await self._lead()
-        index, outcomes = await self._batcher.submit(request.session, request.commands)
-        return self._mutated(request, index, outcomes)
+        if request.session:
+            self._hear(call, request.session)
+        admission = await self._coherence.admit(request.session, request.commands, self._store.read)
+        answered = trio.Event()
+        answer: m.Mutated | ShoalError = SessionGone()
+
+        def done(found: m.Mutated | ShoalError) -> None:
+            nonlocal answer
+            answer = found
+            answered.set()
+
+        self._submit(request, admission, done)
+        await answered.wait()
+        if isinstance(answer, ShoalError):
+            raise answer
+        return answer
 
     def _prompt_mutate(self, call: Call, request: m.Mutate, payload: memoryview, done: Done[m.Mutated]) -> bool:
         self._check_mutation(call, request)
         if not self._leads():
             return False
-        self._batcher.begin(
-            request.session,
-            request.commands,
-            lambda index, outcomes: done(self._mutated(request, index, outcomes)),
-            done,
-        )
+        if request.session:
+            self._hear(call, request.session)
+        admission = self._coherence.admit_now(request.session, request.commands, self._store.read)
+        if admission is None:
+            return False
+        self._submit(request, admission, done)
         return True
+
+    def _submit(self, request: m.Mutate, admission: Admission, done: Callable[[m.Mutated | ShoalError], None]) -> None:
+        """Have the commands applied; ``done`` is called later. Raises as :meth:`Batcher.begin`."""
+
+        def applied(index: int, outcomes: list[m.Outcome]) -> None:
+            leased = admission.end(outcomes)
+            done(self._mutated(request, index, outcomes, leased))
+
+        def failed(error: ShoalError) -> None:
+            admission.end(None)
+            done(error)
+
+        try:
+            self._batcher.begin(request.session, request.commands, applied, failed, admission.is_valid)
+        except ShoalError:
+            admission.end(None)
+            raise
 
     def _check_mutation(self, call: Call, request: m.Mutate) -> None:
         if not 0 < len(request.commands) <= ENTRY_COMMANDS_MAX:
@@ -224,13 +303,13 @@ class MdsService:
             if command.op not in allowed:
                 raise NotAllowed(f"a {call.peer.role} may not send operation {command.op}")
 
-    def _mutated(self, request: m.Mutate, index: int, outcomes: list[m.Outcome]) -> m.Mutated:
+    def _mutated(self, request: m.Mutate, index: int, outcomes: list[m.Outcome], leased: tuple[bool, ...]) -> m.Mutated:
         """The answer, and what the leader has to remember of it."""
         self.counters["mutations"] += len(outcomes)
         for command, outcome in zip(request.commands, outcomes, strict=True):
             if not outcome.code:
                 self._remember(request.session, command, outcome)
-        return m.Mutated(index, tuple(outcomes))
+        return m.Mutated(index, tuple(outcomes), leased)
 
     def _remember(self, session: SessionId, command: m.Command, outcome: m.Outcome) -> None:
         """Note what a mutation means for the leader's memory: sessions that begin and end, files created open."""
@@ -246,6 +325,21 @@ class MdsService:
             self._state.locks.opened(opened.session)
         elif command.op == m.Op.END_SESSION:
             self._state.session_ended(msgspec.msgpack.decode(command.body, type=m.EndSession).session)
+
+    async def _evict(self, call: Call, request: m.EvictSession, payload: memoryview) -> Nothing:
+        """Ends a session once its client has dropped everything, or once its TTL is over (the leader's duties)."""
+        await self._lead()
+        session = request.session
+        if not self._state.sessions.knows(session):
+            raise PosixError(errno.ENOENT, f"there is no session {session}")
+        dropped = trio.Event()
+        self._coherence.evict(session, dropped.set)
+        await dropped.wait()
+        if self._state.sessions.knows(session):
+            command = m.Command(0, 0, m.Op.END_SESSION, msgspec.Raw(_encode(m.EndSession(session, expired=True))))
+            await self._batcher.submit(SessionId(0), [command])
+            self._state.session_ended(session)
+        return Nothing()
 
     # --- chunkservers ------------------------------------------------------------------------------------------------
 
@@ -285,12 +379,17 @@ class MdsService:
         counters = dict(self.counters) | {
             "entries": self._batcher.entries,
             "commands": self._batcher.commands,
+            "recalls_sent": self._coherence.recalls.sent,
+            "recalls_told": self._coherence.recalls.told,
         }
         return m.MdsStatus(
             raft=self._log.status(),
             map=map_,
             usage=tuple(usage),
-            sessions=tuple(m.SessionInfo(*row) for row in self._state.sessions.describe(now_ms)),
+            sessions=tuple(
+                m.SessionInfo(*row, leases=self._coherence.table.held_by(row[0]))
+                for row in self._state.sessions.describe(now_ms)
+            ),
             inodes=counts.inodes,
             inline_files=counts.inline_files,
             inline_bytes=counts.inline_bytes,

@@ -18,7 +18,8 @@ from shoalfs.transport.limits import OPENS_PER_SESSION_MAX
 class _Live:
     client: str
     renewed_ms: int
-    reported: bool  # its opens are known: it has sent them, or it was opened under this leader
+    reported: bool  # its opens are known, its leases are dropped: it has said so, or was opened under this leader
+    condemned: bool = False  # it does not drop what it must: nothing more is taken from it, and it expires
     opens: set[InodeId] = field(default_factory=set)
 
 
@@ -26,7 +27,7 @@ class SessionTable:
     """The live sessions, as the present leader knows them."""
 
     def __init__(self, ttl_ms: int) -> None:
-        self._ttl_ms = ttl_ms
+        self.ttl_ms = ttl_ms
         self._live: dict[SessionId, _Live] = {}
         # Invariant: the number of sessions that have the inode in their ``opens``; no zero entries.
         self._holders: Counter[InodeId] = Counter()
@@ -36,7 +37,7 @@ class SessionTable:
         """Leadership begins: all sessions of the replicated state get a fresh TTL and have yet to report."""
         self._live = {sid: _Live(client, now_ms, reported=False) for sid, client in sessions}
         self._holders.clear()
-        self._grace_until_ms = now_ms + self._ttl_ms if self._live else now_ms
+        self._grace_until_ms = now_ms + self.ttl_ms if self._live else now_ms
 
     def opened(self, session: SessionId, client: str, now_ms: int) -> None:
         """A session was opened under this leader (or its opening was repeated)."""
@@ -51,6 +52,21 @@ class SessionTable:
     def knows(self, session: SessionId) -> bool:
         return session in self._live
 
+    def accepts(self, session: SessionId) -> bool:
+        """True if the session is alive and may ask for something."""
+        live = self._live.get(session)
+        return live is not None and not live.condemned
+
+    def condemn(self, session: SessionId) -> None:
+        """Take nothing more from the session. It ends when it has said that it dropped everything, or when its TTL
+        is over: until then it may believe in its leases."""
+        if session in self._live:
+            self._live[session].condemned = True
+
+    def in_grace(self, besides: SessionId) -> bool:
+        """True if a session other than ``besides`` may hold leases that the present leader does not know of."""
+        return any(not live.reported for sid, live in self._live.items() if sid != besides)
+
     def renew(self, session: SessionId, opens: Iterable[InodeId] | None, now_ms: int) -> bool:
         """Heard from ``session``. Returns whether it should send its opens. The session must be known."""
         live = self._live[session]
@@ -62,8 +78,11 @@ class SessionTable:
         return not live.reported
 
     def hold(self, session: SessionId, ino: InodeId) -> bool:
-        """The session has ``ino`` open. False if it may not open more (ENFILE)."""
-        opens = self._live[session].opens
+        """The session has ``ino`` open. False if it may not open more (ENFILE), or has ended."""
+        live = self._live.get(session)
+        if live is None:
+            return False
+        opens = live.opens
         if ino not in opens:
             if len(opens) >= OPENS_PER_SESSION_MAX:
                 return False
@@ -86,7 +105,7 @@ class SessionTable:
 
     def expired(self, now_ms: int) -> list[SessionId]:
         """Sessions that were not heard of for their TTL."""
-        return [sid for sid, live in self._live.items() if now_ms - live.renewed_ms > self._ttl_ms]
+        return [sid for sid, live in self._live.items() if now_ms - live.renewed_ms > self.ttl_ms]
 
     def describe(self, now_ms: int) -> list[tuple[SessionId, str, int, int]]:
         """(session, client, opens, milliseconds since the last renewal) of each, for status."""

@@ -114,6 +114,8 @@ class MdsTable(_Table, frozen=True, kw_only=True):
     garbage_grace_ms: Annotated[int, Meta(ge=2 * SESSION_TTL_MS)] = GARBAGE_GRACE_MS_DEFAULT
     # False where the nodes' clocks may run apart by more than 15 %: each read then waits for a round of messages.
     read_lease: bool = True
+    # A client that was not heard of for so long has lost its session; others may have to wait for it until then.
+    session_ttl_ms: Annotated[int, Meta(ge=2_000, le=SESSION_TTL_MS)] = SESSION_TTL_MS
 
     def __post_init__(self) -> None:
         if self.min_ack > self.replicas:
@@ -146,8 +148,9 @@ class ChunkserverTable(_Table, frozen=True, kw_only=True):
 
 class MountTable(_Table, frozen=True, kw_only=True):
     mds: tuple[Address, ...] = ()
-    attr_timeout_ms: Annotated[int, Meta(ge=0, le=3_600_000)] = 1_000
-    entry_timeout_ms: Annotated[int, Meta(ge=0, le=3_600_000)] = 1_000
+    # At most so long the kernel keeps what is leased; never longer than the lease.
+    attr_timeout_ms: Annotated[int, Meta(ge=0, le=3_600_000)] = 300_000
+    entry_timeout_ms: Annotated[int, Meta(ge=0, le=3_600_000)] = 300_000
     dirty_bytes: ByteSize = ByteSize(DIRTY_BYTES_DEFAULT)
     cache_bytes: ByteSize = ByteSize(READ_CACHE_BYTES_DEFAULT)
     close: Literal["commit", "durable"] = "commit"

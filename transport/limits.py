@@ -91,7 +91,12 @@ OUTCOME_BYTES_MAX: Final = 64 * KIB  # the recorded answer of one operation
 SESSIONS_MAX: Final = 16_384
 SLOTS_PER_SESSION: Final = 256  # mutations one session may have in flight; each keeps one recorded answer
 SESSION_TTL_MS: Final = 20_000
-SESSION_RENEW_MS: Final = 4_000  # a fifth of the TTL: four renewals may be lost
+SESSION_RENEWALS_PER_TTL: Final = 5  # four renewals may be lost
+LEASE_TTLS: Final = 0.8  # of the TTL: so long after its last renewal was sent, a client believes in its leases
+LEASES_PER_SESSION_MAX: Final = 131_072  # on inodes, and as many on directories: about 20 MB of the leader's memory
+RECALLED_PER_MESSAGE_MAX: Final = 4_096  # names and inodes in one invalidation, which then fits any frame
+RECALL_ATTEMPT_MS: Final = 2_000  # an invalidation that is not acknowledged in this time is sent again
+RECALL_PATIENCE_TTLS: Final = 0.4  # of the TTL: a session that does not acknowledge for so long is ended
 OPENS_PER_SESSION_MAX: Final = 1_000_000  # open inodes that one session may hold; ENFILE beyond
 LOCKS_PER_SESSION_MAX: Final = 16_384  # told to a new leader in one message; ENOLCK beyond
 LOCK_WAITS_PER_SESSION_MAX: Final = 128  # requests that stay at the leader; half of CREDITS_DEFAULT; ENOLCK beyond
@@ -159,7 +164,7 @@ assert ENTRY_BYTES_MAX < APPEND_BYTES_MAX <= APPEND_IN_FLIGHT_BYTES_MAX < LOG_BE
 assert LOG_BEHIND_BYTES_MAX < SNAPSHOT_HELD_BYTES_MAX < LOG_BYTES_MAX
 assert XATTR_VALUE_BYTES_MAX < COMMAND_BYTES_MAX
 assert OUTCOME_BYTES_MAX < CONTROL_BYTES_MAX
-assert SESSION_RENEW_MS * 4 <= SESSION_TTL_MS
+assert RECALL_PATIENCE_TTLS < LEASE_TTLS < 1
 assert GARBAGE_GRACE_MS_DEFAULT > 2 * SESSION_TTL_MS
 assert 2 * UNITS_EXTENTS_MAX <= EXTENTS_PER_COMMIT_MAX
 assert BLOCK_BYTES <= READAHEAD_BYTES_MIN <= READAHEAD_BYTES_MAX < READ_CACHE_BYTES_DEFAULT

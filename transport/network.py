@@ -45,6 +45,7 @@ class _Peer:
         self.address = address
         self.connection: Connection | None = None
         self.dialling: trio.Event | None = None  # set when that dial has ended either way
+        self.broken = trio.Event()  # set when the connection ends
         self.scope = trio.CancelScope()  # of the task that dials and then runs the connection
         self.failure: ShoalError | UserError | None = None  # of the last dial
         self.failures = 0
@@ -119,6 +120,14 @@ class Network:
         except PeerUnreachable:
             self.counters["notifications_dropped"] += 1
 
+    async def wait_broken(self, address: str) -> None:
+        """Return when the connection to this address has ended; at once if there is none."""
+        peer = self._peer(address)
+        if peer.connection is not None:
+            await peer.broken.wait()
+        else:
+            await trio.lowlevel.checkpoint()
+
     async def drop(self, address: str) -> None:
         """Close the connection to this address, if there is one, and forget what was known of it."""
         peer = self._peers.pop(address, None)
@@ -166,10 +175,12 @@ class Network:
                 peer.dialling.set()
                 peer.dialling = None
             peer.failures = 0
+            peer.broken = trio.Event()
             try:
                 await peer.connection.run()
             finally:
                 peer.connection = None
+                peer.broken.set()
 
     async def _connect(self, address: str) -> Connection:
         self.counters["dials"] += 1

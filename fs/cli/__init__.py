@@ -7,7 +7,7 @@ inside the commands that need them: `shoal --help` has to be quick.
 
 import typer
 
-from shoalfs.fs.cli import down, fsck, info, mount, raft, status, up
+from shoalfs.fs.cli import down, fsck, info, mount, raft, session, status, up
 
 
 def register(app: typer.Typer) -> None:
@@ -20,6 +20,7 @@ def register(app: typer.Typer) -> None:
     app.command("mount")(mount.mount)
     app.command("umount")(mount.umount)
     app.add_typer(raft.app, name="raft")
+    app.add_typer(session.app, name="session")
 
 
 def register_members(mds: typer.Typer) -> None:

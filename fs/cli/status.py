@@ -9,6 +9,7 @@ import typer
 
 from shoalfs.fs.cli.cluster import ConfigOption, MdsOption, Operator, StateOption, call, locate
 from shoalfs.fs.cli.output import Format, OutputOption, console, print_json, print_table, size
+from shoalfs.fs.cli.session import as_rows
 
 if TYPE_CHECKING:
     from shoalfs.mds.messages import MdsStatus
@@ -124,10 +125,7 @@ def as_json(found: "MdsStatus", members: Mapping[int, bool], health: Health) -> 
             for target in found.map.targets
         ],
         "groups": len(found.map.groups),
-        "sessions": [
-            {"id": s.session, "client": s.client, "opens": s.opens, "renewed_ms_ago": s.renewed_ms_ago}
-            for s in found.sessions
-        ],
+        "sessions": as_rows(found),
         "inodes": found.inodes,
         "inline_files": found.inline_files,
         "inline_bytes": found.inline_bytes,
@@ -179,8 +177,8 @@ def _print(found: "MdsStatus", members: Mapping[int, bool], health: Health) -> N
     )
     screen.print()
     print_table(
-        ("session", "client", "opens", "last seen"),
-        [(s["id"], s["client"], s["opens"], _ago(s["renewed_ms_ago"])) for s in exact["sessions"]],
+        ("session", "client", "opens", "leases", "last seen"),
+        [(s["id"], s["client"], s["opens"], s["leases"], _ago(s["renewed_ms_ago"])) for s in exact["sessions"]],
     )
 
 

@@ -133,6 +133,11 @@ class Cluster:
         findings: list[dict[str, Any]] = call(locate(None, None, str(self.state)), check).as_json()["findings"]
         return findings
 
+    def counters(self) -> dict[str, int]:
+        """What the leader has counted."""
+        status: dict[str, Any] = json.loads(self.run("status", "--state", self.state, "-o", "json"))
+        return dict(status["counters"])
+
     def fsck(self) -> None:
         """Every invariant holds and every byte that is promised is there; otherwise the report is the failure."""
         findings = self.findings()

@@ -11,21 +11,23 @@ import trio
 from shoalfs.chunkserver.client import ChunkClient
 from shoalfs.chunkserver.server import ServerOptions, TargetOptions
 from shoalfs.chunkserver.server import run as run_chunkserver
-from shoalfs.fs.attributes import AttributeCache
+from shoalfs.fs.coherent import Coherent
 from shoalfs.fs.data_path import DataPath
 from shoalfs.fs.handles import Handles
 from shoalfs.fs.pages import KernelPages
 from shoalfs.fs.releases import Releases
 from shoalfs.fs.vfs import Vfs
 from shoalfs.mds.client import MdsClient, open_session
-from shoalfs.mds.messages import CLIENT, ROOT_CREDENTIALS
+from shoalfs.mds.messages import CLIENT, INVALIDATE, ROOT_CREDENTIALS
 from shoalfs.mds.server import MdsOptions
 from shoalfs.mds.server import run as run_mds
 from shoalfs.transport.carrier import Carriers
 from shoalfs.transport.errors import SessionGone
 from shoalfs.transport.ids import ROOT_INODE, InodeId
+from shoalfs.transport.limits import SESSION_TTL_MS
 from shoalfs.transport.memory import MemoryFabric
 from shoalfs.transport.network import open_network
+from shoalfs.transport.service import Service
 from shoalfs.transport.session import PROTOCOL_VERSION, Hello
 
 MDS = "memory:mds"
@@ -37,6 +39,14 @@ class Kernel:
 
     pages: list[InodeId] = field(default_factory=list)
     attributes: list[InodeId] = field(default_factory=list)
+    names: int = 0
+
+    def forget_names(self) -> None:
+        self.names += 1
+
+    async def drop_pages(self, inodes: tuple[InodeId, ...]) -> None:
+        self.pages += inodes
+        await trio.lowlevel.checkpoint()
 
     def forget_pages(self, ino: InodeId) -> None:
         self.pages.append(ino)
@@ -57,6 +67,7 @@ class Client:
     data_path: DataPath
     handles: Handles
     kernel: "Kernel"
+    coherent: Coherent
 
     async def write_file(self, name: bytes, data: bytes, parent: InodeId = ROOT_INODE) -> InodeId:
         inode, number, _ = await self.vfs.create(ROOT_CREDENTIALS, parent, name, 0o644, os.O_WRONLY | os.O_CREAT)
@@ -87,55 +98,81 @@ class World:
     """The services; ``client()`` mounts."""
 
     carriers: Carriers
+    mds_options: MdsOptions
+    nursery: trio.Nursery
+    mds_scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    mds_ended: trio.Event = field(default_factory=trio.Event)
+
+    async def start_mds(self) -> None:
+        """Start the metadata node; returns when it answers."""
+        await self.nursery.start(self._run_mds)
+
+    async def _run_mds(self, task_status: "trio.TaskStatus[str]") -> None:
+        self.mds_ended = trio.Event()
+        with trio.CancelScope() as self.mds_scope:
+            await run_mds(self.mds_options, self.carriers, task_status=task_status)
+        self.mds_ended.set()
+
+    async def stop_mds(self) -> None:
+        """End it as a signal would; :meth:`start_mds` begins where it stopped."""
+        self.mds_scope.cancel()
+        await self.mds_ended.wait()
 
     @asynccontextmanager
-    async def client(self, attr_timeout_s: float = 1.0) -> AsyncIterator[Client]:
+    async def client(self) -> AsyncIterator[Client]:
         handles = Handles()
         lost: list[DataPath] = []
+        kernel = Kernel()
+        coherent = Coherent(kernel, handles)
+        service = Service()
+        service.add(INVALIDATE, coherent.handle_invalidate)
 
         def session_lost() -> None:
+            coherent.drop_everything()
             for data_path in lost:
                 data_path.lose_all(SessionGone())
 
         async with AsyncExitStack() as stack:
             network = await stack.enter_async_context(
-                open_network(self.carriers, Hello(PROTOCOL_VERSION, b"", CLIENT, "test"))
+                open_network(self.carriers, Hello(PROTOCOL_VERSION, b"", CLIENT, "test"), service)
             )
             session = await stack.enter_async_context(
-                open_session(network, [MDS], "test", opens=handles.open_inodes, on_lost=session_lost)
+                open_session(
+                    network,
+                    [MDS],
+                    "test",
+                    opens=handles.open_inodes,
+                    on_lost=session_lost,
+                    on_new_leader=coherent.meet_new_leader,
+                )
             )
+            coherent.begin(session)
             nursery = await stack.enter_async_context(trio.open_nursery())
-            data_path = DataPath(session, ChunkClient(network))
+            data_path = DataPath(coherent, ChunkClient(network))
             lost.append(data_path)
-            releases = Releases(session)
-            kernel = Kernel()
-            vfs = Vfs(
-                session,
-                data_path,
-                handles,
-                releases,
-                AttributeCache(attr_timeout_s),
-                KernelPages(),
-                trio.current_time,
-                kernel,
-            )
+            releases = Releases(coherent)
+            vfs = Vfs(coherent, data_path, handles, releases, KernelPages(), kernel)
+            nursery.start_soon(coherent.run)
             nursery.start_soon(data_path.run)
             nursery.start_soon(releases.run)
-            yield Client(vfs, session, data_path, handles, kernel)
+            yield Client(vfs, session, data_path, handles, kernel, coherent)
             nursery.cancel_scope.cancel()
 
 
 @asynccontextmanager
-async def world(path: Path, *, chunkservers: int = 2, replicas: int = 2) -> AsyncIterator[World]:
+async def world(
+    path: Path, *, chunkservers: int = 2, replicas: int = 2, session_ttl_ms: int = SESSION_TTL_MS
+) -> AsyncIterator[World]:
     """One metadata node and chunkservers with one target each, below ``path``."""
     carriers = Carriers(MemoryFabric())
     async with trio.open_nursery() as nursery:
-        await nursery.start(run_mds, MdsOptions(str(path / "mds"), MDS, replicas=replicas), carriers)
+        options = MdsOptions(str(path / "mds"), MDS, replicas=replicas, session_ttl_ms=session_ttl_ms)
+        ready = World(carriers, options, nursery)
+        await ready.start_mds()
         for number in range(chunkservers):
             target = TargetOptions(str(path / f"target{number}"))
             options = ServerOptions(f"node{number}", f"memory:chunks{number}", (target,), (MDS,))
             await nursery.start(run_chunkserver, options, carriers)
-        ready = World(carriers)
         async with ready.client() as client:
             with trio.fail_after(10):
                 while len((await client.session.refresh_map()).groups) == 0:

@@ -56,7 +56,7 @@ async def under_way(nursery, mutations, slots, answers, session=ONE, size_bytes=
 
     async def one(slot):
         try:
-            answers[slot] = (await mutations.carry_out(session, command(slot, size_bytes))).text
+            answers[slot] = (await mutations.carry_out(session, command(slot, size_bytes)))[0].text
         except PeerUnreachable as error:
             answers[slot] = error
 
@@ -68,7 +68,7 @@ async def under_way(nursery, mutations, slots, answers, session=ONE, size_bytes=
 async def test_a_lone_mutation_leaves_at_once_and_gets_its_own_outcome(held):
     leader, mutations = held
     leader.gate.release()
-    assert (await mutations.carry_out(ONE, command(7))).text == "7"
+    assert (await mutations.carry_out(ONE, command(7)))[0].text == "7"
 
 
 async def test_what_gathers_shares_the_next_request_in_order(held, nursery):

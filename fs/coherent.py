@@ -1,0 +1,275 @@
+"""The metadata session of a mount, with what may be answered here: names and inodes under leases.
+
+Stands where the rest of the mount expects a metadata session (:class:`~shoalfs.fs.ports.Metadata`). Every answer that
+comes with a lease is kept, every mutation of this mount goes through here and corrects what is kept, and what the
+leader says others are about to change is dropped: here and in the kernel, **before** it is acknowledged.
+
+**Fencing.** What is kept is used while the lease clock runs (``leased_until`` of the session). When it has run out, all
+of it is dropped, and what is asked stalls until the leader is reached again. The kernel is never told to keep a name
+or an attribute longer than the clock runs now, so that a mount whose process is stopped is fenced as well.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Protocol, TypeVar
+
+import msgspec
+import trio
+
+from shoalfs.fs.effects import doubtful, effects
+from shoalfs.fs.handles import Handles
+from shoalfs.fs.leases import Asking, LeaseCache, Name, Unknown
+from shoalfs.mds import messages as m
+from shoalfs.mds.client import MdsClient, boot_time
+from shoalfs.transport.errors import SessionGone
+from shoalfs.transport.ids import InodeId, SessionId
+from shoalfs.transport.method import A, Message, Method, Q
+from shoalfs.transport.rpc import Reply
+from shoalfs.transport.service import Call
+
+log = logging.getLogger("shoal.fs.coherent")
+
+M = TypeVar("M", bound=Message)
+
+_LOOK_S = 0.1  # how late it may be noticed that the lease clock has run out; the kernel needs no notice
+
+
+class Kernel(Protocol):
+    """What the kernel can be told about what it has cached. None of these waits for a lock that a request of a program
+    may hold, except where it says so."""
+
+    def forget_names(self) -> None:
+        """Ask again for every name before it is used next."""
+
+    def forget_attributes(self, ino: InodeId) -> None:
+        """Ask again for the attributes, the size among them."""
+
+    def forget_pages(self, ino: InodeId) -> None:
+        """Forget pages and attributes, soon."""
+
+    async def forgotten_pages(self, ino: InodeId) -> None:
+        """Forget pages and attributes; done when this returns. Not in a request that holds pages."""
+
+    async def drop_pages(self, inodes: tuple[InodeId, ...]) -> None:
+        """Forget pages and attributes; returns when that is done, or when it takes too long because a page is locked:
+        then whoever reads next asks for the attributes, and drops the pages if they are old."""
+
+
+class Coherent:
+    """See the module. :meth:`begin` before anything else; :meth:`run` must be running."""
+
+    def __init__(self, kernel: Kernel, handles: Handles, clock: Callable[[], float] = boot_time) -> None:
+        self.cache = LeaseCache()
+        self.hits = 0  # questions answered here
+        self._kernel = kernel
+        self._handles = handles
+        self._clock = clock
+        self._valid = False  # Invariant: if False, nothing is kept, here or in the kernel
+        self._begun = trio.Event()
+        self._session: MdsClient
+
+    def begin(self, session: MdsClient) -> None:
+        self._session = session
+        self._begun.set()
+
+    # --- the lease clock ---------------------------------------------------------------------------------------------
+
+    def left_s(self) -> float:
+        """How long what is leased may still be believed."""
+        return max(0.0, self._session.leased_until - self._clock())
+
+    async def run(self) -> None:
+        """Notice when the lease clock has run out, until cancelled."""
+        await self._begun.wait()
+        while True:
+            left_s = self.left_s()
+            if left_s:
+                self._valid = True
+            elif self._valid:
+                log.warning("the metadata service was not reached for long: what is cached is dropped")
+                self.drop_everything()
+            await trio.sleep(min(left_s, _LOOK_S) or _LOOK_S)
+
+    # --- reading -----------------------------------------------------------------------------------------------------
+
+    @property
+    def session(self) -> SessionId:
+        return self._session.session
+
+    @property
+    def map(self) -> m.ClusterMap:
+        return self._session.map
+
+    async def refresh_map(self) -> m.ClusterMap:
+        return await self._session.refresh_map()
+
+    async def chunk_sequence(self) -> int:
+        return await self._session.chunk_sequence()
+
+    async def read(self, method: Method[Q, A], request: Q) -> Reply[A]:
+        """Ask the leader, whatever is known here. As :meth:`MdsClient.read`."""
+        return await self._session.read(method, request)
+
+    def known(self, ino: InodeId) -> m.Inode | None:
+        """The inode, if it is known here and may be believed."""
+        return self.cache.inode(ino) if self.left_s() else None
+
+    def keeps_name(self, directory: InodeId, name: bytes, ino: InodeId | None) -> bool:
+        """True if it is known here that the name leads to ``ino`` (None: that it does not exist)."""
+        return self.cache.name(directory, name) == ino
+
+    async def lookup(self, who: m.Credentials, parent: InodeId, name: bytes) -> m.Inode | None:
+        """What the name leads to; None if it does not exist. Raises ShoalError.
+
+        Answered here, the permission to search is not checked again: the kernel has, with attributes that are leased.
+        """
+        if self.left_s():
+            ino = self.cache.name(parent, name)
+            if ino is None:
+                self.hits += 1
+                return None
+            inode = None if isinstance(ino, Unknown) else self.cache.inode(ino)
+            if inode is not None:
+                self.hits += 1
+                return inode
+        with self._asking() as asking:
+            request = m.Lookup(who, parent, name, self.session)
+            found = (await self._repeated(m.LOOKUP, request)).body
+            if found.name_leased:
+                self.cache.learn_name(asking, parent, name, None if found.inode is None else found.inode.ino)
+            if found.leased and found.inode is not None:
+                self._learn(asking, found.inode)
+            return found.inode
+
+    async def getattr(self, ino: InodeId) -> m.Inode:
+        """The attributes. Raises ShoalError."""
+        known = self.known(ino)
+        if known is not None:
+            self.hits += 1
+            return known
+        with self._asking() as asking:
+            entry = (await self._repeated(m.GETATTR, m.GetAttr(ino, self.session))).body
+            if entry.leased:
+                self._learn(asking, entry.inode)
+            return entry.inode
+
+    async def readdir(self, request: m.ReadDir) -> m.Listing:
+        """A page of a listing, always from the leader; what it brings is kept. Raises ShoalError."""
+        with self._asking() as asking:
+            listing = (await self._repeated(m.READDIR, msgspec.structs.replace(request, session=self.session))).body
+            if listing.leased:
+                for entry in listing.entries:
+                    if not entry.damaged:
+                        self.cache.learn_name(asking, request.ino, entry.name, entry.inode.ino)
+                        self._learn(asking, entry.inode)
+            return listing
+
+    async def open(self, request: m.Open) -> Reply[m.Opened]:
+        """Open at the leader. Raises ShoalError."""
+        with self._asking() as asking:
+            reply = await self._repeated(m.OPEN, request)
+            if reply.body.leased:
+                self._learn(asking, reply.body.inode)
+            return reply
+
+    def _learn(self, asking: Asking, inode: m.Inode) -> None:
+        """An inode without a name vanishes at its last close, and nobody is told; so it is kept while it is open."""
+        if inode.nlink or self._handles.holders(inode.ino):
+            self.cache.learn_inode(asking, inode)
+
+    def closed(self, ino: InodeId) -> None:
+        """The last handle is gone."""
+        known = self.cache.inode(ino)
+        if known is not None and not known.nlink:
+            self.cache.drop(inodes=(ino,))
+
+    async def _repeated(self, method: Method[Q, A], request: Q) -> Reply[A]:
+        """Ask under a session that may have been lost meanwhile: a question loses nothing by it, and is asked once
+        more under the new one."""
+        try:
+            return await self._session.read(method, request)
+        except SessionGone:
+            return await self._session.read(method, msgspec.structs.replace(request, session=self.session))
+
+    @contextmanager
+    def _asking(self) -> Iterator[Asking]:
+        asking = self.cache.ask()
+        try:
+            yield asking
+        finally:
+            self.cache.answered(asking)
+
+    # --- changing ----------------------------------------------------------------------------------------------------
+
+    async def mutate(self, op: m.Op, request: Message, reply: type[M]) -> M:
+        """As :meth:`MdsClient.mutate`. What is kept is corrected before this returns, and before it raises."""
+        with self._asking() as asking:
+            try:
+                answer, leased = await self._session.change(op, request, reply, partial(self._doubt, request))
+            except BaseException:
+                self._doubt(request)
+                raise
+            found = effects(request, answer)
+            told = {inode.ino for inode in found.told}
+            self._supersede(asking, found.names, found.stale | told)
+            for (directory, name), ino in found.names.items():
+                self.cache.moved_name(asking, directory, name, ino)
+            if leased:
+                for inode in found.told:
+                    if inode.ino not in found.stale:
+                        self._learn(asking, inode)
+            return answer
+
+    def _doubt(self, request: Message) -> None:
+        """Nobody here knows whether this mutation was applied; but from now on it will not be, or it has been, or we
+        are told again. (If nobody waits for it any more, it may be applied after something was asked and learned.)"""
+        names, inodes = doubtful(request)
+        known = (self.cache.name(*name) for name in names)
+        inodes.update(InodeId(ino) for ino in known if isinstance(ino, int))
+        self.cache.drop(names, inodes)
+        for ino in inodes:
+            self._kernel.forget_attributes(ino)
+        if names:
+            self._kernel.forget_names()
+
+    def _supersede(self, asking: Asking, names: Mapping[Name, InodeId | None], inodes: set[InodeId]) -> None:
+        """Drop what a mutation of ours has made old; only its own answer, ``asking``, may bring it back."""
+        self.cache.answered(asking)
+        self.cache.drop(names, inodes)
+
+    # --- dropping ----------------------------------------------------------------------------------------------------
+
+    async def handle_invalidate(self, call: Call, request: m.Invalidate, payload: memoryview) -> m.Invalidated:
+        """The leader's push. Answered when nothing here or in the kernel is served from what it names."""
+        if not self._begun.is_set() or request.session != self.session:
+            return m.Invalidated()  # nothing is left of what an earlier session had
+        if request.everything:
+            self.drop_everything()
+            return m.Invalidated()
+        self.cache.drop(request.names, request.inodes, request.directories)
+        if request.names or request.directories:
+            self._kernel.forget_names()
+        opens = tuple(ino for ino in request.inodes if self._handles.holders(ino))
+        for ino in request.inodes:
+            self._kernel.forget_attributes(ino)
+        if opens:
+            await self._kernel.drop_pages(opens)
+        return m.Invalidated(opens)
+
+    def drop_everything(self) -> None:
+        """The leases are gone, or may be."""
+        self._valid = False
+        inodes = self.cache.inodes()
+        self.cache.drop_all()
+        self._kernel.forget_names()
+        for ino in inodes:
+            self._kernel.forget_attributes(ino)
+        for ino in self._handles.open_inodes():
+            self._kernel.forget_pages(ino)
+
+    async def meet_new_leader(self) -> None:
+        """What an earlier leader has leased is not known to the present one."""
+        self.drop_everything()
+        await trio.lowlevel.checkpoint()

@@ -1,0 +1,139 @@
+"""What this mount knows under leases: inodes, and where names lead. Pure.
+
+The leader has promised to tell before any of it changes (docs/leases.md), so until then it is as good as asking. What
+is here may be used while the lease clock runs; whoever asks sees to that.
+
+The one rule: **an answer that was asked for before something was dropped never brings it back.** The answer may have
+been read at the leader before the change for which it was dropped, and come late. So every request that may teach
+something is an :class:`Asking` while it is on its way, and what is dropped meanwhile is noted on it.
+"""
+
+from collections.abc import Iterable
+from typing import Final
+
+from shoalfs.mds.messages import Inode
+from shoalfs.transport.ids import InodeId
+
+Name = tuple[InodeId, bytes]
+
+NAMES_MAX: Final = 262_144  # about 40 MB; beyond, whole directories are forgotten, the oldest first
+INODES_MAX: Final = 262_144  # twice what the leader gives: only a leader that does not keep to it gets here
+
+
+class Unknown:
+    """Nothing is known of a name."""
+
+
+UNKNOWN: Final = Unknown()
+
+
+class Asking:
+    """One request on its way, with what must not be learned from its answer."""
+
+    __slots__ = ("directories", "everything", "inodes", "names")
+
+    def __init__(self) -> None:
+        self.names: set[Name] = set()
+        self.inodes: set[InodeId] = set()
+        self.directories: set[InodeId] = set()
+        self.everything = False
+
+    def may_learn_inode(self, ino: InodeId) -> bool:
+        return not self.everything and ino not in self.inodes
+
+    def may_learn_name(self, directory: InodeId, name: bytes) -> bool:
+        return not self.everything and directory not in self.directories and (directory, name) not in self.names
+
+
+class LeaseCache:
+    """See the module."""
+
+    def __init__(self) -> None:
+        self._inodes: dict[InodeId, Inode] = {}
+        # Of each directory whose names are leased: what is known of them; None is a name that does not exist.
+        self._names: dict[InodeId, dict[bytes, InodeId | None]] = {}
+        self._names_count = 0  # Invariant: the sum of the lengths in ``_names``
+        self._asking: set[Asking] = set()
+
+    # --- using -------------------------------------------------------------------------------------------------------
+
+    def inode(self, ino: InodeId) -> Inode | None:
+        return self._inodes.get(ino)
+
+    def name(self, directory: InodeId, name: bytes) -> InodeId | Unknown | None:
+        """What the name leads to; None: it does not exist."""
+        names = self._names.get(directory)
+        return UNKNOWN if names is None else names.get(name, UNKNOWN)
+
+    def inodes(self) -> list[InodeId]:
+        return list(self._inodes)
+
+    # --- learning ----------------------------------------------------------------------------------------------------
+
+    def ask(self) -> Asking:
+        """A request sets out. :meth:`answered` must follow, whatever becomes of it."""
+        asking = Asking()
+        self._asking.add(asking)
+        return asking
+
+    def answered(self, asking: Asking) -> None:
+        self._asking.discard(asking)
+
+    def learn_inode(self, asking: Asking, inode: Inode) -> None:
+        """``inode`` was answered under a lease. An older record never replaces a newer one."""
+        if not asking.may_learn_inode(inode.ino):
+            return
+        known = self._inodes.get(inode.ino)
+        if known is None or known.version <= inode.version:
+            self._inodes[inode.ino] = inode
+            if len(self._inodes) > INODES_MAX:
+                del self._inodes[next(iter(self._inodes))]
+
+    def learn_name(self, asking: Asking, directory: InodeId, name: bytes, ino: InodeId | None) -> None:
+        """What the name leads to was answered under a lease on the names of the directory."""
+        if asking.may_learn_name(directory, name):
+            self._put_name(self._names.setdefault(directory, {}), name, ino)
+            self._make_room(directory)
+
+    def moved_name(self, asking: Asking, directory: InodeId, name: bytes, ino: InodeId | None) -> None:
+        """A mutation of this mount made the name lead to ``ino``; that is kept if the directory is leased."""
+        names = self._names.get(directory)
+        if names is not None and asking.may_learn_name(directory, name):
+            self._put_name(names, name, ino)
+
+    # --- dropping ----------------------------------------------------------------------------------------------------
+
+    def drop(
+        self, names: Iterable[Name] = (), inodes: Iterable[InodeId] = (), directories: Iterable[InodeId] = ()
+    ) -> None:
+        """Forget these, and what any answer that is on its way says of them."""
+        names, inodes, directories = tuple(names), tuple(inodes), tuple(directories)
+        for asking in self._asking:
+            asking.names.update(names)
+            asking.inodes.update(inodes)
+            asking.directories.update(directories)
+        for ino in inodes:
+            self._inodes.pop(ino, None)
+        for directory in directories:
+            self._names_count -= len(self._names.pop(directory, ()))
+        for directory, name in names:
+            known = self._names.get(directory)
+            if known is not None and name in known:
+                del known[name]
+                self._names_count -= 1
+
+    def drop_all(self) -> None:
+        for asking in self._asking:
+            asking.everything = True
+        self._inodes.clear()
+        self._names.clear()
+        self._names_count = 0
+
+    def _put_name(self, names: dict[bytes, InodeId | None], name: bytes, ino: InodeId | None) -> None:
+        self._names_count += name not in names
+        names[name] = ino
+
+    def _make_room(self, besides: InodeId) -> None:
+        while self._names_count > NAMES_MAX and len(self._names) > 1:
+            oldest = next(directory for directory in self._names if directory != besides)
+            self._names_count -= len(self._names.pop(oldest))

@@ -1,0 +1,243 @@
+"""Coherence of all clients' caches, as the leader keeps it: leases given with answers, mutations held until what they
+change is dropped everywhere else.
+
+The life of a mutation, beginning with its arrival (docs/leases.md has the argument why this suffices):
+
+1. **grace**: while a session that an earlier leader knew has not reported, it may hold leases that nobody here
+   remembers: wait until it reports, or until it expires;
+2. **admission**: what the mutation touches is worked out and marked; if a name of it is being changed, wait first;
+3. **recall**: sessions that hold leases on it are told, and have acknowledged;
+4. **apply**, through Raft;
+5. **end**: the session that asked is given leases on what it is told, the marks are taken off, the answer is sent.
+
+2 to 5 belong to one leadership. A mutation that meets the next one before it is proposed is refused with NotLeader,
+which makes the client repeat it: it was admitted against leases that are no longer the ones that count.
+
+No promise of Raft depends on any of this: what is here is lost with the leader, and costs a grace period.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+
+import msgspec
+import trio
+
+from shoalfs.mds import messages as m
+from shoalfs.mds.leases import Change, LeaseTable
+from shoalfs.mds.reads import StoredListing
+from shoalfs.mds.recalls import Recalls
+from shoalfs.mds.sessions import SessionTable
+from shoalfs.mds.touched import TOUCHES_NOTHING, Touched, touched_by
+from shoalfs.mds.txn import ReadTxn
+from shoalfs.transport.errors import NotLeader
+from shoalfs.transport.ids import InodeId, SessionId
+from shoalfs.transport.limits import LEASES_PER_SESSION_MAX
+from shoalfs.transport.method import Message
+
+View = Callable[[], AbstractContextManager[ReadTxn]]
+
+_GRACE_LOOK_S = 0.02
+
+
+class _Number(Message, frozen=True):
+    """The beginning of an inode record."""
+
+    ino: InodeId
+
+
+class _One(Message, frozen=True):
+    """The beginning of every answer that tells of one inode."""
+
+    inode: _Number
+
+
+class _Two(Message, frozen=True):
+    """The same of an answer to RENAME."""
+
+    moved: _Number
+    other: _Number | None
+
+
+_number = msgspec.msgpack.Decoder(_Number)
+_one = msgspec.msgpack.Decoder(_One)
+_two = msgspec.msgpack.Decoder(_Two)
+
+
+def _told(command: m.Command, outcome: m.Outcome) -> Iterator[InodeId]:
+    """The inodes that the answer to a mutation tells of."""
+    if outcome.code or command.op in TOUCHES_NOTHING:
+        return
+    if command.op == m.Op.RENAME:
+        renamed = _two.decode(outcome.body)
+        yield renamed.moved.ino
+        if renamed.other is not None:
+            yield renamed.other.ino
+    else:
+        yield _one.decode(outcome.body).inode.ino
+
+
+class Admission:
+    """One mutation that was admitted, on its way through Raft. :meth:`end` must follow."""
+
+    def __init__(self, coherence: "Coherence", change: Change | None, commands: Sequence[m.Command]) -> None:
+        self._coherence = coherence
+        self._change = change
+        self._commands = commands
+
+    def is_valid(self) -> bool:
+        """The leadership that admitted it is still the present one. Asked just before it is proposed."""
+        return not self._coherence.is_over
+
+    def end(self, outcomes: Sequence[m.Outcome] | None) -> tuple[bool, ...]:
+        """It is applied with these outcomes; None: it never will be, or nobody knows, and then another leader decides.
+        Returns of each outcome whether the session may cache the inodes in it."""
+        change = self._change
+        if change is None:
+            return ()
+        leased: tuple[bool, ...] = ()
+        if outcomes is not None and change.session:
+            leased = self._coherence.lease_outcomes(change, self._commands, outcomes)
+        self._coherence.end(change)
+        return leased
+
+
+class Coherence:
+    """Leases and changes of one leadership. ``is_over`` when there is another; ``is_current`` says so."""
+
+    def __init__(self, nursery: trio.Nursery, sessions: SessionTable, is_current: Callable[[], bool]) -> None:
+        self.table = LeaseTable(LEASES_PER_SESSION_MAX)
+        self.recalls = Recalls(nursery, sessions, is_current)
+        self._sessions = sessions
+        self._is_current = is_current
+        self._ended = trio.lowlevel.ParkingLot()  # who waits for a change to end
+
+    @property
+    def is_over(self) -> bool:
+        return not self._is_current()
+
+    # --- answers under leases ----------------------------------------------------------------------------------------
+
+    def looked_up(self, request: m.Lookup, inode: m.Inode | None) -> m.LookedUp:
+        """The answer to a lookup of a session."""
+        session = request.session
+        name_leased = self.table.lease_names(session, request.parent, request.name)
+        leased = inode is not None and self.table.lease_inode(session, inode.ino)
+        self._relieve(session)
+        return m.LookedUp(inode, leased, name_leased)
+
+    def lease(self, session: SessionId, ino: InodeId) -> bool:
+        """Whether the session may cache what it is told of ``ino``."""
+        if not session:
+            return False
+        leased = self.table.lease_inode(session, ino)
+        self._relieve(session)
+        return leased
+
+    def listed(self, request: m.ReadDir, listing: StoredListing) -> StoredListing:
+        """The answer to a listing."""
+        session = request.session
+        if not session:
+            return listing
+        leased = self.table.lease_names(session, request.ino)
+        for entry in listing.entries:
+            if not entry.damaged:
+                leased &= self.table.lease_inode(session, _number.decode(entry.inode).ino)
+        self._relieve(session)
+        return msgspec.structs.replace(listing, leased=leased)
+
+    def lease_outcomes(
+        self, change: Change, commands: Sequence[m.Command], outcomes: Sequence[m.Outcome]
+    ) -> tuple[bool, ...]:
+        """Give the session of ``change`` leases on all inodes that it is told of."""
+        leased = []
+        for command, outcome in zip(commands, outcomes, strict=True):
+            each = [self.table.lease_inode(change.session, ino, change) for ino in _told(command, outcome)]
+            leased.append(all(each))
+        self._relieve(change.session)
+        return tuple(leased)
+
+    def _relieve(self, session: SessionId) -> None:
+        """Call back old leases of a session that holds too many, in the background."""
+        surplus = self.table.crowded(session)
+        if surplus is not None:
+            self._recall(self.table.call_back(session, surplus), self.end)
+
+    # --- mutations ---------------------------------------------------------------------------------------------------
+
+    def admit_now(self, session: SessionId, commands: Sequence[m.Command], view: View) -> Admission | None:
+        """As :meth:`admit`; None if that would wait."""
+        touched = self._touched(view, commands)
+        if not touched:
+            return Admission(self, None, commands)
+        if self._sessions.in_grace(session) or self.table.blocked(touched):
+            return None
+        change = self.table.begin(session, touched)
+        if change.recalls:
+            self.end(change)
+            return None
+        return Admission(self, change, commands)
+
+    async def admit(self, session: SessionId, commands: Sequence[m.Command], view: View) -> Admission:
+        """Steps 1 to 3. ``view`` opens a view of the store. Raises NotLeader if the leadership ends meanwhile.
+        Cancelled: nothing is left behind."""
+        change = None
+        while True:
+            touched = self._touched(view, commands)
+            if not touched:
+                return Admission(self, None, commands)
+            if self._sessions.in_grace(session):
+                await trio.sleep(_GRACE_LOOK_S)
+            elif self.table.blocked(touched):
+                await self._ended.park()
+            else:
+                break
+            self._check_current()
+        change = self.table.begin(session, touched)
+        if change.recalls:
+            try:
+                await self._wait_recalled(change)
+                self._check_current()
+            except BaseException:
+                self.end(change)
+                raise
+        return Admission(self, change, commands)
+
+    def end(self, change: Change) -> None:
+        self.table.end(change)
+        self._ended.unpark_all()
+
+    async def _wait_recalled(self, change: Change) -> None:
+        dropped = trio.Event()
+        self._recall(change, lambda _: dropped.set())
+        await dropped.wait()
+
+    def _recall(self, change: Change, then: Callable[[Change], None]) -> None:
+        """Tell all sessions of ``change``; ``then`` when all have acknowledged."""
+        for session, what in list(change.recalls.items()):
+
+            def acknowledged(session: SessionId = session) -> None:
+                self.table.acknowledged(change, session)
+                if not change.recalls:
+                    then(change)
+
+            self.recalls.push(session, what, acknowledged)
+
+    def _touched(self, view: View, commands: Sequence[m.Command]) -> Touched:
+        with view() as txn:
+            return touched_by(txn, commands)
+
+    def _check_current(self) -> None:
+        if self.is_over:
+            raise NotLeader
+
+    # --- sessions ----------------------------------------------------------------------------------------------------
+
+    def ended(self, session: SessionId) -> None:
+        """The session has ended, and its client believes in nothing any more."""
+        self.table.forget(session)
+        self.recalls.ended(session)
+
+    def evict(self, session: SessionId, dropped: Callable[[], None]) -> None:
+        """Take everything from the session; ``dropped`` when it has dropped it, or has ended."""
+        self._sessions.condemn(session)
+        self.recalls.push(session, Touched(), dropped, everything=True)

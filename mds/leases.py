@@ -1,0 +1,258 @@
+"""Who may cache what: the leader's table of leases. Pure.
+
+A **lease** is the leader's promise to a session: "before this changes, you are told, and I wait until you have
+dropped it". There are two kinds, each on one inode:
+
+* on an **inode**: its attributes, its inline bytes, its extents;
+* on the **names** of a directory: what each of them leads to, and that a name does not exist.
+
+A mutation goes through three steps, and the table knows each that is between the first and the last (a
+:class:`Change`):
+
+1. :meth:`LeaseTable.begin` marks what it touches and says which sessions hold leases on it;
+2. these are told, and :meth:`LeaseTable.acknowledged` takes their leases away;
+3. it is applied, and :meth:`LeaseTable.end` takes the marks off.
+
+The rules from which coherence follows:
+
+* nothing that is marked is given under a lease, except what a mutation returns to its own session at its end;
+* a name that is marked is not marked again: the second mutation waits for the first (:meth:`LeaseTable.blocked`). So
+  what a name leads to cannot change between ``begin`` and the end;
+* the session that mutates keeps its leases: it learns the new state from the answer.
+
+Why it is bounded: a session holds at most ``per_session_max`` leases on inodes and as many on names. When it comes
+near, :meth:`LeaseTable.crowded` says which old ones to call back.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Final
+
+from shoalfs.mds.touched import Name, Touched
+from shoalfs.transport.ids import InodeId, SessionId
+
+CONTENDED_NAMES: Final = 16
+COOL_LOOKUPS: Final = 64
+"""A directory that is **contended** is not leased: two sessions that fill it together would otherwise tell each other
+of every file, a round trip each. It becomes contended when one session had to be told of CONTENDED_NAMES changes, and
+ceases to be when COOL_LOOKUPS lookups in a row met no change."""
+_CONTENDED_MAX: Final = 65_536  # directories remembered as contended
+
+
+@dataclass(slots=True)
+class _Held:
+    """The leases of one session, the oldest first. ``names``: with the number of changes that it was told of."""
+
+    inodes: dict[InodeId, None] = field(default_factory=dict)
+    names: dict[InodeId, int] = field(default_factory=dict)
+
+
+@dataclass(eq=False, slots=True)
+class Change:
+    """A mutation that is between its admission and its end. ``recalls``: what each session has to drop before it
+    may be applied; a session is in it until it has acknowledged."""
+
+    session: SessionId  # whose leases stay; 0: nobody's
+    touched: Touched
+    recalls: dict[SessionId, Touched] = field(default_factory=dict)
+    ended: bool = False
+
+
+class LeaseTable:
+    """All leases of one leadership."""
+
+    def __init__(self, per_session_max: int) -> None:
+        assert per_session_max >= 16, per_session_max
+        self._max = per_session_max
+        self._held: dict[SessionId, _Held] = {}
+        # Invariants: the sessions whose ``_Held`` has the inode; no empty sets.
+        self._inode_holders: dict[InodeId, set[SessionId]] = {}
+        self._names_holders: dict[InodeId, set[SessionId]] = {}
+        # What is marked. Invariants: the sum over all changes that have not ended; no zero entries.
+        self._changing_names: set[Name] = set()
+        self._names_changing_in: Counter[InodeId] = Counter()
+        self._changing_inodes: Counter[InodeId] = Counter()
+        self._changing_directories: Counter[InodeId] = Counter()
+        # Contended directories, with the lookups that are still to meet no change.
+        self._contended: dict[InodeId, int] = {}
+
+    # --- leases ------------------------------------------------------------------------------------------------------
+
+    def lease_inode(self, session: SessionId, ino: InodeId, own: Change | None = None) -> bool:
+        """Give a lease on ``ino``. False: what is said of it may not be cached. ``own``: a change of this session
+        that has been applied and not ended yet."""
+        mine = own is not None and ino in own.touched.inodes
+        if self._changing_inodes.get(ino, 0) > mine:
+            return False
+        held = self._held.setdefault(session, _Held())
+        if ino not in held.inodes:
+            if len(held.inodes) >= self._max:
+                return False
+            held.inodes[ino] = None
+            self._inode_holders.setdefault(ino, set()).add(session)
+        return True
+
+    def lease_names(self, session: SessionId, directory: InodeId, name: bytes | None = None) -> bool:
+        """Give a lease on all names of ``directory``. False: what was found of ``name`` (None: of all of them) may
+        not be cached."""
+        if directory in self._changing_directories or (self._contended and not self._cooled(directory)):
+            return False
+        held = self._held.setdefault(session, _Held())
+        if directory not in held.names:
+            if len(held.names) >= self._max:
+                return False
+            held.names[directory] = 0
+            self._names_holders.setdefault(directory, set()).add(session)
+        if name is not None:
+            return (directory, name) not in self._changing_names
+        return directory not in self._names_changing_in
+
+    def forget(self, session: SessionId) -> None:
+        """The session has ended, or has dropped everything."""
+        held = self._held.pop(session, None)
+        if held is not None:
+            for ino in held.inodes:
+                _discard(self._inode_holders, ino, session)
+            for directory in held.names:
+                _discard(self._names_holders, directory, session)
+
+    def crowded(self, session: SessionId) -> Touched | None:
+        """The oldest leases of a session that holds nearly as many as it may; None if it does not."""
+        held = self._held.get(session)
+        if held is None:
+            return None
+        some = self._max // 16
+        found = Touched()
+        if len(held.inodes) > self._max - some:
+            found.inodes.update(_oldest(held.inodes, some, self._changing_inodes))
+        if len(held.names) > self._max - some:
+            found.directories.update(_oldest(held.names, some, self._changing_directories))
+        return found or None
+
+    # --- changes -----------------------------------------------------------------------------------------------------
+
+    def blocked(self, touched: Touched) -> bool:
+        """True if a name in ``touched`` is being changed: ask again when a change has ended."""
+        return not self._changing_names.isdisjoint(touched.names)
+
+    def begin(self, session: SessionId, touched: Touched) -> Change:
+        """Admit a mutation of ``session``, which must not be blocked. What it touches is marked from now on."""
+        assert not self.blocked(touched)
+        change = Change(session, touched)
+        for ino in touched.inodes:
+            for holder in self._inode_holders.get(ino, ()):
+                if holder != session:
+                    _of(change, holder).inodes.add(ino)
+        for name in touched.names:
+            directory = name[0]
+            if directory in self._contended:
+                self._contended[directory] = COOL_LOOKUPS
+            for holder in self._names_holders.get(directory, ()):
+                if holder != session:
+                    self._recall_name(_of(change, holder), holder, name)
+                    if directory in change.recalls[holder].directories:
+                        touched.directories.add(directory)
+        self._mark(touched)
+        return change
+
+    def call_back(self, session: SessionId, surplus: Touched) -> Change:
+        """A change that changes nothing: it takes leases from one session (see :meth:`crowded`)."""
+        assert not surplus.names, surplus
+        change = Change(SessionId(0), surplus, {session: surplus})
+        self._mark(surplus)
+        return change
+
+    def acknowledged(self, change: Change, session: SessionId) -> None:
+        """The session has dropped what it was told to, or has ended."""
+        recall = change.recalls.pop(session, None)
+        held = self._held.get(session)
+        if recall is None or held is None:
+            return
+        for ino in recall.inodes:
+            if ino in held.inodes:
+                del held.inodes[ino]
+                _discard(self._inode_holders, ino, session)
+        for directory in recall.directories:
+            if directory in held.names:
+                del held.names[directory]
+                _discard(self._names_holders, directory, session)
+        for directory, _ in recall.names:
+            if directory in held.names:
+                held.names[directory] += 1
+
+    def end(self, change: Change) -> None:
+        """The mutation is applied, or never will be. More than once is as once."""
+        if change.ended:
+            return
+        change.ended = True
+        self._changing_names -= change.touched.names
+        _take(self._names_changing_in, (directory for directory, _ in change.touched.names))
+        _take(self._changing_inodes, change.touched.inodes)
+        _take(self._changing_directories, change.touched.directories)
+
+    # --- for people --------------------------------------------------------------------------------------------------
+
+    def held_by(self, session: SessionId) -> int:
+        """How many leases the session holds."""
+        held = self._held.get(session)
+        return 0 if held is None else len(held.inodes) + len(held.names)
+
+    def _recall_name(self, recall: Touched, holder: SessionId, name: Name) -> None:
+        directory = name[0]
+        if self._held[holder].names[directory] >= CONTENDED_NAMES:
+            recall.directories.add(directory)
+            self._contended[directory] = COOL_LOOKUPS
+            if len(self._contended) > _CONTENDED_MAX:
+                del self._contended[next(iter(self._contended))]
+        else:
+            recall.names.add(name)
+
+    def _cooled(self, directory: InodeId) -> bool:
+        """One more lookup in it: whether it is not contended (any more)."""
+        left = self._contended.get(directory)
+        if left is None:
+            return True
+        if left:
+            self._contended[directory] = left - 1
+            return False
+        del self._contended[directory]
+        return True
+
+    def _mark(self, touched: Touched) -> None:
+        self._changing_names |= touched.names
+        self._names_changing_in.update(directory for directory, _ in touched.names)
+        self._changing_inodes.update(touched.inodes)
+        self._changing_directories.update(touched.directories)
+
+
+def _of(change: Change, session: SessionId) -> Touched:
+    recall = change.recalls.get(session)
+    if recall is None:
+        recall = change.recalls[session] = Touched()
+    return recall
+
+
+def _discard(holders: dict[InodeId, set[SessionId]], ino: InodeId, session: SessionId) -> None:
+    sessions = holders[ino]
+    sessions.discard(session)
+    if not sessions:
+        del holders[ino]
+
+
+def _take(marks: Counter[InodeId], inodes: Iterable[InodeId]) -> None:
+    for ino in inodes:
+        if marks[ino] == 1:
+            del marks[ino]
+        else:
+            marks[ino] -= 1
+
+
+def _oldest(held: Iterable[InodeId], count: int, marked: Counter[InodeId]) -> list[InodeId]:
+    found: list[InodeId] = []
+    for ino in held:
+        if len(found) == count:
+            break
+        if ino not in marked:
+            found.append(ino)
+    return found

@@ -1,0 +1,115 @@
+"""What a mount keeps under leases, and the one rule: a late answer brings nothing back."""
+
+import pytest
+
+from shoalfs.fs import leases
+from shoalfs.fs.effects import doubtful, effects
+from shoalfs.fs.leases import UNKNOWN, LeaseCache
+from shoalfs.mds import messages as m
+from shoalfs.mds.messages import ROOT_CREDENTIALS as ROOT
+from shoalfs.transport.ids import InodeId
+
+DIR, FILE, OTHER = InodeId(10), InodeId(11), InodeId(12)
+
+
+def inode(ino, version=1):
+    return m.Inode(ino, 0o100644, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, version=version, data_version=version)
+
+
+@pytest.fixture
+def cache():
+    return LeaseCache()
+
+
+def test_names_that_exist_that_do_not_and_that_are_not_known(cache):
+    asking = cache.ask()
+    cache.learn_name(asking, DIR, b"f", FILE)
+    cache.learn_name(asking, DIR, b"absent", None)
+    assert cache.name(DIR, b"f") == FILE
+    assert cache.name(DIR, b"absent") is None
+    assert cache.name(DIR, b"else") is UNKNOWN
+    assert cache.name(OTHER, b"f") is UNKNOWN
+
+
+def test_an_older_record_never_replaces_a_newer_one(cache):
+    asking = cache.ask()
+    cache.learn_inode(asking, inode(FILE, 5))
+    cache.learn_inode(asking, inode(FILE, 4))
+    assert cache.inode(FILE).version == 5
+
+
+def test_an_answer_that_was_asked_for_before_something_was_dropped_does_not_bring_it_back(cache):
+    early = cache.ask()
+    cache.learn_inode(early, inode(FILE))
+    cache.learn_name(early, DIR, b"f", FILE)
+    cache.drop([(DIR, b"f")], [FILE])
+    cache.learn_inode(early, inode(FILE))
+    cache.learn_name(early, DIR, b"f", FILE)
+    assert cache.inode(FILE) is None
+    assert cache.name(DIR, b"f") is UNKNOWN
+    cache.learn_name(early, DIR, b"g", OTHER)
+    cache.learn_inode(early, inode(OTHER))
+    assert (cache.name(DIR, b"g"), cache.inode(OTHER).ino) == (OTHER, OTHER), "of the rest nothing was said"
+    late = cache.ask()
+    cache.learn_inode(late, inode(FILE))
+    assert cache.inode(FILE) is not None
+
+
+def test_a_whole_directory_and_everything_can_be_dropped(cache):
+    early = cache.ask()
+    cache.learn_name(early, DIR, b"f", FILE)
+    cache.learn_name(early, OTHER, b"f", FILE)
+    cache.drop(directories=[DIR])
+    cache.learn_name(early, DIR, b"g", FILE)
+    assert (cache.name(DIR, b"f"), cache.name(DIR, b"g")) == (UNKNOWN, UNKNOWN)
+    assert cache.name(OTHER, b"f") == FILE
+    cache.drop_all()
+    cache.learn_inode(early, inode(FILE))
+    cache.learn_name(early, OTHER, b"f", FILE)
+    assert cache.inode(FILE) is None
+    assert cache.name(OTHER, b"f") is UNKNOWN
+
+
+def test_a_mutation_moves_names_only_where_names_are_leased(cache):
+    asking = cache.ask()
+    cache.moved_name(asking, DIR, b"f", FILE)
+    assert cache.name(DIR, b"f") is UNKNOWN
+    cache.learn_name(asking, DIR, b"g", None)
+    cache.moved_name(asking, DIR, b"f", FILE)
+    assert cache.name(DIR, b"f") == FILE
+
+
+def test_it_is_bounded_by_whole_directories(cache, monkeypatch):
+    monkeypatch.setattr(leases, "NAMES_MAX", 10)
+    asking = cache.ask()
+    for number in range(6):
+        for directory in (DIR, FILE, OTHER):
+            cache.learn_name(asking, directory, b"%d" % number, FILE)
+    known = sum(
+        cache.name(directory, b"%d" % number) is not UNKNOWN for directory in (DIR, FILE, OTHER) for number in range(6)
+    )
+    assert known <= 10
+    assert cache.name(OTHER, b"5") == FILE
+
+
+# --- effects of mutations --------------------------------------------------------------------------------------------
+
+
+def test_what_mutations_of_this_mount_mean():
+    name, new = (DIR, b"f"), (OTHER, b"g")
+    made = effects(m.Create(ROOT, *name, 0o644, True), m.Created(inode(FILE), True))
+    assert (made.names, made.stale, made.told) == ({name: FILE}, {DIR}, (inode(FILE),))
+    found = effects(m.Create(ROOT, *name, 0o644, False), m.Created(inode(FILE), False))
+    assert (found.names, found.stale) == ({name: FILE}, set())
+    gone = effects(m.Unlink(ROOT, *name), m.Unlinked(inode(FILE)))
+    assert (gone.names, gone.stale) == ({name: None}, {DIR})
+    moved = effects(m.Rename(ROOT, *name, *new), m.Renamed(inode(FILE), None))
+    assert (moved.names, moved.stale) == ({name: None, new: FILE}, {DIR, OTHER})
+    exchange = m.Rename(ROOT, *name, *new, int(m.RenameFlags.EXCHANGE))
+    assert effects(exchange, m.Renamed(inode(FILE), inode(InodeId(13)))).names == {name: 13, new: FILE}
+    assert effects(m.Rename(ROOT, *name, *new), m.Renamed(inode(FILE), inode(InodeId(13)))).names[name] is None
+    assert effects(m.Rename(ROOT, *name, *new), m.Renamed(inode(FILE), inode(FILE))).names == {}
+    assert effects(m.Link(ROOT, FILE, *new), m.Entry(inode(FILE))).names == {new: FILE}
+    assert effects(m.CommitInline(FILE, ()), m.Committed(inode(FILE), 0, 1)).told == (inode(FILE),)
+    assert doubtful(m.Rename(ROOT, *name, *new)) == ({name, new}, {DIR, OTHER})
+    assert doubtful(m.SetAttr(ROOT, FILE)) == (set(), {FILE})

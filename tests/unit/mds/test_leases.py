@@ -1,0 +1,192 @@
+"""The table of leases: who has to drop what before a mutation, and what may be cached while one is on its way."""
+
+import pytest
+
+from harness.metadata import ALICE, ROOT, Metadata, command
+from shoalfs.mds import messages as m
+from shoalfs.mds.leases import CONTENDED_NAMES, COOL_LOOKUPS, LeaseTable
+from shoalfs.mds.touched import _TOUCH, TOUCHES_NOTHING, Touched, touched_by
+from shoalfs.transport.ids import ROOT_INODE, InodeId, SessionId
+
+A, B, C = SessionId(1), SessionId(2), SessionId(3)
+DIR, FILE, OTHER = InodeId(10), InodeId(11), InodeId(12)
+
+
+@pytest.fixture
+def table():
+    return LeaseTable(per_session_max=1_000)
+
+
+def drop(table, change):
+    for session in list(change.recalls):
+        table.acknowledged(change, session)
+
+
+def test_who_holds_a_lease_is_told_and_who_mutates_is_not(table):
+    for session in (A, B):
+        assert table.lease_inode(session, FILE)
+        assert table.lease_names(session, DIR, b"f")
+    change = table.begin(A, Touched({(DIR, b"f")}, {FILE, DIR}))
+    assert set(change.recalls) == {B}
+    assert change.recalls[B].inodes == {FILE}
+    assert change.recalls[B].names == {(DIR, b"f")}
+
+
+def test_nothing_is_told_to_those_who_know_nothing(table):
+    assert table.lease_inode(B, OTHER)
+    assert table.lease_names(B, OTHER, b"f")
+    assert not table.begin(A, Touched({(DIR, b"f")}, {FILE, DIR})).recalls
+
+
+def test_what_is_being_changed_is_not_leased_to_anybody(table):
+    change = table.begin(A, Touched({(DIR, b"f")}, {FILE}))
+    for session in (A, B):
+        assert not table.lease_inode(session, FILE)
+        assert not table.lease_names(session, DIR, b"f")
+        assert not table.lease_names(session, DIR), "a listing has the name in it"
+        assert table.lease_names(session, DIR, b"g"), "another name of the directory"
+    table.end(change)
+    table.end(change)
+    assert table.lease_inode(B, FILE)
+    assert table.lease_names(B, DIR, b"f")
+    assert table.lease_names(B, DIR)
+
+
+def test_the_answer_to_a_mutation_is_leased_unless_another_one_is_on_its_way(table):
+    mine = table.begin(A, Touched(inodes={FILE}))
+    assert table.lease_inode(A, FILE, mine)
+    theirs = table.begin(B, Touched(inodes={FILE}))
+    assert A in theirs.recalls, "what was leased at the end of the first is called back for the second"
+    assert not table.lease_inode(A, FILE, mine)
+    assert not table.lease_inode(B, FILE, theirs)
+
+
+def test_a_new_inode_is_leased_to_its_maker(table):
+    change = table.begin(A, Touched({(DIR, b"new")}, {DIR}))
+    assert table.lease_inode(A, OTHER, change)
+    table.end(change)
+    assert set(table.begin(B, Touched(inodes={OTHER})).recalls) == {A}
+
+
+def test_a_name_is_changed_by_one_at_a_time_and_an_inode_by_many(table):
+    first = table.begin(A, Touched({(DIR, b"f")}, {DIR}))
+    assert table.blocked(Touched({(DIR, b"f")}))
+    assert not table.blocked(Touched({(DIR, b"g")}, {DIR}))
+    second = table.begin(B, Touched({(DIR, b"g")}, {DIR}))
+    table.end(first)
+    assert not table.lease_inode(C, DIR), "the second still changes it"
+    table.end(second)
+    assert table.lease_inode(C, DIR)
+
+
+def test_what_was_acknowledged_is_not_told_again_until_it_is_leased_again(table):
+    table.lease_inode(B, FILE)
+    change = table.begin(A, Touched(inodes={FILE}))
+    table.acknowledged(change, B)
+    assert not change.recalls
+    table.end(change)
+    assert not table.begin(A, Touched(inodes={FILE})).recalls
+
+
+def test_a_lease_on_names_outlives_the_recall_of_one_name(table):
+    table.lease_names(B, DIR, b"f")
+    change = table.begin(A, Touched({(DIR, b"f")}))
+    drop(table, change)
+    table.end(change)
+    assert table.begin(A, Touched({(DIR, b"g")})).recalls[B].names == {(DIR, b"g")}
+
+
+def test_a_directory_that_two_fill_is_not_leased_until_it_is_quiet(table):
+    table.lease_names(B, DIR, b"x")
+    for number in range(CONTENDED_NAMES):
+        change = table.begin(A, Touched({(DIR, b"%d" % number)}))
+        assert change.recalls[B].names
+        drop(table, change)
+        table.end(change)
+    whole = table.begin(A, Touched({(DIR, b"last")}))
+    assert whole.recalls[B].directories == {DIR}
+    assert not table.lease_names(C, DIR, b"y"), "it is being called back"
+    drop(table, whole)
+    table.end(whole)
+    assert not table.begin(A, Touched({(DIR, b"more")})).recalls, "from now on it costs nothing"
+    assert not any(table.lease_names(B, DIR, b"y") for _ in range(COOL_LOOKUPS))
+    assert table.lease_names(B, DIR, b"y")
+
+
+def test_the_end_of_a_session_lets_those_go_who_wait_for_it(table):
+    table.lease_inode(B, FILE)
+    table.lease_names(B, DIR)
+    change = table.begin(A, Touched({(DIR, b"f")}, {FILE}))
+    table.forget(B)
+    table.acknowledged(change, B)
+    assert not change.recalls
+    assert table.held_by(B) == 0
+
+
+def test_a_session_holds_a_bounded_number_and_its_oldest_are_called_back():
+    table = LeaseTable(per_session_max=32)
+    assert all(table.lease_inode(A, InodeId(number)) for number in range(1, 33))
+    assert not table.lease_inode(A, InodeId(33))
+    surplus = table.crowded(A)
+    assert surplus.inodes == {1, 2}
+    change = table.call_back(A, surplus)
+    assert set(change.recalls) == {A}
+    assert not table.lease_inode(B, InodeId(1)), "an answer on its way must not meet the acknowledgement"
+    table.acknowledged(change, A)
+    table.end(change)
+    assert table.lease_inode(A, InodeId(33))
+    assert table.held_by(A) == 31
+
+
+# --- what a mutation touches -----------------------------------------------------------------------------------------
+
+
+def test_every_operation_is_known_to_touch_something_or_nothing():
+    assert {int(op) for op in m.Op} == set(_TOUCH) | {int(op) for op in TOUCHES_NOTHING}
+    assert not set(_TOUCH) & TOUCHES_NOTHING
+
+
+@pytest.fixture
+def tree():
+    metadata = Metadata()
+    tree = {b"d": metadata.mkdir(b"d").ino, b"f": metadata.create(b"f").ino, b"g": metadata.create(b"g").ino}
+    return metadata, tree
+
+
+def touched(metadata, *requests):
+    with metadata.store.read() as txn:
+        return touched_by(txn, [command(request) for request in requests])
+
+
+def test_names_lead_to_the_inodes_that_are_touched(tree):
+    metadata, ino = tree
+    root, f, g, d = ROOT_INODE, ino[b"f"], ino[b"g"], ino[b"d"]
+    cases = [
+        (m.Create(ROOT, root, b"new", 0o644, True), {(root, b"new")}, {root}),
+        (m.Create(ROOT, root, b"f", 0o644, False), {(root, b"f")}, set()),
+        (m.Mkdir(ROOT, root, b"new", 0o755), {(root, b"new")}, {root}),
+        (m.Link(ROOT, f, d, b"l"), {(d, b"l")}, {d, f}),
+        (m.Unlink(ROOT, root, b"f"), {(root, b"f")}, {root, f}),
+        (m.Rmdir(ROOT, root, b"d"), {(root, b"d")}, {root, d}),
+        (m.Unlink(ROOT, root, b"absent"), {(root, b"absent")}, {root}),
+        (m.Rename(ROOT, root, b"f", root, b"g"), {(root, b"f"), (root, b"g")}, {root, f, g}),
+        (m.Rename(ROOT, root, b"f", d, b"x"), {(root, b"f"), (d, b"x")}, {root, d, f}),
+        (m.SetAttr(ROOT, f, mode=0o600), set(), {f}),
+        (m.CommitInline(f, ()), set(), {f}),
+        (m.SetXattr(ROOT, g, b"user.x", b""), set(), {g}),
+    ]
+    for request, names, inodes in cases:
+        found = touched(metadata, request)
+        assert (found.names, found.inodes) == (names, inodes), request
+
+
+def test_what_will_be_refused_for_its_shape_touches_nothing_and_harms_nothing(tree):
+    metadata, _ = tree
+    assert not touched(metadata, m.ReserveChunks(1))
+    for request in (
+        m.Unlink(ALICE, InodeId(0), b"x"),
+        m.Unlink(ALICE, InodeId(-5), b"x"),
+        m.Unlink(ALICE, ROOT_INODE, b"n" * 10_000),
+        m.Rename(ALICE, ROOT_INODE, b"", ROOT_INODE, b""),
+    ):
+        touched(metadata, request)
