@@ -42,12 +42,23 @@ class Committer:
         self, metadata: Metadata, uploader: Uploader, contents: Contents, backlog: Backlog, fetcher: Fetcher
     ) -> None:
         self.undurable: dict[ChunkId, tuple[TargetId, ...]] = {}
+        # Chunks of other files were linked since the last sync: whoever wrote them may not have synced them.
+        self.cloned = False
         self._metadata = metadata
         self._uploader = uploader
         self._contents = contents
         self._backlog = backlog
         self._fetcher = fetcher
         self._in_flight: dict[Unit, trio.Event] = {}
+
+    @property
+    def is_undurable(self) -> bool:
+        """Something that was committed here may not be on disk yet."""
+        return self.cloned or bool(self.undurable)
+
+    def forget_undurable(self) -> None:
+        self.cloned = False
+        self.undurable.clear()
 
     async def store(self, unit: Unit, *, durable: bool, shift_bytes: int = 0) -> None:
         """Put the unit on its targets, unless it is there. Who comes second waits for the first. Cancelled or
@@ -225,6 +236,10 @@ class Committer:
     async def _sync_committed(self) -> None:
         """Put on disk what was committed without. Raises PosixError(EIO) if that is not possible."""
         need = self._uploader.min_ack(self._contents.inode.pool)
+        if self.cloned:
+            linked = await self._fetcher.linked_chunks()
+            self.undurable |= {chunk: self._uploader.holders(chunk) for chunk in linked - self.undurable.keys()}
+            self.cloned = False
         held = dict(self.undurable)
         if not held:
             return

@@ -82,9 +82,9 @@ class Contents:
             self.forget()
         self._adopt(reply.inode)
 
-    def truncated(self, inode: Inode) -> None:
-        """Our SETATTR cut or stretched the file. The reply does not say whether others wrote, so unless
-        nothing is left of the file, its bytes are unknown."""
+    def reshaped(self, inode: Inode) -> None:
+        """We cut or stretched the file, made holes in it, or cloned into it. The reply does not say whether others
+        wrote, so unless nothing is left of the file, its bytes are unknown."""
         if inode.data_version != self.inode.data_version:
             self.mixed = self.mixed or inode.data_version != self.inode.data_version + 1
             self.forget()

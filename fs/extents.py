@@ -4,6 +4,7 @@ A map may be partial: it remembers for which offsets it knows the answer, extent
 lacks. All that it knows is of one version of the file; `fs/contents.py` sees to that.
 """
 
+from collections.abc import Iterable
 from typing import NamedTuple, TypeAlias
 
 from shoalfs.fs.ranges import RangeMap
@@ -34,6 +35,21 @@ def cut(extent: Extent, start: int, end: int) -> Extent:
         chunk_bytes=extent.chunk_bytes,
         chunk_hash=extent.chunk_hash,
     )
+
+
+def first_data(found: bytes | Iterable[Span], start: int) -> int | None:
+    """The first offset from ``start`` on where something is stored. ``found``: inline bytes from there on, or what a
+    range that begins there consists of."""
+    if isinstance(found, bytes):
+        return start if found else None
+    return next((span.offset_bytes for span in found if isinstance(span, Extent)), None)
+
+
+def first_hole(found: bytes | Iterable[Span], start: int, end: int) -> int | None:
+    """Likewise, where nothing is stored before ``end``."""
+    if isinstance(found, bytes):
+        return start + len(found) if start + len(found) < end else None
+    return next((span.offset_bytes for span in found if isinstance(span, Hole)), None)
 
 
 class ExtentMap:

@@ -27,7 +27,7 @@ from shoalfs.fs.budget import DirtyBudget
 from shoalfs.fs.committer import Committer
 from shoalfs.fs.contents import Contents
 from shoalfs.fs.dirty import Dirty
-from shoalfs.fs.extents import Span
+from shoalfs.fs.extents import Span, first_data, first_hole
 from shoalfs.fs.fetcher import Fetcher
 from shoalfs.fs.parallel import all_of, settle_all
 from shoalfs.fs.ports import Buffer, Metadata
@@ -35,13 +35,14 @@ from shoalfs.fs.readahead import Readahead
 from shoalfs.fs.reader import ChunkReader
 from shoalfs.fs.units import Backlog, Unit
 from shoalfs.fs.uploader import Uploader
-from shoalfs.mds.messages import NOW, Entry, Extent, Inode, Op, SetAttr
+from shoalfs.mds.messages import NOW, Allocate, Cloned, CloneRange, Committed, Entry, Extent, Inode, Op, SetAttr
 from shoalfs.transport.errors import PosixError, SessionGone, ShoalError
 from shoalfs.transport.ids import InodeId
 from shoalfs.transport.limits import FILE_SIZE_BYTES_MAX, UNDURABLE_CHUNKS_MAX
 
 log = logging.getLogger("shoal.fs.file")
 
+_SEEK_WINDOW_BYTES = 1 << 30  # of the extent map, looked at in one go; it doubles, so 16 TiB of nothing are 14 steps
 _GONE = frozenset({errno.ENOENT, errno.ESTALE})  # the inode is no more: its bytes can never be committed
 
 
@@ -121,7 +122,7 @@ class FileData:
     @property
     def needs_fsync(self) -> bool:
         """Something that this mount wrote may not be on disk yet."""
-        return self.is_dirty or bool(self._committer.undurable)
+        return self.is_dirty or self._committer.is_undurable
 
     def changed_elsewhere(self, inode: Inode) -> bool:
         """True if ``inode``, an answer of the service, shows that others have changed the bytes."""
@@ -280,15 +281,53 @@ class FileData:
             else:
                 self._dirty.truncate(request.size_bytes)
                 self._backlog.truncate(request.size_bytes)
-                self._contents.truncated(entry.inode)
+                self._contents.reshaped(entry.inode)
         return self.inode
+
+    async def allocate(self, request: Allocate) -> None:
+        """As fallocate(2). What was written here before is committed first, so that a hole takes it too."""
+        if self.is_dirty:
+            await self.flush(durable=False)
+        async with self._changing():
+            reply = await self._services.metadata.mutate(Op.ALLOCATE, request, Committed)
+            self._contents.reshaped(reply.inode)
+
+    async def clone(self, request: CloneRange) -> int:
+        """Let a range of this file share the bytes of a range of another, which must be committed. Returns how much of
+        it was done. Raises LayoutConflict where the bytes have to be moved."""
+        if self.is_dirty:
+            await self.flush(durable=False)
+        async with self._changing():
+            reply = await self._services.metadata.mutate(Op.CLONE_RANGE, request, Cloned)
+            if reply.length_bytes:
+                self._committer.cloned = True
+                self._contents.reshaped(reply.inode)
+        return reply.length_bytes
+
+    async def seek(self, offset_bytes: int, *, hole: bool) -> int:
+        """The first offset from there on that is in a hole, or that is not; the end of the file begins a hole. Raises
+        PosixError(ENXIO) beyond the end and behind the last data. What was written here is committed first."""
+        if self.is_dirty:
+            await self.flush(durable=False)
+        self._raise_if_lost()
+        start, window = offset_bytes, _SEEK_WINDOW_BYTES
+        while start < self.size_bytes:
+            end = min(start + window, self.size_bytes)
+            found = await self._fetcher.committed(start, end)
+            at = first_hole(found, start, end) if hole else first_data(found, start)
+            if at is not None:
+                return at
+            start, window = end, 2 * window
+        if hole and offset_bytes < self.size_bytes:
+            return self.size_bytes
+        raise PosixError(errno.ENXIO)
 
     def discard(self) -> None:
         """Drop what is not committed: nobody can ever read this file again (unlinked, and closed for the last
         time)."""
         self._dirty.truncate(0)
         self._backlog.drop(self._backlog.units)
-        self._committer.undurable.clear()
+        self._committer.forget_undurable()
         self._recharge()
 
     def lose(self, error: ShoalError) -> None:

@@ -102,7 +102,8 @@ class Copy(NamedTuple):
 
 class Tmpfile(NamedTuple):
     flags: int
-    mode: int  # with the umask taken off
+    mode: int
+    umask: int
 
 
 class Lock(NamedTuple):
@@ -131,7 +132,7 @@ def copy_file_range(body: bytes) -> Copy:
 
 def tmpfile(body: bytes) -> Tmpfile:
     flags, mode, umask, _ = _unpack(_CREATE, body)
-    return Tmpfile(flags, mode & 0o7777 & ~umask)
+    return Tmpfile(flags, mode & 0o7777, umask & 0o777)
 
 
 def lock(body: bytes) -> Lock:

@@ -20,6 +20,7 @@ from shoalfs.fs.coherent import Coherent
 from shoalfs.fs.credentials import CredentialsCache
 from shoalfs.fs.data_path import DataPath
 from shoalfs.fs.file_locks import FileLocks
+from shoalfs.fs.file_ranges import FileRanges
 from shoalfs.fs.fuse_binding import native, pyfuse3
 from shoalfs.fs.handles import Handles
 from shoalfs.fs.kernel_cache import KernelCache
@@ -144,7 +145,9 @@ async def _serve(
         nursery.start_soon(coherent.run)
         nursery.start_soon(kernel.run)
         try:
-            await _answer_kernel(options, vfs, kernel, FileLocks(session.locks, vfs), task_status)
+            await _answer_kernel(
+                options, vfs, kernel, FileLocks(session.locks, vfs), FileRanges(handles, vfs.statfs), task_status
+            )
         finally:
             with trio.move_on_after(_FLUSH_AT_END_S, shield=True):
                 for error in await data_path.flush_all(durable=True):
@@ -154,7 +157,12 @@ async def _serve(
 
 
 async def _answer_kernel(
-    options: MountOptions, vfs: Vfs, kernel: KernelCache, locks: FileLocks, task_status: "trio.TaskStatus[None]"
+    options: MountOptions,
+    vfs: Vfs,
+    kernel: KernelCache,
+    locks: FileLocks,
+    ranges: FileRanges,
+    task_status: "trio.TaskStatus[None]",
 ) -> None:
     """Take requests from the kernel until the filesystem is unmounted, from outside or because this is cancelled."""
     credentials = CredentialsCache(pyfuse3.get_sup_groups, trio.current_time)
@@ -169,7 +177,15 @@ async def _answer_kernel(
     )
     taken: AbstractAsyncContextManager[None] = nullcontext()
     if native.shim is not None:
-        taken = NativeOps(native.shim, vfs, locks, credentials, attr_timeout_s=attr_timeout_s).running()
+        taken = NativeOps(
+            native.shim,
+            vfs,
+            locks,
+            ranges,
+            credentials,
+            entry_timeout_s=entry_timeout_s,
+            attr_timeout_s=attr_timeout_s,
+        ).running()
     try:
         pyfuse3.init(operations, options.mountpoint, fuse_options(options))
     except RuntimeError as error:

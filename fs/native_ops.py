@@ -19,12 +19,14 @@ import trio
 from shoalfs.fs import fuse_wire as wire
 from shoalfs.fs.credentials import CredentialsCache
 from shoalfs.fs.file_locks import FileLocks, whole_file
+from shoalfs.fs.file_ranges import FileRanges
 from shoalfs.fs.fuse_wire import InitFlags, Opcode
 from shoalfs.fs.native import Shim
 from shoalfs.fs.vfs import Vfs
 from shoalfs.mds.messages import Credentials, Lock, LockKind
 from shoalfs.transport.errors import PosixError, ShoalError
 from shoalfs.transport.ids import InodeId
+from shoalfs.transport.limits import FILE_SIZE_BYTES_MAX
 
 log = logging.getLogger("shoal.fs.native_ops")
 
@@ -35,6 +37,8 @@ _FLAGS: Final = (
     | InitFlags.DONT_MASK  # the umask comes beside the mode: a default access control list takes its place
 )
 _BACKGROUND_MAX: Final = 64  # read-ahead requests at a time; the kernel's own bound of 12 starves 1 MiB read-ahead
+
+_COPY_MAX: Final = (1 << 31) - (1 << 20)  # what the answer to the older of the two requests can hold
 
 Handler = Callable[[wire.Request], Awaitable[bytes]]
 
@@ -47,20 +51,29 @@ class NativeOps:
         shim: Shim,
         vfs: Vfs,
         locks: FileLocks,
+        ranges: FileRanges,
         credentials: CredentialsCache,
         *,
+        entry_timeout_s: float,
         attr_timeout_s: float,
     ) -> None:
         self._shim = shim
         self._vfs = vfs
         self._locks = locks
+        self._ranges = ranges
         self._credentials = credentials
+        self._entry_timeout_s = entry_timeout_s
         self._attr_timeout_s = attr_timeout_s
         self._handlers: dict[int, Handler] = {
             Opcode.STATX: self._statx,
             Opcode.GETLK: self._getlk,
             Opcode.SETLK: self._setlk,
             Opcode.SETLKW: self._setlkw,
+            Opcode.FALLOCATE: self._fallocate,
+            Opcode.LSEEK: self._lseek,
+            Opcode.COPY_FILE_RANGE: self._copy_file_range,
+            Opcode.COPY_FILE_RANGE_64: self._copy_file_range_64,
+            Opcode.TMPFILE: self._tmpfile,
         }
         self._nursery: trio.Nursery | None = None
         # Requests that are not answered yet, and what gives each up. Invariant: a request is in here until its answer.
@@ -124,6 +137,46 @@ class NativeOps:
         inode = await self._vfs.getattr(InodeId(request.ino))
         left_s = min(self._attr_timeout_s, self._vfs.attributes_left_s(inode.ino))
         return wire.statx(self._vfs.view(inode), left_s)
+
+    # --- ranges ------------------------------------------------------------------------------------------------------
+
+    async def _fallocate(self, request: wire.Request) -> bytes:
+        asked = wire.fallocate(request.body)
+        await self._ranges.allocate(asked.handle, asked.offset_bytes, asked.length_bytes, asked.mode)
+        return b""
+
+    async def _lseek(self, request: wire.Request) -> bytes:
+        asked = wire.lseek(request.body)
+        return wire.offset(await self._ranges.seek(asked.handle, asked.offset_bytes, asked.whence))
+
+    async def _copy_file_range(self, request: wire.Request) -> bytes:
+        return wire.written(await self._copy(wire.copy_file_range(request.body), _COPY_MAX))
+
+    async def _copy_file_range_64(self, request: wire.Request) -> bytes:
+        return wire.offset(await self._copy(wire.copy_file_range(request.body), FILE_SIZE_BYTES_MAX))
+
+    async def _copy(self, asked: wire.Copy, length_max: int) -> int:
+        return await self._ranges.copy(
+            asked.handle,
+            asked.offset_bytes,
+            asked.target_handle,
+            asked.target_offset_bytes,
+            min(asked.length_bytes, length_max),
+        )
+
+    async def _tmpfile(self, request: wire.Request) -> bytes:
+        asked = wire.tmpfile(request.body)
+        inode, handle, caching = await self._vfs.tmpfile(
+            self._who(request), InodeId(request.ino), asked.mode, asked.flags, asked.umask
+        )
+        return wire.created(
+            inode,
+            handle,
+            entry_timeout_s=self._entry_timeout_s,
+            attr_timeout_s=self._attr_timeout_s,
+            keep=caching.keep,
+            direct=caching.direct,
+        )
 
     # --- locks -------------------------------------------------------------------------------------------------------
 

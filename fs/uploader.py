@@ -44,6 +44,10 @@ class Uploader:
     def min_ack(self, pool: PoolId) -> int:
         return self._current().min_ack(pool)
 
+    def holders(self, chunk: ChunkId) -> tuple[TargetId, ...]:
+        """The targets that are to have a chunk, by its number."""
+        return tuple(target.id for target in self._current().replicas(chunk, 0, ()))
+
     async def store(self, inode: Inode, offset_bytes: int, payload: Sequence[memoryview], *, durable: bool) -> Stored:
         """Store ``payload`` as one chunk of this file and return who took it: at least ``min_ack`` targets.
 

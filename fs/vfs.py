@@ -238,11 +238,22 @@ class Vfs:
         if not created.created:
             number, caching = await self.open(who, created.inode.ino, flags)
             return self._handles.file(number).file.inode, number, caching
-        self._seen(created.inode)
-        file = self._data_path.file(created.inode)
-        file.refresh(created.inode, b"")
+        return self._made(created.inode, flags)
+
+    async def tmpfile(
+        self, who: m.Credentials, parent: InodeId, mode: int, flags: int, umask: int
+    ) -> tuple[m.Inode, int, Caching]:
+        """open(2) with O_TMPFILE; returns as :meth:`create`."""
+        request = m.Tmpfile(who, parent, mode, linkable=not flags & os.O_EXCL, umask=umask)
+        return self._made((await self._metadata.mutate(m.Op.TMPFILE, request, m.Entry)).inode, flags)
+
+    def _made(self, inode: m.Inode, flags: int) -> tuple[m.Inode, int, Caching]:
+        """A new file, which the service knows to be open here."""
+        self._seen(inode)
+        file = self._data_path.file(inode)
+        file.refresh(inode, b"")
         self._handles.hold(file.ino)
-        return created.inode, self._add(file, flags), _caching(flags, keep=False)
+        return inode, self._add(file, flags), _caching(flags, keep=False)
 
     async def open(self, who: m.Credentials, ino: InodeId, flags: int) -> tuple[int, Caching]:
         """Open an existing file. Returns the handle, and what the kernel may cache. If the file changed since the

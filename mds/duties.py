@@ -51,6 +51,7 @@ class Duties:
         self._now_ms = now_ms
         self._now_ns = now_ns
         self._grace_ms = grace_ms
+        self._closed_before: frozenset[InodeId] = frozenset()  # orphans that nobody had open, the last time we looked
 
     async def run(self) -> None:
         """One round every ROUND_MS while this node leads, until cancelled."""
@@ -89,7 +90,10 @@ class Duties:
         now_ms = self._now_ms()
         with self._store.read() as txn:
             orphans = reads.orphans(txn, _ORPHANS_PER_ROUND)
-        closed: Sequence[InodeId] = [i for i in orphans if not self._state.sessions.may_be_open(i, now_ms)]
+        seen = [i for i in orphans if not self._state.sessions.may_be_open(i, now_ms)]
+        # A file that was just made without a name is noted as open a moment later: only what is seen twice is closed.
+        closed: Sequence[InodeId] = [i for i in seen if i in self._closed_before]
+        self._closed_before = frozenset(seen)
         self._state.reaping.update(closed)
         try:
             while closed:

@@ -121,7 +121,19 @@ def unlinked(txn: Txn, inode: Inode, now_ns: int) -> Inode:
     assert inode.nlink >= 0, inode.ino
     store(txn, inode)
     if inode.nlink == 0:
-        txn.put(keys.orphan(inode.ino), b"")
-        counters = load_counters(txn)
-        store_counters(txn, msgspec.structs.replace(counters, orphans=counters.orphans + 1))
+        add_orphan(txn, inode)
     return inode
+
+
+def add_orphan(txn: Txn, inode: Inode) -> None:
+    """Note an inode without a name: it is removed once nobody has it open."""
+    txn.put(keys.orphan(inode.ino), b"")
+    counters = load_counters(txn)
+    store_counters(txn, msgspec.structs.replace(counters, orphans=counters.orphans + 1))
+
+
+def adopt_orphan(txn: Txn, inode: Inode) -> None:
+    """It is about to get a name."""
+    txn.delete(keys.orphan(inode.ino))
+    counters = load_counters(txn)
+    store_counters(txn, msgspec.structs.replace(counters, orphans=counters.orphans - 1))

@@ -66,6 +66,7 @@ class Inode(Message, frozen=True):
     xattr_bytes: int = 0  # sum of names and values of its extended attributes, without the two lists below
     acl: bytes = b""  # access control list; empty: the mode says it all. Form and invariants: mds/acl.py
     default_acl: bytes = b""  # directories only: what is made in it inherits this
+    linkable: bool = False  # made without a name (O_TMPFILE), and may be given one
 
     @property
     def is_dir(self) -> bool:
@@ -191,8 +192,11 @@ class Op(enum.IntEnum):
     SETATTR = 18
     SETXATTR = 19
     REMOVEXATTR = 20
+    TMPFILE = 22
     COMMIT_INLINE = 30
     COMMIT_EXTENTS = 31
+    ALLOCATE = 32
+    CLONE_RANGE = 33
     REAP = 40
     REGISTER_TARGET = 50
     SET_TARGET_STATE = 51
@@ -281,6 +285,17 @@ class Create(Message, frozen=True):
 class Created(Message, frozen=True):
     inode: Inode
     created: bool  # False: it was there already
+
+
+class Tmpfile(Message, frozen=True):
+    """Make a regular file without a name, to be stored where files of ``parent`` are. It lives as long as it is open;
+    ``linkable``: LINK may give it a name meanwhile."""
+
+    who: Credentials
+    parent: InodeId
+    mode: int
+    linkable: bool
+    umask: int = 0
 
 
 class Mknod(Message, frozen=True):
@@ -447,6 +462,47 @@ class Committed(Message, frozen=True):
     previous_data_version: int
 
 
+class AllocateMode(enum.IntFlag):
+    """As fallocate(2)."""
+
+    NONE = 0
+    KEEP_SIZE = 0x01
+    PUNCH_HOLE = 0x02
+    ZERO_RANGE = 0x10
+
+
+class Allocate(Message, frozen=True):
+    """As fallocate(2): make the file at least so long (unless KEEP_SIZE), and its range a hole (PUNCH_HOLE,
+    ZERO_RANGE). No space is set aside: chunks are written once, and by whoever has bytes for them."""
+
+    ino: InodeId
+    offset_bytes: int
+    length_bytes: int
+    mode: int = 0
+
+
+class CloneRange(Message, frozen=True):
+    """Let a range of one file be the bytes of a range of another, without moving any: extents of the same chunks, or
+    inline bytes. Ends at the end of the source, and after CLONE_EXTENTS_MAX extents.
+
+    Refused with LayoutConflict where that cannot be (from inline bytes to chunks, to beside inline bytes, between
+    pools): the caller moves the bytes then.
+    """
+
+    source: InodeId
+    ino: InodeId  # the target
+    source_offset_bytes: int
+    offset_bytes: int
+    length_bytes: int
+
+
+class Cloned(Message, frozen=True):
+    """The target afterwards, and how much of the range was done; 0 at the end of the source."""
+
+    inode: Inode
+    length_bytes: int
+
+
 class Reap(Message, frozen=True):
     """Remove an orphan's bytes, at most REAP_EXTENTS_MAX extents at a time; the leader's own."""
 
@@ -489,6 +545,7 @@ OP_TYPES: Final[dict[Op, tuple[type[Message], type[Message]]]] = {
     Op.END_SESSION: (EndSession, Nothing),
     Op.RESERVE_CHUNKS: (ReserveChunks, ChunksReserved),
     Op.CREATE: (Create, Created),
+    Op.TMPFILE: (Tmpfile, Entry),
     Op.MKNOD: (Mknod, Entry),
     Op.MKDIR: (Mkdir, Entry),
     Op.SYMLINK: (Symlink, Entry),
@@ -501,6 +558,8 @@ OP_TYPES: Final[dict[Op, tuple[type[Message], type[Message]]]] = {
     Op.REMOVEXATTR: (RemoveXattr, Entry),
     Op.COMMIT_INLINE: (CommitInline, Committed),
     Op.COMMIT_EXTENTS: (CommitExtents, Committed),
+    Op.ALLOCATE: (Allocate, Committed),
+    Op.CLONE_RANGE: (CloneRange, Cloned),
     Op.REAP: (Reap, Reaped),
     Op.REGISTER_TARGET: (RegisterTarget, TargetRegistered),
     Op.SET_TARGET_STATE: (SetTargetState, MapChanged),

@@ -314,10 +314,10 @@ class MdsService:
     def _remember(self, session: SessionId, command: m.Command, outcome: m.Outcome) -> None:
         """Note what a mutation means for the leader's memory: sessions that begin and end, files created open."""
         sessions = self._state.sessions
-        if command.op == m.Op.CREATE:
+        if command.op in (m.Op.CREATE, m.Op.TMPFILE):
             if sessions.knows(session):
-                created = msgspec.msgpack.decode(outcome.body, type=m.Created)
-                sessions.hold(session, created.inode.ino)
+                made = msgspec.msgpack.decode(outcome.body, type=m.Entry)  # what both answers have in common
+                sessions.hold(session, made.inode.ino)
         elif command.op == m.Op.OPEN_SESSION:
             request = msgspec.msgpack.decode(command.body, type=m.OpenSession)
             opened = msgspec.msgpack.decode(outcome.body, type=m.SessionOpened)

@@ -121,6 +121,8 @@ _BY_OP: Final[dict[m.Op, _Touch]] = {
     m.Op.REMOVEXATTR: _inode,
     m.Op.COMMIT_INLINE: _inode,
     m.Op.COMMIT_EXTENTS: _inode,
+    m.Op.ALLOCATE: _inode,
+    m.Op.CLONE_RANGE: _inode,
 }
 _TOUCH: Final = {int(op): (msgspec.msgpack.Decoder(m.OP_TYPES[op][0]), touch) for op, touch in _BY_OP.items()}
 TOUCHES_NOTHING: Final = frozenset(
@@ -128,6 +130,7 @@ TOUCHES_NOTHING: Final = frozenset(
         m.Op.OPEN_SESSION,
         m.Op.END_SESSION,
         m.Op.RESERVE_CHUNKS,
+        m.Op.TMPFILE,  # it is not in the directory that it is made for
         m.Op.REAP,  # of an inode that has no name and that nobody has open
         m.Op.REGISTER_TARGET,
         m.Op.SET_TARGET_STATE,

@@ -29,6 +29,7 @@ CHUNK_BYTES_DEFAULT: Final = 4 * MIB
 INLINE_BYTES_MAX: Final = 16_368 - 112  # one LMDB overflow run of four pages, less the record's own header and hash
 INLINE_BYTES_DEFAULT: Final = 8_168  # two LMDB pages; see docs/decisions/0006-inline-default.md
 EXTENTS_PER_COMMIT_MAX: Final = 1024
+CLONE_EXTENTS_MAX: Final = 1_024  # made by one command, so that cloning a huge file stalls nobody
 EXTENTS_PER_FILE_MAX: Final = 1 << 22  # 16 TiB of default chunks; not enforced yet: inodes do not count extents
 PGS_PER_TARGET: Final = 16  # groups a target leads: enough to spread, few enough to keep the map in one message
 

@@ -1,4 +1,4 @@
-"""LINK: give an inode one more name. As link(2)."""
+"""LINK: give an inode one more name, or its first (O_TMPFILE). As linkat(2)."""
 
 import errno
 
@@ -17,11 +17,13 @@ def link(txn: Txn, context: Context, request: Link) -> Entry:
     parent = make_entry.check_new(txn, request.who, request.new_parent, request.new_name)
     if inode.is_dir:
         raise PosixError(errno.EPERM)
-    if inode.nlink == 0:
+    if inode.nlink == 0 and not inode.linkable:
         raise PosixError(errno.ENOENT, "the file was removed")
     if inode.nlink >= LINK_COUNT_MAX:
         raise PosixError(errno.EMLINK)
-    inode = inodes.changed(inode, context.now_ns, nlink=inode.nlink + 1)
+    if inode.nlink == 0:
+        inodes.adopt_orphan(txn, inode)
+    inode = inodes.changed(inode, context.now_ns, nlink=inode.nlink + 1, linkable=False)
     inodes.store(txn, inode)
     inodes.store(txn, dentry.insert(txn, parent, request.new_name, inode, context.now_ns))
     return Entry(inode)

@@ -38,15 +38,32 @@ def make(
     rdev: int = 0,
     size_bytes: int = 0,
 ) -> Inode:
-    """Make an inode of this type and these permission bits, and link it under a name that was checked to be
-    free. A default access control list of ``parent`` takes the place of the umask; symlinks inherit none."""
+    """As :func:`make_inode`, and link it under a name that was checked to be free."""
+    child = make_inode(txn, context, who, parent, mode, umask=umask, rdev=rdev, size_bytes=size_bytes)
+    inodes.store(txn, dentry.insert(txn, parent, name, child, context.now_ns))
+    return child
+
+
+def make_inode(
+    txn: Txn,
+    context: Context,
+    who: Credentials,
+    parent: Inode,
+    mode: int,
+    *,
+    umask: int = 0,
+    rdev: int = 0,
+    size_bytes: int = 0,
+) -> Inode:
+    """Make an inode of this type and these permission bits, to be linked in ``parent``, whose default access control
+    list takes the place of the umask; symlinks inherit none."""
     mode, gid = permission.inherited(who, parent, stat.S_IFMT(mode) | mode & PERMISSION_BITS)
     access: acl.Acl = ()
     if not parent.default_acl or stat.S_ISLNK(mode):
         mode &= ~(umask & 0o777)
     else:
         access, mode = acl.inherited(acl.decode(parent.default_acl), mode)
-    child = inodes.make(
+    return inodes.make(
         txn,
         parent,
         mode=mode,
@@ -58,5 +75,3 @@ def make(
         acl=acl.encode(access),
         default_acl=parent.default_acl if stat.S_ISDIR(mode) else b"",
     )
-    inodes.store(txn, dentry.insert(txn, parent, name, child, context.now_ns))
-    return child

@@ -5,6 +5,8 @@ from typing import Any, Final
 
 from shoalfs.mds.messages import Op
 from shoalfs.mds.ops.add_garbage import add_garbage
+from shoalfs.mds.ops.allocate import allocate
+from shoalfs.mds.ops.clone_range import clone_range
 from shoalfs.mds.ops.commit_extents import commit_extents
 from shoalfs.mds.ops.commit_inline import commit_inline
 from shoalfs.mds.ops.context import Context
@@ -25,6 +27,7 @@ from shoalfs.mds.ops.set_target_state import set_target_state
 from shoalfs.mds.ops.setattr import setattr_
 from shoalfs.mds.ops.setxattr import setxattr
 from shoalfs.mds.ops.symlink import symlink
+from shoalfs.mds.ops.tmpfile import tmpfile
 from shoalfs.mds.ops.unlink import unlink
 from shoalfs.mds.txn import Txn
 
@@ -35,6 +38,7 @@ OPERATIONS: Final[dict[Op, Operation]] = {
     Op.END_SESSION: end_session,
     Op.RESERVE_CHUNKS: reserve_chunks,
     Op.CREATE: create,
+    Op.TMPFILE: tmpfile,
     Op.MKNOD: mknod,
     Op.MKDIR: mkdir,
     Op.SYMLINK: symlink,
@@ -47,6 +51,8 @@ OPERATIONS: Final[dict[Op, Operation]] = {
     Op.REMOVEXATTR: removexattr,
     Op.COMMIT_INLINE: commit_inline,
     Op.COMMIT_EXTENTS: commit_extents,
+    Op.ALLOCATE: allocate,
+    Op.CLONE_RANGE: clone_range,
     Op.REAP: reap,
     Op.REGISTER_TARGET: register_target,
     Op.SET_TARGET_STATE: set_target_state,

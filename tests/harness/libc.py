@@ -96,3 +96,13 @@ def fallocate(descriptor: int, mode: int, offset_bytes: int, length_bytes: int) 
     """The system call itself; posix_fallocate(3) would write zeros where it is not supported."""
     if _libc.fallocate(descriptor, mode, offset_bytes, length_bytes) != 0:
         raise _failure(descriptor)
+
+
+_AT_SYMLINK_FOLLOW = 0x400
+
+
+def give_name(descriptor: int, path: Path) -> None:
+    """linkat(2) of an open file, as open(2) recommends for O_TMPFILE. os.link() does not follow the link in /proc."""
+    source = b"/proc/self/fd/%d" % descriptor
+    if _libc.linkat(_AT_FDCWD, source, _AT_FDCWD, os.fsencode(path), _AT_SYMLINK_FOLLOW) != 0:
+        raise _failure(path)

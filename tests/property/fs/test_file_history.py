@@ -7,6 +7,7 @@ garbage; answers to commits get lost. After each step the committed file, read f
 chunks by the test itself, must be what the model says.
 """
 
+import errno
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,11 +23,12 @@ from shoalfs.mds import reads
 from shoalfs.mds.entry import encode_entry
 from shoalfs.mds.machine import Layout, Machine, OnDamage, format_store
 from shoalfs.mds.memory import MemoryStore
-from shoalfs.transport.errors import PeerUnreachable, ShoalError, TargetFull, from_wire
+from shoalfs.transport.errors import LayoutConflict, PeerUnreachable, ShoalError, TargetFull, from_wire
 from shoalfs.transport.ids import ROOT_INODE, InodeId, PoolId, SessionId, TargetId
 from unit.fs.world import CHUNK, INLINE, WHO, Reply, Servers, hash_of
 
 TARGETS = 4
+LOSABLE = {m.Op.COMMIT_EXTENTS, m.Op.COMMIT_INLINE, m.Op.SETATTR, m.Op.ALLOCATE, m.Op.CLONE_RANGE}
 _encode = msgspec.msgpack.encode
 
 
@@ -113,7 +115,7 @@ class Session:
     async def mutate(self, op: m.Op, request: Any, reply: Any) -> Any:
         await trio.lowlevel.checkpoint()
         answer = self.now(op, request)
-        if self._cluster.lose_answers and op in (m.Op.COMMIT_EXTENTS, m.Op.COMMIT_INLINE, m.Op.SETATTR):
+        if self._cluster.lose_answers and op in LOSABLE:
             self._cluster.lose_answers -= 1
             raise PeerUnreachable
         return answer
@@ -259,6 +261,93 @@ class History:
         del self.committed[size:]
         self.committed.extend(bytes(size - len(self.committed)))
 
+    async def punch(self, at: int, length: int) -> None:
+        await self.allocate(at, length, m.AllocateMode.PUNCH_HOLE | m.AllocateMode.KEEP_SIZE)
+
+    async def zero(self, at: int, length: int) -> None:
+        await self.allocate(at, length, m.AllocateMode.ZERO_RANGE)
+
+    async def extend(self, at: int, length: int) -> None:
+        await self.allocate(at, length, m.AllocateMode.NONE)
+
+    async def allocate(self, at: int, length: int, mode: m.AllocateMode) -> None:
+        request = m.Allocate(self.ino, at, length, mode)
+        await self.change(lambda: self.file.allocate(request), lambda: self.allocated(at, length, mode))
+
+    def allocated(self, at: int, length: int, mode: m.AllocateMode) -> None:
+        size = len(self.committed) if mode & m.AllocateMode.KEEP_SIZE else max(len(self.committed), at + length)
+        if mode:
+            put(self.committed, at, bytes(length))
+        self.cut(size)
+
+    async def clone(self, at: int, length: int) -> None:
+        """Within the file, from its beginning."""
+        length = min(length, at, len(self.shown()))
+        request = m.CloneRange(self.ino, self.ino, 0, at, length)
+
+        def cloned() -> None:
+            if length:
+                put(self.committed, at, bytes(self.committed[:length]))
+
+        try:
+            await self.change(lambda: self.file.clone(request), cloned)
+        except LayoutConflict:
+            assert len(self.committed) <= INLINE < at + length or self.inode().storage == m.Storage.INLINE
+        self.excused |= set() if self.file.needs_fsync else self.linked()
+
+    def inode(self) -> m.Inode:
+        return self.cluster.extents(self.ino)[0].inode
+
+    async def change(self, call: Any, changed: Any) -> None:
+        """A step of A that first commits what is pending, and then changes what is committed."""
+        losing, dirty = self.cluster.lose_answers, self.file.is_dirty
+        try:
+            await call()
+        except LayoutConflict:
+            self.commit_pending()
+            self.pending.clear()
+            raise
+        except ShoalError:
+            lost = losing > self.cluster.lose_answers
+            if self.file.is_dirty:
+                if lost:
+                    self.commit_pending()  # the answer to that was lost
+            else:
+                self.commit_pending()
+                self.pending.clear()
+                if lost and not (dirty and self.cluster.content(self.ino) == self.committed):
+                    changed()
+            self.behind = True
+            return
+        self.commit_pending()
+        self.pending.clear()
+        changed()
+        self.behind = False
+
+    async def seek(self, at: int, length: int) -> None:
+        """A hole is zeros, and what lies before the data that is found is a hole."""
+        if self.behind:
+            self.file = self.opened(self.a)
+            self.behind = False
+        losing = self.cluster.lose_answers
+        try:
+            data = await self.file.seek(at, hole=False)
+        except ShoalError as error:
+            if error.errno != errno.ENXIO:
+                if losing > self.cluster.lose_answers:
+                    self.commit_pending()
+                    self.behind = True
+                return
+            data = len(self.shown())
+        self.commit_pending()
+        self.pending.clear()
+        assert not any(self.committed[at:data])
+        if data < len(self.committed):
+            hole = await self.file.seek(data, hole=True)
+            assert data < hole <= len(self.committed)
+            end = await self.file.seek(hole, hole=True) if hole < len(self.committed) else hole
+            assert end == hole
+
     async def read(self, at: int, length: int) -> None:
         if self.behind:
             self.file = self.opened(self.a)
@@ -311,6 +400,11 @@ class History:
         await self.b_step(lambda file: file.setattr(request))
         self.cut(at)
 
+    async def b_punch(self, at: int, length: int) -> None:
+        mode = m.AllocateMode.PUNCH_HOLE | m.AllocateMode.KEEP_SIZE
+        await self.b_step(lambda file: file.allocate(m.Allocate(self.ino, at, length, mode)))
+        self.allocated(at, length, mode)
+
     # --- the weather -------------------------------------------------------------------------------------------------
 
     async def restart(self, at: int, length: int) -> None:
@@ -351,7 +445,8 @@ class History:
 
 
 MINE = ["write"] * 5 + ["flush"] * 2 + ["stream", "append", "truncate", "read", "read", "reopen", "crash"]
-OTHERS = ["b_write", "b_append", "b_truncate", "restart", "collect", "fail_puts", "lose_answer"]
+MINE += ["punch", "zero", "extend", "clone", "seek"]
+OTHERS = ["b_write", "b_append", "b_truncate", "b_punch", "restart", "collect", "fail_puts", "lose_answer"]
 OFFSETS = [
     0,
     1,

@@ -41,6 +41,7 @@ class Node:
     target: bytes = b""
     data: list = field(default_factory=list)  # per byte: None in a hole, else where it comes from
     chunked: bool = False
+    linkable: bool = False
     xattrs: dict = field(default_factory=dict)
 
     @property
@@ -111,6 +112,11 @@ class Model:
             need(not dots and not found.is_dir, E.EISDIR)
             return found
         may_add(who, directory)
+        node = self.inherit(who, directory, kind, mode)
+        self.put(directory, name, node)
+        return node
+
+    def inherit(self, who, directory, kind, mode):
         gid = who.gid
         if directory.mode & stat.S_ISGID:
             gid = directory.gid
@@ -120,7 +126,6 @@ class Model:
                 mode &= ~stat.S_ISGID
         node = Node(0, kind, mode, who.uid, gid)
         self.nodes.append(node)
-        self.put(directory, name, node)
         return node
 
     def put(self, directory, name, node):
@@ -139,8 +144,17 @@ class Model:
         need(found is None and name not in (b".", b".."), E.EEXIST)
         may_add(who, directory)
         need(not node.is_dir, E.EPERM)
-        need(node.names, E.ENOENT)
+        need(node.names or node.linkable, E.ENOENT)
+        node.removed = node.linkable = False
         self.put(directory, name, node)
+
+    def tmpfile(self, who, directory, mode, linkable):
+        need(directory.is_dir, E.ENOTDIR)
+        need(may(who, directory, 1), E.EACCES)
+        may_add(who, directory)
+        node = self.inherit(who, directory, stat.S_IFREG, mode)
+        node.removed, node.linkable = True, linkable
+        return node
 
     def unlink(self, who, directory, name, as_dir):
         found = enter(who, directory, name)
@@ -217,6 +231,36 @@ class Model:
         node.data += [None] * (offset - len(node.data))
         node.data[offset : offset + len(data)] = data
         self.lose_set_id(node)
+
+    def allocate(self, node, offset, length, mode):
+        need(not node.is_dir, E.EISDIR)
+        need(node.kind == stat.S_IFREG, E.EINVAL)
+        need(mode in (0, 1, 3, 16, 17), E.EOPNOTSUPP)
+        need(length > 0, E.EINVAL)
+        if mode & 18:
+            present = min(offset + length, len(node.data)) - offset
+            node.data[offset : offset + length] = [None] * max(0, present)
+        if not mode & 1:
+            node.data += [None] * (offset + length - len(node.data))
+        self.lose_set_id(node)
+
+    def clone(self, source, target, first, at, length, inline_bytes):
+        """``inline_bytes``: how many the target has."""
+        length = max(0, min(length, len(source.data) - first))
+        overlap = first < at + length and at < first + length
+        need(source is not target or not overlap, E.EINVAL)
+        if not length:
+            return 0
+        piece = source.data[first : first + length]
+        if not source.chunked:
+            if target.chunked or at + length > LAYOUT.inline_bytes_max:
+                raise LayoutConflict
+        elif any(piece) and not target.chunked:
+            if inline_bytes and (at > 0 or inline_bytes > at + length):
+                raise LayoutConflict
+            target.chunked = True
+        self.write(target, at, piece)
+        return length
 
 
 class NamespaceMachine(RuleBasedStateMachine):
@@ -398,6 +442,42 @@ class NamespaceMachine(RuleBasedStateMachine):
         assert self.md.commit(node.ino, extent, append=append, **options).offset_bytes == start
         node.chunked = True
         self.model.write(node, start, [(chunk, lead + i) for i in range(length)])
+
+    @rule(who=USERS, where=WHERE, mode=MODES, linkable=st.booleans())
+    def tmpfile(self, who, where, mode, linkable):
+        d = self.pick(where, dirs=True)
+        self.both(lambda: self.model.tmpfile(who, d, mode, linkable), m.Tmpfile(who, d.ino, mode, linkable))
+
+    @rule(
+        what=WHERE,
+        offset=st.integers(0, 200),
+        length=st.integers(0, 150),
+        mode=st.sampled_from([0, 1, 3, 16, 17, 2, 8]),
+    )
+    def allocate(self, what, offset, length, mode):
+        node = (what % 6 and self.pick_file(what)) or self.pick(what)
+        request = m.Allocate(node.ino, offset, length, mode)
+        self.both(lambda: self.model.allocate(node, offset, length, mode), request)
+
+    @rule(a=WHERE, b=WHERE, first=st.integers(0, 150), at=st.integers(0, 150), length=st.integers(0, 150))
+    def clone(self, a, b, first, at, length):
+        source, target = self.pick_file(a), self.pick_file(b)
+        if source is None:
+            return
+        inline = self.md.read(reads.get_extents, m.GetExtents(target.ino, 0, 0))[1]
+        expected = []
+        request = m.CloneRange(source.ino, target.ino, first, at, length)
+        try:
+            answer = self.both(
+                lambda: expected.append(self.model.clone(source, target, first, at, length, len(inline))), request
+            )
+        except LayoutConflict:
+            try:
+                self.md.do(request)
+            except LayoutConflict:
+                return
+            raise AssertionError("bytes in two places at once") from None
+        assert answer is None or [answer.length_bytes] == expected
 
     @rule(what=WHERE)
     def reap(self, what):

@@ -16,7 +16,7 @@ def test_requests_are_read_from_their_offsets():
     assert wire.fallocate(struct.pack("=QQQII", 1, 2, 3, 4, 0)) == (1, 2, 3, 4)
     assert wire.lseek(struct.pack("=QQII", 1, 2, 3, 0)) == (1, 2, 3)
     assert wire.copy_file_range(struct.pack("=7Q", 1, 2, 3, 4, 5, 6, 7)) == (1, 2, 3, 4, 5, 6)
-    assert wire.tmpfile(struct.pack("=IIII", 8, 0o100666, 0o027, 0) + b"name\0") == (8, 0o640)
+    assert wire.tmpfile(struct.pack("=IIII", 8, 0o100666, 0o027, 0) + b"name\0") == (8, 0o666, 0o027)
     assert wire.lock(struct.pack("=4Q4I", 1, 2, 3, 4, 5, 6, 1, 0)) == (1, 2, 3, 4, 5, 6, True)
     assert wire.interrupted(struct.pack("=Q", 9)) == 9
     assert wire.flush_owner(struct.pack("=QIIQ", 1, 0, 0, 5)) == 5
