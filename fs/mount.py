@@ -177,15 +177,8 @@ async def _answer_kernel(
     )
     taken: AbstractAsyncContextManager[None] = nullcontext()
     if native.shim is not None:
-        taken = NativeOps(
-            native.shim,
-            vfs,
-            locks,
-            ranges,
-            credentials,
-            entry_timeout_s=entry_timeout_s,
-            attr_timeout_s=attr_timeout_s,
-        ).running()
+        ops = NativeOps(native.shim, vfs, locks, ranges, credentials, attr_timeout_s=attr_timeout_s)
+        taken = ops.running()
     try:
         pyfuse3.init(operations, options.mountpoint, fuse_options(options))
     except RuntimeError as error:

@@ -54,7 +54,6 @@ class NativeOps:
         ranges: FileRanges,
         credentials: CredentialsCache,
         *,
-        entry_timeout_s: float,
         attr_timeout_s: float,
     ) -> None:
         self._shim = shim
@@ -62,7 +61,6 @@ class NativeOps:
         self._locks = locks
         self._ranges = ranges
         self._credentials = credentials
-        self._entry_timeout_s = entry_timeout_s
         self._attr_timeout_s = attr_timeout_s
         self._handlers: dict[int, Handler] = {
             Opcode.STATX: self._statx,
@@ -172,8 +170,8 @@ class NativeOps:
         return wire.created(
             inode,
             handle,
-            entry_timeout_s=self._entry_timeout_s,
-            attr_timeout_s=self._attr_timeout_s,
+            entry_timeout_s=0.0,  # there is no name to be kept
+            attr_timeout_s=min(self._attr_timeout_s, self._vfs.attributes_left_s(inode.ino)),
             keep=caching.keep,
             direct=caching.direct,
         )
