@@ -107,6 +107,8 @@ class RaftNode:
         self._serves_reads_until = -math.inf  # as of the last step
         self._round_at = -math.inf  # when followers were last asked for a reader's sake; inf: about to be done
         self._stepped = trio.lowlevel.ParkingLot()  # left at every step
+        self._syncing = trio.CancelScope()  # of the write that is with the disk thread, or was
+        self._sync_ticks = 0  # since that began
         self._unsynced = trio.Event()
         self._unsent = trio.Event()
         self._behind: list[NodeId] = []
@@ -240,7 +242,7 @@ class RaftNode:
         guard, log_, now = self._guard, self._journal, self._clock()
         behind = guard.behind()
         followers = tuple(_status_of(peer, f, now, peer in behind) for peer, f in guard.followers.items())
-        lease_ms = round((guard.lease_until(now) - now) * 1000) if guard.is_leader else 0
+        lease_ms = round((guard.serves_reads_until(now) - now) * 1000) if guard.may_serve_reads(now) else 0
         return GroupStatus(
             node=guard.node,
             leader=guard.leader or 0,
@@ -250,7 +252,7 @@ class RaftNode:
             durable_index=log_.durable_index,
             commit_index=guard.commit_index,
             applied_index=guard.applied_index,
-            lease_ms=max(0, lease_ms) if self.may_serve_reads() else 0,
+            lease_ms=lease_ms,
             members=guard.members,
             followers=followers,
         )
@@ -289,10 +291,21 @@ class RaftNode:
                 waiter.done.set()
 
     async def _tick_loop(self) -> None:
-        while True:
-            self._guard.tick(self._clock())
-            self._settle()
-            await trio.sleep(_TICK_SECONDS)
+        try:
+            while True:
+                self._guard.tick(self._clock())
+                self._settle()
+                self._look_at_sync()
+                await trio.sleep(_TICK_SECONDS)
+        finally:
+            # Nobody looks any more, and what ends this node does not wait for a disk that hangs.
+            self._syncing.deadline = trio.current_time() + LOG_SYNC_MS_MAX / 1000
+
+    def _look_at_sync(self) -> None:
+        """Time is counted in ticks: while this process is stopped or starved, it says nothing about the disk."""
+        self._sync_ticks += 1
+        if self._sync_ticks * _TICK_SECONDS * 1000 >= LOG_SYNC_MS_MAX:
+            self._syncing.cancel()
 
     async def _sync_loop(self) -> None:
         disk = trio.CapacityLimiter(1)
@@ -303,9 +316,10 @@ class RaftNode:
                 await self._unsynced.wait()
                 continue
             # Shielded: the journal must not be closed under the thread, unless the disk hangs.
-            with trio.move_on_after(LOG_SYNC_MS_MAX / 1000, shield=True) as scope:
+            self._sync_ticks = 0
+            with trio.CancelScope(shield=True) as self._syncing:
                 await trio.to_thread.run_sync(self._journal.write, batch, limiter=disk, abandon_on_cancel=True)
-            if scope.cancelled_caught:
+            if self._syncing.cancelled_caught:
                 raise self._journal.abandon_write()
             self._journal.batch_written(batch)
             self._guard.synced(self._clock())

@@ -135,6 +135,18 @@ async def test_all_agree_and_only_the_leader_serves(tmp_path):
         await leader.read_barrier()
 
 
+async def test_a_group_says_how_it_is_at_every_moment_of_an_election(tmp_path):
+    """Also while a leader has heard of nobody yet: whoever looked then ended it."""
+    async with three(tmp_path) as group:
+        first = await group.leader()
+        group.stop(first.node)
+        while not any(raft.may_serve_reads() for raft in group.nodes.values()):
+            for raft in group.nodes.values():
+                assert raft.group_status().lease_ms >= 0
+            await trio.lowlevel.checkpoint()
+        assert (await group.leader()).group_status().lease_ms > 0
+
+
 async def test_readers_without_a_lease_share_rounds(tmp_path):
     async with three(tmp_path, RaftTimes(lease_share=0.0)) as group:
         leader = await group.leader()

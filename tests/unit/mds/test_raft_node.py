@@ -3,6 +3,7 @@
 import errno
 import shutil
 import threading
+import time
 from collections.abc import Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -181,6 +182,49 @@ async def test_a_disk_that_hangs_ends_the_node(directory, monkeypatch):
     raft = RaftNode(ME, MEMBERS, journal, Recorder(), NoNetwork())
     with pytest.RaisesGroup(pytest.RaisesExc(JournalFailed, match="hangs")):
         await raft.run()
+    journal.close()
+    release.set()
+
+
+async def test_a_process_that_was_stopped_does_not_blame_its_disk(directory, monkeypatch):
+    """Stopped for longer than a sync may take, while one is under way."""
+    monkeypatch.setattr(node_module, "LOG_SYNC_MS_MAX", 200)
+    begun, release = threading.Event(), threading.Event()
+
+    def sync(_descriptor: int) -> None:
+        begun.set()
+        release.wait(10)
+
+    journal = Journal(directory, CLUSTER, ME, sync_file=sync)
+    raft = RaftNode(ME, MEMBERS, journal, Recorder(), NoNetwork())
+    async with trio.open_nursery() as nursery:
+        await nursery.start(raft.run)
+        while not begun.is_set():
+            await trio.lowlevel.checkpoint()
+        time.sleep(0.5)  # noqa: ASYNC251 - the whole loop stands still, as after SIGSTOP
+        await trio.sleep(0.05)
+        release.set()
+        await until_leading(raft)
+        nursery.cancel_scope.cancel()
+    journal.close()
+
+
+async def test_a_disk_that_hangs_does_not_hold_up_the_end(directory, monkeypatch):
+    monkeypatch.setattr(node_module, "LOG_SYNC_MS_MAX", 100)
+    begun, release = threading.Event(), threading.Event()
+
+    def sync(_descriptor: int) -> None:
+        begun.set()
+        release.wait(10)
+
+    journal = Journal(directory, CLUSTER, ME, sync_file=sync)
+    raft = RaftNode(ME, MEMBERS, journal, Recorder(), NoNetwork())
+    with trio.fail_after(5), pytest.RaisesGroup(pytest.RaisesExc(JournalFailed, match="hangs"), flatten_subgroups=True):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(raft.run)
+            while not begun.is_set():
+                await trio.lowlevel.checkpoint()
+            nursery.cancel_scope.cancel()
     journal.close()
     release.set()
 
