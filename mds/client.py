@@ -67,6 +67,7 @@ M = TypeVar("M", bound=Message)
 PATIENCE_MS = 120_000  # how long a call stalls through failovers before it fails
 _ATTEMPT_MS = 10_000
 _PAUSE_MIN_S, _PAUSE_MAX_S = 0.02, 1.0
+_PAUSE_SHARE = 1 / 8
 _RANGE = 1024  # chunk numbers reserved at a time
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -74,6 +75,12 @@ _encode = msgspec.msgpack.Encoder().encode
 def boot_time() -> float:
     """Seconds on the clock of leases, which goes on while the machine sleeps (CLOCK_BOOTTIME, clock_gettime(2))."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def pause_after(stalled_s: float) -> float:
+    """How long a caller rests that has met no leader for so long: a share of that, so that it comes back at most so
+    much later than it could have, and so that a long stall costs few questions."""
+    return min(_PAUSE_MAX_S, max(_PAUSE_MIN_S, stalled_s * _PAUSE_SHARE))
 
 
 class Leader:
@@ -103,8 +110,9 @@ class Leader:
 
         Raises what the service answers, and the last transport error
         once the patience is over. Cancelled: a mutation may still be applied."""
-        give_up = trio.current_time() + self._patience_ms / 1000
-        pause_s = _PAUSE_MIN_S
+        began = trio.current_time()
+        give_up = began + self._patience_ms / 1000
+        hints = 0
         while True:
             left_ms = int((give_up - trio.current_time()) * 1000)
             try:
@@ -123,9 +131,11 @@ class Leader:
                 hinted, failure = False, error
             if trio.current_time() >= give_up:
                 raise failure
-            if not hinted:
+            # Two members may each hold the other for the leader, so not every hint is followed at once.
+            hints = hints + 1 if hinted else 0
+            if hints % len(self._addresses) == 0:
+                pause_s = pause_after(trio.current_time() - began)
                 await trio.sleep(pause_s * random.uniform(0.5, 1.0))  # noqa: S311 - spreads retries, no secret
-                pause_s = min(2 * pause_s, _PAUSE_MAX_S)
 
     def _follow(self, address: str) -> bool:
         """Go where a member says the leader is. False if that tells nothing new."""
