@@ -69,4 +69,5 @@ def server_options(config: Config) -> "ServerOptions":
         mds=tuple(map(str, table.mds)),
         advertise=None if table.advertise is None else str(table.advertise),
         cluster_id=config.cluster.id_bytes or None,
+        rack=table.rack,
     )

@@ -6,6 +6,7 @@ Much data is hashed in a thread, little in place.
 
 from collections.abc import Sequence
 from functools import partial
+from typing import NamedTuple
 
 import trio
 
@@ -26,7 +27,7 @@ from shoalfs.chunkserver.messages import (
     VerifiedChunk,
     VerifyChunks,
 )
-from shoalfs.mds.messages import Receipt, Target
+from shoalfs.mds.messages import CopyOrder, CopySource, Receipt, Target
 from shoalfs.transport.checksum import block_hashes, chunk_hash, damaged_block, hashes_fit
 from shoalfs.transport.errors import ChunkCorrupt, ProtocolViolation
 from shoalfs.transport.frame import Payload
@@ -42,6 +43,14 @@ async def hash_chunk(payload: Payload) -> bytes:
     if sum(map(len, buffers)) <= HASH_INLINE_BYTES_MAX:
         return chunk_hash(block_hashes(buffers))
     return chunk_hash(await trio.to_thread.run_sync(block_hashes, buffers))
+
+
+class Fetched(NamedTuple):
+    """A chunk, verified, and where its file had it when it was stored."""
+
+    data: memoryview
+    ino: InodeId
+    file_offset_bytes: int
 
 
 class ChunkClient:
@@ -105,6 +114,17 @@ class ChunkClient:
         if damaged is not None:
             raise ChunkCorrupt(f"block {damaged} of chunk {chunk:#x} came damaged from target {target.id}")
         return payload[offset_bytes - start : end - start]
+
+    async def fetch(self, source: CopySource, order: CopyOrder, *, timeout_ms: int) -> Fetched:
+        """The whole chunk that ``order`` names, from one of those who may have it. Raises ChunkMissing, and
+        ChunkCorrupt if what came is not it."""
+        request = GetChunk(source.target, order.chunk, 0, order.chunk_bytes)
+        body, payload = await self._network.call(source.address, GET, request, timeout_ms=timeout_ms)
+        if body.offset_bytes or len(payload) != order.chunk_bytes:
+            raise ChunkCorrupt(f"target {source.target} answered with another range of chunk {order.chunk:#x}")
+        if await hash_chunk(payload) != order.chunk_hash:
+            raise ChunkCorrupt(f"target {source.target} has another chunk {order.chunk:#x} than the file")
+        return Fetched(payload, body.ino, body.file_offset_bytes)
 
     async def sync(
         self, target: Target, chunks: Sequence[ChunkId], *, timeout_ms: int = REQUEST_TIMEOUT_MS_DEFAULT

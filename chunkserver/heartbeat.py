@@ -1,7 +1,8 @@
 """Tells the metadata service every HEARTBEAT_MS how the targets are, and carries out what it orders.
 
-All decisions are in :mod:`~shoalfs.chunkserver.membership`; here is what waits: calls, the clock, deletions. While the
-service cannot be reached the server goes on serving what it has, and this goes on trying, for ever.
+All decisions are in :mod:`~shoalfs.chunkserver.membership`; here is what waits: calls, the clock, deletions, copies.
+A beat comes early when all ordered copies are done, or when the service waits for an inventory. While the service
+cannot be reached the server goes on serving what it has, and this goes on trying, for ever.
 """
 
 import logging
@@ -11,6 +12,8 @@ from typing import Final, NoReturn
 import msgspec
 import trio
 
+from shoalfs.chunkserver import copier
+from shoalfs.chunkserver.client import ChunkClient
 from shoalfs.chunkserver.membership import Condition, Membership
 from shoalfs.chunkserver.target import Target
 from shoalfs.mds.client import Leader
@@ -24,30 +27,38 @@ from shoalfs.transport.errors import (
     from_wire,
 )
 from shoalfs.transport.ids import ChunkId, SessionId
-from shoalfs.transport.limits import HEARTBEAT_MS
+from shoalfs.transport.limits import BEAT_MS_MIN, COPIES_AT_ONCE_MAX, HEARTBEAT_MS, HURRIED_BEAT_MS
 
 _log: Final = logging.getLogger("shoal.chunkserver.heartbeat")
 
 
 class Heart:
-    """``address`` is where clients reach this server."""
+    """``address`` is where clients reach this server; ``peers``: to fetch from others what a target lacks."""
 
-    def __init__(self, leader: Leader, node: str, address: str, targets: Sequence[Target]) -> None:
+    def __init__(
+        self, leader: Leader, node: str, rack: str, address: str, targets: Sequence[Target], peers: ChunkClient
+    ) -> None:
         self._leader = leader
         self._node = node
+        self._rack = rack
         self._address = address
+        self._peers = peers
         self._targets = {target.uuid: target for target in targets}
         self._membership = Membership(node, tuple(self._targets))
         self._orders_came = trio.Event()
+        self._copies_came = trio.Event()
+        self._copies_done = trio.Event()
 
     async def run(self) -> NoReturn:
         """Beat until cancelled. Raises WrongCluster if the first metadata service that answers is another cluster's:
         nobody will ever ask for what is stored here."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._delete_forever)
+            for _ in range(COPIES_AT_ONCE_MAX):
+                nursery.start_soon(self._copy_forever)
             reachable, known = True, False
             while True:
-                next_beat = trio.current_time() + HEARTBEAT_MS / 1000
+                began = trio.current_time()
                 try:
                     await self.beat()
                 except ShoalError as error:
@@ -60,7 +71,16 @@ class Heart:
                     if not reachable:
                         _log.info("the metadata service answers again")
                     reachable = known = True
-                await trio.sleep_until(next_beat)
+                await self._wait_for_next_beat(began)
+
+    async def _wait_for_next_beat(self, began: float) -> None:
+        """HEARTBEAT_MS after the last one began, or earlier if there is something to say."""
+        await trio.sleep(BEAT_MS_MIN / 1000)
+        beat_ms = HURRIED_BEAT_MS if self._membership.is_hurried else HEARTBEAT_MS
+        with trio.move_on_at(began + beat_ms / 1000):
+            while not self._membership.has_results:
+                self._copies_done = trio.Event()
+                await self._copies_done.wait()
 
     async def beat(self) -> None:
         """Register what is not registered, and report the rest. Raises ShoalError if the service does not answer."""
@@ -74,10 +94,12 @@ class Heart:
         reply = await self._leader.call(HEARTBEAT, heartbeat)
         self._membership.answered(heartbeat, reply.body)
         self._orders_came.set()
+        self._copies_came.set()
+        self._copies_came = trio.Event()
 
     async def _register(self, target: Target) -> None:
         usage = await target.usage()
-        request = RegisterTarget(target.uuid, self._node, self._address, usage.capacity_bytes)
+        request = RegisterTarget(target.uuid, self._node, self._address, usage.capacity_bytes, self._rack)
         command = Command(0, 0, Op.REGISTER_TARGET, msgspec.Raw(msgspec.msgpack.encode(request)))
         reply = await self._leader.call(MUTATE, Mutate(SessionId(0), (command,)))
         if len(reply.body.outcomes) != 1:
@@ -92,14 +114,16 @@ class Heart:
 
     async def _condition(self, target: Target) -> Condition:
         usage = await target.usage()
-        cursor = self._membership.cursor(target.uuid)
-        inventory = await target.chunks_after(cursor, self._membership.inventory_max)
+        part = self._membership.next_part(target.uuid)
+        inventory = await target.chunks_after(part.after, part.chunks_max)
         return Condition(
             usage.capacity_bytes,
             usage.used_bytes,
             usage.chunks,
             target.failed,
+            part,
             tuple(chunk for chunk, _ in inventory),
+            b"".join(row.chunk_hash for _, row in inventory),
         )
 
     async def _delete_forever(self) -> NoReturn:
@@ -107,14 +131,26 @@ class Heart:
             await self._orders_came.wait()
             self._orders_came = trio.Event()
             for uuid, target in self._targets.items():
-                chunks = self._membership.to_delete(uuid)
-                if chunks and not target.failed:
+                if not target.failed and (chunks := self._membership.begin_deleting(uuid)):
                     await self._delete(target, chunks)
 
     async def _delete(self, target: Target, chunks: tuple[ChunkId, ...]) -> None:
+        deleted: tuple[ChunkId, ...] = ()
         try:
             await target.delete(chunks)
+            deleted = chunks
         except (TargetDown, TargetFull) as error:
             _log.warning("%s: cannot delete %d chunks: %s", target.path, len(chunks), error)
-        else:
-            self._membership.deleted(target.uuid, chunks)
+        finally:
+            self._membership.end_deleting(target.uuid, deleted)
+
+    async def _copy_forever(self) -> NoReturn:
+        while True:
+            work = self._membership.begin_copy()
+            if work is None:
+                await self._copies_came.wait()
+                continue
+            uuid, order = work
+            copied, failures = await copier.carry_out(self._targets[uuid], order, self._peers)
+            self._membership.end_copy(uuid, order.chunk, copied=copied, failures=failures)
+            self._copies_done.set()

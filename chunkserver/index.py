@@ -266,7 +266,9 @@ def _enter(changes: Changes, addition: _Addition) -> Row:
         return there
     if there is not None:
         changes.drop(addition.chunk, there)
-        changes.set_aside(there.segment, there.position_bytes, "replaced: its bytes were damaged")
+        changes.set_aside(
+            there.segment, there.position_bytes, "replaced: its bytes were damaged, or other than the files'"
+        )
     changes.put(addition.chunk, addition.row)
     changes.raise_watermark(addition.row.segment, addition.watermark_bytes)
     return addition.row

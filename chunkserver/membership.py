@@ -6,50 +6,87 @@ Per target:
 state          what the next beat does                    leaves it
 =============  =========================================  =================================
 unregistered   registers it                               registered() -> registered
-registered     reports it, with deletions and inventory   an order with known=False
+registered     reports it, with results and inventory     an order with known=False
 =============  =========================================  =================================
 
 A target that failed is never registered (that would declare it up), but if it is registered its failure is reported.
 
-Delete orders are repeated by the service until they are reported as carried out, so losing any of them here, in a
-restart or for lack of room, is harmless; a deletion is reported until a heartbeat that carried it was answered.
+Orders are repeated by the service until they are reported as carried out, so losing any of them here is harmless; a
+result is reported until a heartbeat that carried it was answered. What a reply does not order any more is not begun: an
+order to delete is only as good as the map that it was given under. For the same reason a part of the inventory tells
+the newest map that was known before it was collected, and while a deletion of an older reply is under way, that one's.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Final, NamedTuple
 
-from shoalfs.mds.messages import Heartbeat, HeartbeatReply, TargetReport
+from shoalfs.mds.messages import (
+    CopyFailed,
+    CopyOrder,
+    Heartbeat,
+    HeartbeatReply,
+    ScrubOrder,
+    ScrubReport,
+    TargetOrders,
+    TargetReport,
+)
 from shoalfs.transport.ids import ChunkId, TargetId
 from shoalfs.transport.limits import (
-    DELETES_PENDING_MAX,
+    DAMAGED_REPORTED_MAX,
+    INVENTORY_HURRIED_MAX,
     INVENTORY_PER_HEARTBEAT_MAX,
     ORDERS_PER_HEARTBEAT_MAX,
 )
 
 _NO_TARGET: Final = TargetId(0)
 _NO_CHUNK: Final = ChunkId(0)  # below all ids
+_ALL_IDS: Final = (1 << 64) - 1
+_FAILURES_REPORTED_MAX: Final = 256
+
+
+class Part(NamedTuple):
+    """The next part of the inventory: up to ``chunks_max`` chunks after ``after``, by someone who knew map
+    ``map_epoch``."""
+
+    after: ChunkId
+    chunks_max: int
+    map_epoch: int
 
 
 class Condition(NamedTuple):
-    """How a target is now. ``inventory``: its chunks after the member's cursor, as many as were asked for."""
+    """How a target is now. ``inventory``: the chunks that ``part`` asks for, with their hashes."""
 
     capacity_bytes: int
     used_bytes: int
     chunks: int
     failed: str
+    part: Part
     inventory: tuple[ChunkId, ...]
+    hashes: bytes
+    scrub: ScrubReport = ScrubReport()
 
 
 @dataclass(eq=False)
 class _Member:
-    """``id`` is 0 while it is not registered. Invariant: ``ordered`` and ``deleted`` are disjoint."""
+    """``id`` is 0 while it is not registered. Invariant: a chunk is in at most one of ``copies``, ``copying`` and
+    ``copied``; ``delete`` and ``deleted`` are disjoint."""
 
     id: TargetId = _NO_TARGET
     epoch: int = 0
-    cursor: ChunkId = _NO_CHUNK  # the last chunk of the inventory that was sent and answered
-    ordered: dict[ChunkId, None] = field(default_factory=dict)  # at most DELETES_PENDING_MAX, in their order
+    map_epoch: int = 0  # of the last reply
+    deleting_epoch: int | None = None  # map_epoch when the deletion under way was ordered
+    after: ChunkId = _NO_CHUNK  # where the service wants the inventory to go on
+    count: int = INVENTORY_PER_HEARTBEAT_MAX
+    scrub: ScrubOrder | None = None
+    delete: dict[ChunkId, None] = field(default_factory=dict)  # ordered by the last reply, in its order
     deleted: dict[ChunkId, None] = field(default_factory=dict)  # carried out, not yet reported
+    copies: dict[ChunkId, CopyOrder] = field(default_factory=dict)  # ordered by the last reply, not begun
+    copying: set[ChunkId] = field(default_factory=set)
+    copied: dict[ChunkId, None] = field(default_factory=dict)  # carried out, not yet reported
+    failures: dict[tuple[ChunkId, TargetId], CopyFailed] = field(default_factory=dict)  # likewise
+    damaged: dict[ChunkId, None] = field(default_factory=dict)  # found by scrubbing, not yet reported
 
 
 class Membership:
@@ -58,20 +95,27 @@ class Membership:
     def __init__(self, node: str, uuids: Sequence[bytes]) -> None:
         self._node = node
         self._members = {uuid: _Member() for uuid in uuids}
-        sharers = max(1, len(uuids))
-        self._deleted_max = max(1, ORDERS_PER_HEARTBEAT_MAX // sharers)
-        self.inventory_max = max(1, INVENTORY_PER_HEARTBEAT_MAX // sharers)
+        self._sharers = max(1, len(uuids))
 
     def unregistered(self) -> list[bytes]:
         return [uuid for uuid, member in self._members.items() if not member.id]
 
     def registered(self, uuid: bytes, target: TargetId, epoch: int) -> None:
-        self._members[uuid].id = target
-        self._members[uuid].epoch = epoch
+        member = self._members[uuid]
+        member.id, member.epoch, member.after = target, epoch, _NO_CHUNK
 
-    def cursor(self, uuid: bytes) -> ChunkId:
-        """The inventory of the next heartbeat begins after this chunk."""
-        return self._members[uuid].cursor
+    def next_part(self, uuid: bytes) -> Part:
+        """What of the target's inventory is to be collected now."""
+        member = self._members[uuid]
+        known = member.map_epoch if member.deleting_epoch is None else member.deleting_epoch
+        return Part(member.after, max(1, min(member.count, INVENTORY_HURRIED_MAX) // self._sharers), known)
+
+    @property
+    def is_hurried(self) -> bool:
+        """The service waits for inventories: it does not know what a target lacks."""
+        return any(member.id and member.count > INVENTORY_PER_HEARTBEAT_MAX for member in self._members.values())
+
+    # --- heartbeats --------------------------------------------------------------------------------------------------
 
     def heartbeat(self, conditions: dict[bytes, Condition]) -> Heartbeat:
         """What to say now. The answer goes to :meth:`answered`, with this; no answer: nothing has changed."""
@@ -79,15 +123,25 @@ class Membership:
         return Heartbeat(self._node, tuple(reports))
 
     def _report(self, member: _Member, condition: Condition) -> TargetReport:
+        part, inventory = condition.part, condition.inventory
+        whole = len(inventory) >= part.chunks_max
         return TargetReport(
-            member.id,
-            member.epoch,
-            condition.capacity_bytes,
-            condition.used_bytes,
-            condition.chunks,
-            condition.failed,
-            tuple(chunk for chunk, _ in zip(member.deleted, range(self._deleted_max), strict=False)),
-            condition.inventory,
+            target=member.id,
+            epoch=member.epoch,
+            capacity_bytes=condition.capacity_bytes,
+            used_bytes=condition.used_bytes,
+            chunks=condition.chunks,
+            failed=condition.failed,
+            deleted=tuple(islice(member.deleted, ORDERS_PER_HEARTBEAT_MAX // self._sharers)),
+            inventory=inventory,
+            inventory_after=part.after,
+            inventory_through=inventory[-1] if whole else _ALL_IDS,
+            inventory_hashes=condition.hashes,
+            map_epoch=part.map_epoch,
+            copied=tuple(islice(member.copied, ORDERS_PER_HEARTBEAT_MAX // self._sharers)),
+            not_copied=tuple(islice(member.failures.values(), _FAILURES_REPORTED_MAX // self._sharers)),
+            damaged=tuple(islice(member.damaged, DAMAGED_REPORTED_MAX // self._sharers)),
+            scrub=condition.scrub,
         )
 
     def answered(self, sent: Heartbeat, reply: HeartbeatReply) -> None:
@@ -97,27 +151,86 @@ class Membership:
             member = by_id[report.target]
             for chunk in report.deleted:
                 member.deleted.pop(chunk, None)
-            whole = len(report.inventory) == self.inventory_max
-            member.cursor = report.inventory[-1] if whole else _NO_CHUNK
+            for chunk in report.copied:
+                member.copied.pop(chunk, None)
+            for failed in report.not_copied:
+                member.failures.pop((failed.chunk, failed.source), None)
+            for chunk in report.damaged:
+                member.damaged.pop(chunk, None)
         for orders in reply.orders:
             ordered = by_id.get(orders.target)
-            if ordered is None:
-                continue
-            if not orders.known:
-                ordered.id = _NO_TARGET
-            for chunk in orders.delete:
-                if chunk not in ordered.deleted and len(ordered.ordered) < DELETES_PENDING_MAX:
-                    ordered.ordered[chunk] = None
+            if ordered is not None:
+                _take(ordered, orders, reply.map_epoch)
 
-    def to_delete(self, uuid: bytes) -> tuple[ChunkId, ...]:
-        """Chunks to delete now, at most ORDERS_PER_HEARTBEAT_MAX; they stay ordered until :meth:`deleted`."""
-        ordered = self._members[uuid].ordered
-        return tuple(chunk for chunk, _ in zip(ordered, range(ORDERS_PER_HEARTBEAT_MAX), strict=False))
+    # --- deletions ---------------------------------------------------------------------------------------------------
 
-    def deleted(self, uuid: bytes, chunks: Iterable[ChunkId]) -> None:
-        """These are gone for good."""
+    def begin_deleting(self, uuid: bytes) -> tuple[ChunkId, ...]:
+        """Chunks to delete now, at most ORDERS_PER_HEARTBEAT_MAX. If there are any, :meth:`end_deleting` follows."""
         member = self._members[uuid]
-        for chunk in chunks:
-            if chunk in member.ordered:
-                del member.ordered[chunk]
-                member.deleted[chunk] = None
+        chunks = tuple(islice(member.delete, ORDERS_PER_HEARTBEAT_MAX))
+        if chunks:
+            member.deleting_epoch = member.map_epoch
+        return chunks
+
+    def end_deleting(self, uuid: bytes, deleted: Iterable[ChunkId]) -> None:
+        """These are gone for good; others that were begun are not, and wait for the next order."""
+        member = self._members[uuid]
+        member.deleting_epoch = None
+        for chunk in deleted:
+            member.delete.pop(chunk, None)
+            member.deleted[chunk] = None
+
+    # --- copies ------------------------------------------------------------------------------------------------------
+
+    def begin_copy(self) -> tuple[bytes, CopyOrder] | None:
+        """The next chunk to fetch, and the target that is to have it. :meth:`end_copy` follows."""
+        for uuid, member in self._members.items():
+            for chunk in member.copies:
+                member.copying.add(chunk)
+                return uuid, member.copies.pop(chunk)
+        return None
+
+    def end_copy(self, uuid: bytes, chunk: ChunkId, *, copied: bool, failures: Iterable[CopyFailed]) -> None:
+        """``copied``: it is on disk with the hash that was ordered."""
+        member = self._members[uuid]
+        member.copying.discard(chunk)
+        if copied:
+            member.copied[chunk] = None
+        for failed in failures:
+            if len(member.failures) < ORDERS_PER_HEARTBEAT_MAX:
+                member.failures[chunk, failed.source] = failed
+
+    @property
+    def has_results(self) -> bool:
+        """Copies are done, and none is left to do: the service may be told before the next beat is due."""
+        members = self._members.values()
+        return any(m.copied or m.failures for m in members) and not any(m.copies or m.copying for m in members)
+
+    # --- scrubbing ---------------------------------------------------------------------------------------------------
+
+    def scrub_order(self, uuid: bytes) -> ScrubOrder | None:
+        return self._members[uuid].scrub
+
+    def found_damaged(self, uuid: bytes, chunk: ChunkId) -> bool:
+        """Report the chunk with the next heartbeat. False: too many are waiting to be reported."""
+        damaged = self._members[uuid].damaged
+        if len(damaged) < DAMAGED_REPORTED_MAX:
+            damaged[chunk] = None
+        return chunk in damaged
+
+
+def _take(member: _Member, orders: TargetOrders, map_epoch: int) -> None:
+    """What the service wants of a target from now on."""
+    if not orders.known:
+        member.id = _NO_TARGET
+        member.delete.clear()
+        member.copies.clear()
+        return
+    member.map_epoch = map_epoch
+    member.after = ChunkId(orders.inventory_after)
+    member.count = orders.inventory_count or INVENTORY_PER_HEARTBEAT_MAX
+    member.scrub = orders.scrub
+    ordered = orders.delete[:ORDERS_PER_HEARTBEAT_MAX]
+    member.delete = dict.fromkeys(chunk for chunk in ordered if chunk not in member.deleted)
+    busy = member.copying | member.copied.keys() | {chunk for chunk, _ in member.failures}
+    member.copies = {order.chunk: order for order in orders.copy[:ORDERS_PER_HEARTBEAT_MAX] if order.chunk not in busy}

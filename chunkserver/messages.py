@@ -40,6 +40,8 @@ class ChunkRead(Message, frozen=True):
     offset_bytes: int
     chunk_bytes: int
     block_hashes: bytes
+    ino: InodeId = InodeId(0)
+    file_offset_bytes: int = 0  # where the file ``ino`` had the chunk when it was stored
 
 
 class SyncChunks(Message, frozen=True):
@@ -116,10 +118,11 @@ class ServerStatus(Message, frozen=True):
 
 
 _CLIENTS: Final = frozenset({"client", "admin"})
+_READERS: Final = _CLIENTS | {"chunkserver"}  # peers fetch what they lack
 _ADMIN: Final = frozenset({"admin"})
 
 PUT: Final = Method(200, "chunk.put", PutChunk, ChunkStored, CHUNK_BYTES_MAX, 0, _CLIENTS)
-GET: Final = Method(201, "chunk.get", GetChunk, ChunkRead, 0, PAYLOAD_BYTES_MAX, _CLIENTS)
+GET: Final = Method(201, "chunk.get", GetChunk, ChunkRead, 0, PAYLOAD_BYTES_MAX, _READERS)
 SYNC: Final = Method(202, "chunk.sync", SyncChunks, ChunksSynced, roles=_CLIENTS)
 LIST: Final = Method(203, "chunk.list", ListChunks, ChunksListed, roles=_ADMIN)
 VERIFY: Final = Method(204, "chunk.verify", VerifyChunks, ChunksVerified, roles=_ADMIN)

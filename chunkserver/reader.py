@@ -16,7 +16,7 @@ from shoalfs.chunkserver.segments import Segments
 from shoalfs.transport.checksum import damaged_block, hashes_fit
 from shoalfs.transport.errors import BadMessage, ChunkCorrupt, ChunkMissing
 from shoalfs.transport.frame import Buffer
-from shoalfs.transport.ids import ChunkId
+from shoalfs.transport.ids import ChunkId, InodeId
 from shoalfs.transport.limits import BLOCK_BYTES
 
 _log: Final = logging.getLogger("shoal.chunkserver.reader")
@@ -30,6 +30,8 @@ class Blocks(NamedTuple):
     chunk_bytes: int
     block_hashes: bytes
     data: memoryview
+    ino: InodeId  # the file that has the chunk, as of when it was stored
+    file_offset_bytes: int  # and where
 
 
 _Read = Callable[[int, Sequence[Buffer], int], bool]
@@ -88,28 +90,28 @@ class Reader:
         if not complete:
             return None
         hashes = record.block_hashes_in(head, row.chunk_bytes)
-        reason = self._judge(chunk, row, head, hashes, data, first_block)
-        if reason:
+        header, reason = self._judge(chunk, row, head, hashes, data, first_block)
+        if header is None or reason:
             raise self._explain(chunk, row, reason)
         self._counters["gets"] += 1
-        return Blocks(start, row.chunk_bytes, hashes, data)
+        return Blocks(start, row.chunk_bytes, hashes, data, header.ino, header.offset_bytes)
 
     def _judge(
         self, chunk: ChunkId, row: Row, head: memoryview, hashes: bytes, data: memoryview, first_block: int
-    ) -> str:
-        """What is wrong with what was read; empty if nothing is."""
+    ) -> tuple[record.Header | None, str]:
+        """The record's header, and what is wrong with what was read; empty if nothing is."""
         try:
             header = record.decode(
                 head, segment=row.segment, position_bytes=row.position_bytes, cluster_id=self._cluster_id
             )
         except ChunkCorrupt as bad:
-            return str(bad)
+            return None, str(bad)
         if header.state is record.State.DEAD or header.chunk != chunk or row_of(header) != row:
-            return "another record lies there"
+            return None, "another record lies there"
         if not hashes_fit(hashes, row.chunk_bytes, row.chunk_hash):
-            return "the block hashes do not match the chunk's hash"
+            return header, "the block hashes do not match the chunk's hash"
         block = damaged_block(data, hashes, first_block)
-        return "" if block is None else f"block {block} does not match its hash"
+        return header, "" if block is None else f"block {block} does not match its hash"
 
     def _explain(self, chunk: ChunkId, row: Row, reason: str) -> ChunkMissing | ChunkCorrupt:
         """Why the record at ``row`` could not be read: it was deleted meanwhile, or it is damaged."""

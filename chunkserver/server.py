@@ -18,6 +18,7 @@ from typing import Final, Never
 
 import trio
 
+from shoalfs.chunkserver.client import ChunkClient
 from shoalfs.chunkserver.directory import cluster_of
 from shoalfs.chunkserver.disk import RealDisk
 from shoalfs.chunkserver.heartbeat import Heart
@@ -56,6 +57,7 @@ class ServerOptions:
     mds: tuple[str, ...]
     advertise: str | None = None
     cluster_id: bytes | None = None
+    rack: str = ""
 
 
 async def run(
@@ -81,7 +83,8 @@ async def run(
         leader = Leader(network, options.mds, HEARTBEAT_PATIENCE_MS)
         async with trio.open_nursery() as nursery:
             address = await nursery.start(serve, carriers, options.listen, service.rpc, hello)
-            heart = Heart(leader, options.node, options.advertise or address, targets)
+            peers = ChunkClient(network)
+            heart = Heart(leader, options.node, options.rack, options.advertise or address, targets, peers)
             nursery.start_soon(heart.run)
             _log.info("%s serves %d targets on %s", options.node, len(targets), address)
             task_status.started(address)

@@ -77,7 +77,10 @@ class ChunkService:
     async def _get(self, call: Call, request: GetChunk, payload: memoryview) -> tuple[ChunkRead, memoryview]:
         _check_ids(request.chunk)
         blocks = await self._target(request.target).get(request.chunk, request.offset_bytes, request.length_bytes)
-        return ChunkRead(blocks.offset_bytes, blocks.chunk_bytes, blocks.block_hashes), blocks.data
+        read = ChunkRead(
+            blocks.offset_bytes, blocks.chunk_bytes, blocks.block_hashes, blocks.ino, blocks.file_offset_bytes
+        )
+        return read, blocks.data
 
     async def _sync(self, call: Call, request: SyncChunks, payload: memoryview) -> ChunksSynced:
         _check_ids(*request.chunks)

@@ -123,12 +123,20 @@ class ChunkStore:
     # --- PUT ---------------------------------------------------------------------------------------------------------
 
     def put(
-        self, *, chunk: ChunkId, ino: InodeId, offset_bytes: int, data: Sequence[Buffer], expected_hash: bytes
+        self,
+        *,
+        chunk: ChunkId,
+        ino: InodeId,
+        offset_bytes: int,
+        data: Sequence[Buffer],
+        expected_hash: bytes,
+        replaces_other: bool = False,
     ) -> int:
         """Store the chunk and return the number of the segment to sync for it to be durable.
 
-        The same bytes again are no error. Raises ChunkCorrupt if the bytes do not match ``expected_hash``,
-        ChunkConflict, TargetFull, TargetDown, BadMessage.
+        The same bytes again are no error. ``replaces_other``: other bytes under this id are set aside (the metadata
+        service knows which are the right ones); else they are ChunkConflict. Raises ChunkCorrupt if the bytes do not
+        match ``expected_hash``, ChunkConflict, TargetFull, TargetDown, BadMessage.
         """
         length = sum(map(len, data))
         if not 0 < length <= CHUNK_BYTES_MAX:
@@ -140,7 +148,7 @@ class ChunkStore:
         self._require_healthy()
         with self._writing():
             there = self._index.get(chunk)
-            if there is not None and self._is_intact(chunk, there, expected_hash):
+            if there is not None and self._is_intact(chunk, there, expected_hash, replaces_other=replaces_other):
                 return there.segment
             row = self._append(chunk, ino, offset_bytes, data, hashes, replaces=there)
         if row.chunk_hash != expected_hash:
@@ -148,11 +156,14 @@ class ChunkStore:
         self.counters["puts"] += 1
         return row.segment
 
-    def _is_intact(self, chunk: ChunkId, row: Row, expected_hash: bytes) -> bool:
+    def _is_intact(self, chunk: ChunkId, row: Row, expected_hash: bytes, *, replaces_other: bool) -> bool:
         """True if the chunk is here and every byte is right. A damaged one is to be replaced."""
-        if row.chunk_hash != expected_hash:
+        if row.chunk_hash == expected_hash:
+            reason = self.reader.check(chunk, row)
+        elif replaces_other:
+            reason = "it is here with other bytes"
+        else:
             raise ChunkConflict(f"chunk {chunk:#x} is here with other bytes")
-        reason = self.reader.check(chunk, row)
         if reason:
             _log.warning("%s: chunk %#x is stored anew: %s", self.path, chunk, reason)
         return not reason

@@ -94,8 +94,10 @@ class Target:
         data: Sequence[Buffer],
         chunk_hash: bytes,
         durable: bool,
+        replaces_other: bool = False,
     ) -> Receipt:
         """Store a chunk; ``durable``: and return when it is on disk. ``data`` is not to change until then.
+        ``replaces_other``: other bytes under its id are set aside.
 
         Raises ChunkCorrupt, ChunkConflict, TargetFull, TargetDown, BadMessage. Cancelled: it may be stored or not.
         """
@@ -106,6 +108,7 @@ class Target:
             offset_bytes=offset_bytes,
             data=data,
             expected_hash=chunk_hash,
+            replaces_other=replaces_other,
         )
         small = sum(map(len, data)) <= PUT_QUEUED_BYTES_MAX
         segment = await (self._small_puts.run(store) if small else self._in_thread(store))

@@ -10,6 +10,7 @@ from itertools import islice
 
 import trio
 
+from shoalfs.fs.bad_replicas import BadReplicas
 from shoalfs.fs.file import FileData, Services
 from shoalfs.fs.flush import WriteBack
 from shoalfs.fs.parallel import settle_all
@@ -42,12 +43,13 @@ class DataPath:
         self.counters: Counter[str] = Counter()
         self._write_back = WriteBack(dirty_bytes)
         self._prefetcher = Prefetcher(self.counters)
+        self._bad_replicas = BadReplicas(metadata)
         self._files: OrderedDict[InodeId, FileData] = OrderedDict()  # the one that was used last is the last
         self._crowded = trio.Event()
         self._services = Services(
             metadata=metadata,
             uploader=Uploader(metadata, chunks, self.counters),
-            reader=ChunkReader(metadata, chunks, self.counters, cache_bytes=cache_bytes),
+            reader=ChunkReader(metadata, chunks, self._bad_replicas, self.counters, cache_bytes=cache_bytes),
             budget=self._write_back.budget,
             counters=self.counters,
             wrote=self._wrote,
@@ -73,10 +75,11 @@ class DataPath:
         return self._files.get(ino)
 
     async def run(self) -> None:
-        """Write-back and readahead, until cancelled. Call :meth:`flush_all` before the end."""
+        """Write-back, readahead and reports of bad copies, until cancelled. Call :meth:`flush_all` before the end."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._write_back.run)
             nursery.start_soon(self._prefetcher.run)
+            nursery.start_soon(self._bad_replicas.run)
             nursery.start_soon(self._forget_files)
 
     async def flush_all(self, *, durable: bool) -> list[ShoalError]:

@@ -113,7 +113,8 @@ def expected_chunks(
 
 
 def holders(map_: mds.ClusterMap) -> dict[PgId, tuple[TargetId, ...]]:
-    """The targets of each group that hold chunks: those that were taken out for good do not."""
+    """The targets of each group that have to hold its chunks. A target that is out is no more asked for what it has
+    than one that is leaving: others are about to have it, and what they lack is missing."""
     out = {target.id for target in map_.targets if target.state is mds.TargetState.OUT}
     return {group.id: tuple(t for t in group.targets if t not in out) for group in map_.groups}
 

@@ -12,6 +12,8 @@ from shoalfs.mds.messages import ClusterMap, PlacementGroup, Pool, Target, Targe
 from shoalfs.transport.errors import TargetDown
 from shoalfs.transport.ids import ChunkId, InodeId, PgId, PoolId, TargetId, chunk_pg, chunk_sequence
 
+_UP: Final = frozenset({TargetState.UP, TargetState.SYNCING})
+_LAST_ASKED: Final = {TargetState.SYNCING: 1, TargetState.DOWN: 2, TargetState.OUT: 3}
 _GOLDEN: Final = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio: Fibonacci hashing spreads consecutive numbers
 
 
@@ -57,23 +59,24 @@ class Placement:
         return self._targets.get(target)
 
     def replicas(self, chunk: ChunkId, salt: int, avoid: Collection[TargetId]) -> list[Target]:
-        """Everyone who may have the chunk, in the order in which to ask. ``salt`` differs between clients, so
+        """Everyone who may have the chunk, in the order in which to ask: who has all of it before who is still being
+        filled, and last who probably does not answer. ``salt`` differs between clients, so
         that they do not all ask the same one first; one client stays with its choice, which keeps server
         caches warm."""
         group = self._groups.get(chunk_pg(chunk))
         if group is None:
             return []
         start = _hash(chunk_sequence(chunk) + salt) % len(group.targets)
-        turned = group.targets[start:] + group.targets[:start]
-        found = [self._targets[target] for target in turned if self._state(target) is not TargetState.OUT]
-        return sorted(found, key=lambda target: (target.state is TargetState.DOWN, target.id in avoid))
+        turned = group.targets[start:] + group.targets[:start] + group.leaving
+        found = [self._targets[target] for target in turned if target in self._targets]
+        return sorted(found, key=lambda target: (_LAST_ASKED.get(target.state, 0), target.id in avoid))
 
     def may_come_back(self, targets: Collection[TargetId]) -> bool:
         """Whether one of them counts as up, so that it is worth waiting for one that does not answer."""
         return any(self._is_up(target) for target in targets)
 
     def _is_up(self, target: TargetId) -> bool:
-        return self._state(target) is TargetState.UP
+        return self._state(target) in _UP
 
     def _state(self, target: TargetId) -> TargetState:
         return self._targets[target].state if target in self._targets else TargetState.OUT

@@ -15,6 +15,7 @@ from typing import TypeAlias
 import trio
 
 from shoalfs.fs.avoided import Avoided
+from shoalfs.fs.bad_replicas import BadReplicas
 from shoalfs.fs.block_cache import BlockCache, Run
 from shoalfs.fs.parallel import all_of
 from shoalfs.fs.pauses import Pauses
@@ -41,8 +42,11 @@ class _Flight:
 
 
 class ChunkReader:
-    def __init__(self, metadata: Metadata, chunks: Chunks, counters: Counter[str], *, cache_bytes: int) -> None:
+    def __init__(
+        self, metadata: Metadata, chunks: Chunks, bad: BadReplicas, counters: Counter[str], *, cache_bytes: int
+    ) -> None:
         self.cache = BlockCache(cache_bytes)
+        self._bad = bad
         self._metadata = metadata
         self._chunks = chunks
         self._counters = counters
@@ -154,6 +158,7 @@ class ChunkReader:
                 except ShoalError as error:
                     failures[target.id] = error
                     self._note(error)
+                    self._bad.note(target.id, extent.chunk, error)
                     if not isinstance(error, ChunkMissing | ChunkCorrupt):
                         self._failed.add(target)
                     continue

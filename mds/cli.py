@@ -123,4 +123,8 @@ def server_options(config: Config) -> "MdsOptions":
         garbage_grace_ms=table.garbage_grace_ms,
         read_lease=table.read_lease,
         session_ttl_ms=table.session_ttl_ms,
+        target_out_ms=table.target_out_ms,
+        repair_bytes_per_s=int(table.repair_bytes_per_s),
+        scrub_period_ms=table.scrub_period_ms,
+        scrub_bytes_per_s=int(table.scrub_bytes_per_s),
     )

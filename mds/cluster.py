@@ -1,7 +1,7 @@
-"""The cluster map in the store: pools, targets, placement groups, and the epoch that every change raises."""
+"""The cluster map in the store: pools, targets, placement groups, and the epoch that every change raises. Pure."""
 
 from shoalfs.mds import keys, records
-from shoalfs.mds.messages import ClusterMap, PlacementGroup, Target
+from shoalfs.mds.messages import ClusterMap, PlacementGroup, Target, Upkeep
 from shoalfs.mds.txn import ReadTxn, Txn
 
 
@@ -14,9 +14,21 @@ def load_map(txn: ReadTxn) -> ClusterMap:
         cluster_id=records.FORMAT.require(txn, keys.FORMAT).cluster_id,
         epoch=load_epoch(txn),
         pools=tuple(records.POOL.decode(*row) for row in txn.range(*keys.all_of(b"P"))),
-        targets=tuple(records.TARGET.decode(*row) for row in txn.range(*keys.all_of(b"T"))),
-        groups=tuple(records.GROUP.decode(*row) for row in txn.range(*keys.all_of(b"G"))),
+        targets=load_targets(txn),
+        groups=load_groups(txn),
     )
+
+
+def load_targets(txn: ReadTxn) -> tuple[Target, ...]:
+    return tuple(records.TARGET.decode(*row) for row in txn.range(*keys.all_of(b"T")))
+
+
+def load_groups(txn: ReadTxn) -> tuple[PlacementGroup, ...]:
+    return tuple(records.GROUP.decode(*row) for row in txn.range(*keys.all_of(b"G")))
+
+
+def load_upkeep(txn: ReadTxn) -> Upkeep:
+    return records.UPKEEP.load(txn, keys.UPKEEP) or Upkeep(rebalance_paused=False, scrub_requested_ns=0)
 
 
 def store_target(txn: Txn, target: Target) -> None:
@@ -29,3 +41,7 @@ def store_group(txn: Txn, group: PlacementGroup) -> None:
 
 def store_epoch(txn: Txn, epoch: int) -> None:
     records.MAP_EPOCH.store(txn, keys.MAP_EPOCH, records.MapEpoch(epoch))
+
+
+def store_upkeep(txn: Txn, upkeep: Upkeep) -> None:
+    records.UPKEEP.store(txn, keys.UPKEEP, upkeep)

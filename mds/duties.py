@@ -1,4 +1,5 @@
-"""What the leader does on its own: end silent sessions, declare silent targets down, remove orphans, free chunks.
+"""What the leader does on its own: end silent sessions, declare silent targets down, move placement groups, remove
+orphans, free chunks.
 
 Each duty looks at the store and the leader's memory, decides what to propose, and proposes it as ordinary commands of
 session 0. Nothing is lost when the leader dies in the middle of one: the next leader looks again. All duties of one
@@ -11,11 +12,11 @@ from collections.abc import Callable, Sequence
 import msgspec
 import trio
 
+from shoalfs.mds import cluster, reads, upkeep
 from shoalfs.mds import messages as m
-from shoalfs.mds import reads
 from shoalfs.mds.batcher import Batcher
+from shoalfs.mds.leader_state import LeaderState
 from shoalfs.mds.replicated import ReplicatedLog
-from shoalfs.mds.service import LeaderState
 from shoalfs.mds.store import LmdbStore
 from shoalfs.transport.errors import ShoalError
 from shoalfs.transport.ids import ChunkId, InodeId, SessionId
@@ -31,7 +32,8 @@ _encode = msgspec.msgpack.Encoder().encode
 
 
 class Duties:
-    """The leader's background work. ``grace_ms``: how long a chunk that became garbage is still readable."""
+    """The leader's background work. ``grace_ms``: how long a chunk that became garbage is still readable; ``out_ms``:
+    how long a target may be down before it is replaced."""
 
     def __init__(
         self,
@@ -43,6 +45,7 @@ class Duties:
         now_ms: Callable[[], int],
         now_ns: Callable[[], int],
         grace_ms: int,
+        out_ms: int,
     ) -> None:
         self._store = store
         self._log = log
@@ -52,6 +55,7 @@ class Duties:
         self._now_ns = now_ns
         self._grace_ms = grace_ms
         self._closed_before: frozenset[InodeId] = frozenset()  # orphans that nobody had open, the last time we looked
+        self._out_ms = out_ms
 
     async def run(self) -> None:
         """One round every ROUND_MS while this node leads, until cancelled."""
@@ -68,6 +72,7 @@ class Duties:
         """Do what is due now. Raises what proposing raises; what was decided is decided again next time."""
         await self._expire_sessions()
         await self._note_lost_targets()
+        await self._change_map()
         await self._reap_orphans()
         await self._collect_garbage()
 
@@ -79,11 +84,26 @@ class Duties:
 
     async def _note_lost_targets(self) -> None:
         with self._store.read() as txn:
-            map_ = reads.cluster_map(txn)
+            map_ = self._state.map_index(txn).map
         for target in self._state.targets.lost(map_, self._now_ms()):
             usage = self._state.targets.usage(target)
             log.warning("target %d is declared down: %s", target, (usage and usage.failed) or "no heartbeat")
             await self._propose(m.Op.SET_TARGET_STATE, [m.SetTargetState(target, m.TargetState.DOWN)])
+
+    async def _change_map(self) -> None:
+        now_ms = self._now_ms()
+        with self._store.read() as txn:
+            view = upkeep.View(
+                index=self._state.map_index(txn),
+                repairs=self._state.repairs,
+                answers=lambda target: self._state.targets.answers(target, now_ms),
+                now_ns=self._now_ns(),
+                out_ms=self._out_ms,
+                rebalance=not cluster.load_upkeep(txn).rebalance_paused,
+            )
+        for op, change, text in upkeep.changes(view):
+            log.info("%s", text)
+            await self._propose(op, [change])
 
     async def _reap_orphans(self) -> None:
         """Remove what nobody links and nobody has open. The inode may not be opened from the decision on."""
@@ -113,11 +133,12 @@ class Duties:
             log.info("%d chunks belong to no file and no live session: added to the garbage", len(found))
             await self._propose(m.Op.ADD_GARBAGE, [m.ChunkList(found)])
             strays.difference_update(found)
-        if (room := garbage.room()) > 0:
-            with self._store.read() as txn:
+        with self._store.read() as txn:
+            map_ = self._state.map_index(txn).map
+            garbage.let_go(map_)
+            if (room := garbage.room()) > 0:
                 due = reads.garbage_before(txn, self._now_ns() - self._grace_ms * 1_000_000, room, garbage.knows)
-                map_ = reads.cluster_map(txn)
-            garbage.add(due, map_)
+                garbage.add(due, map_)
         if done := garbage.take_done(_CHUNKS_PER_COMMAND):
             await self._propose(m.Op.DROP_GARBAGE, [m.ChunkList(done)])
 

@@ -21,19 +21,19 @@ from shoalfs.transport.limits import FILE_SIZE_BYTES_MAX
 
 
 class ChunkDelta:
-    """How many extents of each chunk were added or dropped, and how long the chunk is."""
+    """How many extents of each chunk were added or dropped, and what chunk it is."""
 
     def __init__(self) -> None:
         self._extents: Counter[ChunkId] = Counter()
-        self._chunk_bytes: dict[ChunkId, int] = {}
+        self._chunks: dict[ChunkId, tuple[int, bytes]] = {}  # length and hash
 
     def add(self, extent: Extent) -> None:
         self._extents[extent.chunk] += 1
-        self._chunk_bytes[extent.chunk] = extent.chunk_bytes
+        self._chunks[extent.chunk] = (extent.chunk_bytes, extent.chunk_hash)
 
     def drop(self, extent: Extent) -> None:
         self._extents[extent.chunk] -= 1
-        self._chunk_bytes[extent.chunk] = extent.chunk_bytes
+        self._chunks[extent.chunk] = (extent.chunk_bytes, extent.chunk_hash)
 
     def settle(self, txn: Txn, now_ns: int) -> None:
         """Bring the chunks' counts up to date; a chunk that no extent uses any more becomes garbage as of
@@ -47,7 +47,7 @@ class ChunkDelta:
                 txn.delete(keys.chunk_use(chunk))
                 unused.append(chunk)
             elif use is None or extents != use.extents:
-                row = ChunkUse(extents, self._chunk_bytes[chunk])
+                row = ChunkUse(extents, *self._chunks[chunk])
                 records.CHUNK_USE.store(txn, keys.chunk_use(chunk), row)
         add_garbage(txn, unused, now_ns)
 

@@ -26,7 +26,7 @@ key   fields (bits)                  value
 ``P`` pool (32)                      Pool
 ``G`` group (16)                     PlacementGroup
 ``M`` name                           one row each: ``format``, ``map_epoch``, ``counters``, ``applied``,
-                                     ``members``
+                                     ``members``, ``upkeep``
 ===== ============================== ========================================================================
 """
 
@@ -47,6 +47,7 @@ MAP_EPOCH: Final = b"Mmap_epoch"
 COUNTERS: Final = b"Mcounters"
 APPLIED: Final = b"Mapplied"
 MEMBERS: Final = b"Mmembers"
+UPKEEP: Final = b"Mupkeep"
 
 
 def dentry(parent: InodeId, name: bytes) -> bytes:

@@ -64,6 +64,10 @@ SERVICE_OPS: Final = frozenset(
         Op.SET_TARGET_STATE,
         Op.ADD_GARBAGE,
         Op.DROP_GARBAGE,
+        Op.CHANGE_GROUP,
+        Op.SETTLE_GROUP,
+        Op.REMOVE_TARGET,
+        Op.SET_UPKEEP,
     }
 )
 """What runs without a session (session 0), hence without a recorded outcome: each of them may be repeated.

@@ -121,6 +121,7 @@ class TargetState(enum.IntEnum):
     DOWN = 1
     DRAINING = 2
     OUT = 3
+    SYNCING = 4  # it is back, takes new chunks and is asked last for old ones until it has all that it should
 
 
 class Target(Message, frozen=True):
@@ -133,14 +134,28 @@ class Target(Message, frozen=True):
     epoch: int  # goes up each time it registers or is declared down
     state: TargetState
     capacity_bytes: int
+    rack: str = ""  # failure domain above the node; empty: the node is its own
+    since_ns: int = 0  # when it came into this state
 
 
 class PlacementGroup(Message, frozen=True):
-    """Which targets hold the chunks of a group, the preferred reader first. Invariant: targets are distinct."""
+    """Which targets hold the chunks of a group, the preferred reader first. Invariant: ``targets`` and ``leaving``
+    together are distinct.
+
+    New chunks go to ``targets``. ``leaving`` were members before, and are read from until every member was seen to hold
+    every chunk of the group. ``epoch``: the map's when ``targets`` last changed.
+    """
 
     id: PgId
     pool: PoolId
     targets: tuple[TargetId, ...]
+    leaving: tuple[TargetId, ...] = ()
+    epoch: int = 0
+
+    @property
+    def holders(self) -> tuple[TargetId, ...]:
+        """All who may hold chunks of the group."""
+        return self.targets + self.leaving
 
 
 class Pool(Message, frozen=True):
@@ -202,6 +217,10 @@ class Op(enum.IntEnum):
     SET_TARGET_STATE = 51
     ADD_GARBAGE = 52
     DROP_GARBAGE = 53
+    CHANGE_GROUP = 54
+    SETTLE_GROUP = 55
+    REMOVE_TARGET = 56
+    SET_UPKEEP = 57
 
 
 class Command(Message, frozen=True):
@@ -518,6 +537,7 @@ class RegisterTarget(Message, frozen=True):
     node: str
     address: str
     capacity_bytes: int
+    rack: str = ""
 
 
 class TargetRegistered(Message, frozen=True):
@@ -532,6 +552,35 @@ class SetTargetState(Message, frozen=True):
 
 class MapChanged(Message, frozen=True):
     map_epoch: int
+
+
+class ChangeGroup(Message, frozen=True):
+    """Give a group other members. Who is a member no more is ``leaving`` from then on. Refused with EAGAIN unless
+    the group is as it was when this was decided: ``epoch`` is its present one."""
+
+    group: PgId
+    epoch: int
+    targets: tuple[TargetId, ...]
+
+
+class SettleGroup(Message, frozen=True):
+    """Every member has every chunk: who was ``leaving`` is needed no more. Refused as above."""
+
+    group: PgId
+    epoch: int
+
+
+class RemoveTarget(Message, frozen=True):
+    """Forget a target that is out and holds nothing of any group."""
+
+    target: TargetId
+
+
+class Upkeep(Message, frozen=True):
+    """What operators said about work in the background. Request of SET_UPKEEP, where None changes nothing."""
+
+    rebalance_paused: bool | None = None
+    scrub_requested_ns: int | None = None  # verify everything that was not verified since; -1 in a request: now
 
 
 class ChunkList(Message, frozen=True):
@@ -565,6 +614,10 @@ OP_TYPES: Final[dict[Op, tuple[type[Message], type[Message]]]] = {
     Op.SET_TARGET_STATE: (SetTargetState, MapChanged),
     Op.ADD_GARBAGE: (ChunkList, Nothing),
     Op.DROP_GARBAGE: (ChunkList, Nothing),
+    Op.CHANGE_GROUP: (ChangeGroup, MapChanged),
+    Op.SETTLE_GROUP: (SettleGroup, MapChanged),
+    Op.REMOVE_TARGET: (RemoveTarget, MapChanged),
+    Op.SET_UPKEEP: (Upkeep, Upkeep),
 }
 """Request and reply struct of each operation. A test holds it complete."""
 
@@ -867,9 +920,33 @@ class EvictSession(Message, frozen=True):
 # --- chunkservers and operators --------------------------------------------------------------------------------------
 
 
+class CopyFailed(Message, frozen=True):
+    """``source`` could not give the chunk, for the reason ``code``; 0: it was not asked, the fault is the target's."""
+
+    chunk: ChunkId
+    source: TargetId
+    code: int
+
+
+class ScrubReport(Message, frozen=True):
+    """How far a target is with verifying all that it holds. ``finished_ns``: when it last was through, 0: never.
+    ``began_ns``: when the round that is under way began, 0: none is."""
+
+    began_ns: int = 0
+    finished_ns: int = 0
+    chunks: int = 0  # verified in this round, or in the last if none is under way
+    bytes: int = 0
+    damaged: int = 0  # of these
+
+
 class TargetReport(Message, frozen=True):
-    """One target in a heartbeat. ``inventory``: some of its chunks, a different part each time; ``deleted``: orders
-    of earlier replies that are carried out."""
+    """One target in a heartbeat. ``deleted`` and ``copied``: orders of earlier replies that are carried out.
+
+    ``inventory`` are all its chunks with an id above ``inventory_after``, up to and with ``inventory_through``, in
+    rising order; ``inventory_hashes`` their hashes, 16 bytes each. ``map_epoch``: the newest that a reply told the
+    target before it began to collect this part, with no deletion of an older one under way. ``damaged``: chunks that
+    scrubbing found.
+    """
 
     target: TargetId
     epoch: int
@@ -879,6 +956,14 @@ class TargetReport(Message, frozen=True):
     failed: str = ""  # why the target is out of service; empty: it is well
     deleted: tuple[ChunkId, ...] = ()
     inventory: tuple[ChunkId, ...] = ()
+    inventory_after: int = 0
+    inventory_through: int = 0  # not above inventory_after: there is no inventory
+    inventory_hashes: bytes = b""
+    map_epoch: int = 0
+    copied: tuple[ChunkId, ...] = ()
+    not_copied: tuple[CopyFailed, ...] = ()
+    damaged: tuple[ChunkId, ...] = ()
+    scrub: ScrubReport = ScrubReport()
 
 
 class Heartbeat(Message, frozen=True):
@@ -886,10 +971,41 @@ class Heartbeat(Message, frozen=True):
     targets: tuple[TargetReport, ...]
 
 
+class CopySource(Message, frozen=True):
+    target: TargetId
+    address: str
+
+
+class CopyOrder(Message, frozen=True):
+    """Have this chunk, with exactly this length and hash: if it is not here intact, fetch it from the first of
+    ``sources`` that gives it. What is here instead is set aside, not deleted."""
+
+    chunk: ChunkId
+    chunk_bytes: int
+    chunk_hash: bytes
+    sources: tuple[CopySource, ...]
+
+
+class ScrubOrder(Message, frozen=True):
+    """Verify every chunk once in ``period_ms``, and anew at once if the last round began before ``requested_ns``; at
+    most ``bytes_per_s``."""
+
+    period_ms: int
+    requested_ns: int
+    bytes_per_s: int
+
+
 class TargetOrders(Message, frozen=True):
+    """``delete`` and ``copy`` are all that are wanted now: what an earlier reply ordered and this one does not is not
+    begun any more. ``inventory_after`` and ``inventory_count``: the next part of the inventory to report."""
+
     target: TargetId
     known: bool  # False: register again
     delete: tuple[ChunkId, ...] = ()
+    copy: tuple[CopyOrder, ...] = ()
+    inventory_after: int = 0
+    inventory_count: int = 0
+    scrub: ScrubOrder | None = None
 
 
 class HeartbeatReply(Message, frozen=True):
@@ -927,6 +1043,40 @@ class SessionInfo(Message, frozen=True):
     leases: int = 0
 
 
+class RepairStatus(Message, frozen=True):
+    """What is being repaired or moved, as far as the leader knows: it learns what is missing page by page."""
+
+    missing_chunks: int = 0  # copies that some target lacks
+    missing_bytes: int = 0
+    last_copies: int = 0  # of these, chunks with one good copy left
+    lost_chunks: int = 0  # of these, chunks without any good copy within reach
+    groups_moving: int = 0
+    targets_syncing: int = 0
+    copied_chunks: int = 0  # since this node leads
+    copied_bytes: int = 0
+    bytes_per_s: int = 0  # lately
+    eta_s: int | None = None  # None: not known (nothing was copied lately); 0: nothing is missing
+    checked_percent: int = 100  # of the targets' inventories, since the last change
+
+
+class ScrubStatus(Message, frozen=True):
+    target: TargetId
+    report: ScrubReport
+
+
+class BadReplica(Message, frozen=True):
+    target: TargetId
+    chunk: ChunkId
+    code: int  # of ChunkMissing or ChunkCorrupt
+
+
+class ReportReplicas(Message, frozen=True):
+    """A client met copies that are not there or not right. Each target will be told to look, and to fetch a good
+    one."""
+
+    bad: tuple[BadReplica, ...]
+
+
 class MdsStatus(Message, frozen=True):
     raft: RaftStatus
     map: ClusterMap
@@ -938,6 +1088,10 @@ class MdsStatus(Message, frozen=True):
     orphans: int
     garbage_chunks: int
     counters: dict[str, int]
+    repair: RepairStatus = RepairStatus()
+    scrubs: tuple[ScrubStatus, ...] = ()
+    upkeep: Upkeep = Upkeep()
+    scrub_period_ms: int = 0
 
 
 class CheckNamespace(Message, frozen=True):
@@ -977,6 +1131,7 @@ class ChunkClass(enum.IntEnum):
     RESERVED = 1  # a live session may still commit it
     GARBAGE = 2  # waits for its deletion
     UNKNOWN = 3  # nobody can ever use it
+    BEYOND = 4  # its number was never given out: it is of another time or another cluster, and is kept
 
 
 class ChunkClasses(Message, frozen=True):
@@ -1019,6 +1174,7 @@ TELL_LOCKS: Final = Method(118, "mds.tell_locks", TellLocks, LocksTold, roles=_C
 INVALIDATE: Final = Method(119, "client.invalidate", Invalidate, Invalidated, roles=frozenset({MDS}))
 EVICT: Final = Method(121, "mds.evict", EvictSession, Nothing, roles=frozenset({ADMIN}))
 HEARTBEAT: Final = Method(120, "mds.heartbeat", Heartbeat, HeartbeatReply, roles=frozenset({CHUNKSERVER}))
+REPORT_REPLICAS: Final = Method(121, "mds.report_replicas", ReportReplicas, Nothing, roles=_CLIENTS)
 STATUS: Final = Method(130, "mds.status", GetStatus, MdsStatus, roles=_CLIENTS)
 CHECK: Final = Method(131, "mds.check", CheckNamespace, NamespaceChecked, roles=frozenset({ADMIN}))
 CLASSIFY_CHUNKS: Final = Method(132, "mds.classify_chunks", ClassifyChunks, ChunkClasses, roles=frozenset({ADMIN}))

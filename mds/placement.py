@@ -1,16 +1,17 @@
 """Which placement groups exist, and which targets they have. Pure.
 
-A group is made once and keeps its targets; moving data is another matter. Groups are made when a target
-registers: for each pool that has enough targets, until every target that takes new data leads PGS_PER_TARGET
-groups. The others of a group are chosen by rendezvous hashing (Thaler and Ravishankar 1998) over the group's
-number and the targets' uuids, one per node as long as there are nodes left, so that the loss of a node costs
-one replica.
+Groups are made when a target registers: for each pool that has enough targets, until every target that takes new data
+leads PGS_PER_TARGET groups. The other members are chosen by weighted rendezvous hashing over the group's number and
+the targets' uuids (Thaler and Ravishankar 1998; weights as in Schindelhauer and Schomaker 2005: the highest of
+-weight / log(hash), with the hash in 0..1), one per rack and node as long as there are any, so that the loss of a
+rack or a node costs one replica. A member that goes is replaced by the same rule, and nobody else moves.
 
-The same map gives the same groups on every node: nothing here depends on order of arrival, time or chance.
+The same map gives the same groups on every node: nothing here depends on order of arrival, time, chance or floating
+point numbers.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from xxhash import xxh3_64_intdigest
 
@@ -18,10 +19,14 @@ from shoalfs.mds.messages import ClusterMap, PlacementGroup, Pool, Target, Targe
 from shoalfs.transport.ids import PG_MAX, PgId, TargetId
 from shoalfs.transport.limits import PGS_PER_TARGET
 
+TAKES_NEW_DATA = frozenset({TargetState.UP, TargetState.SYNCING})
+_IMBALANCE_PERCENT = 25  # what a target may have above its share of memberships before others are preferred
+_LOG_BITS = 16
+
 
 def missing_groups(map_: ClusterMap) -> tuple[PlacementGroup, ...]:
     """The groups to add to the map. Fewer than wanted once all group numbers are used."""
-    usable = [t for t in map_.targets if t.state in (TargetState.UP, TargetState.DOWN)]
+    usable = [t for t in map_.targets if t.state in TAKES_NEW_DATA or t.state is TargetState.DOWN]
     next_id = max((group.id for group in map_.groups), default=0) + 1
     made: list[PlacementGroup] = []
     for pool in map_.pools:
@@ -38,24 +43,101 @@ def missing_groups(map_: ClusterMap) -> tuple[PlacementGroup, ...]:
 
 
 def _group(number: PgId, pool: Pool, leader: Target, usable: Sequence[Target]) -> PlacementGroup:
-    others = sorted((t for t in usable if t.id != leader.id), key=lambda t: (_weight(number, t), t.id), reverse=True)
-    chosen = [leader.id, *_one_per_node(leader.node, others)][: pool.replicas]
-    return PlacementGroup(number, pool.id, tuple(chosen))
+    members = [leader]
+    ranked = _ranked(number, [target for target in usable if target.id != leader.id])
+    while len(members) < pool.replicas:
+        members.append(_most_apart(ranked, members))
+        ranked.remove(members[-1])
+    return PlacementGroup(number, pool.id, tuple(target.id for target in members))
 
 
-def _one_per_node(node: str, ranked: Sequence[Target]) -> Iterator[TargetId]:
-    """All of ``ranked``, those on nodes not used yet first."""
-    used = {node}
-    rest: list[Target] = []
-    for target in ranked:
-        if target.node in used:
-            rest.append(target)
-        else:
-            used.add(target.node)
-            yield target.id
-    for target in rest:
-        yield target.id
+# --- replacing members ----------------------------------------------------------------------------------------------
 
 
-def _weight(number: PgId, target: Target) -> int:
-    return xxh3_64_intdigest(target.uuid, number)
+def with_replacements(
+    map_: ClusterMap, group: PlacementGroup, replaced: Collection[TargetId], memberships: Mapping[TargetId, int]
+) -> tuple[TargetId, ...]:
+    """The group's members with others in the place of ``replaced``, as far as there are any that take new data;
+    everyone else stays where it is. ``memberships``: how many groups each target is a member of."""
+    targets = {target.id: target for target in map_.targets}
+    staying = [targets[t] for t in group.targets if t in targets and t not in replaced]
+    free = [t for t in map_.targets if t.state in TAKES_NEW_DATA and t.id not in group.targets and t.id not in replaced]
+    members = list(group.targets)
+    for place, member in enumerate(group.targets):
+        if member not in replaced or not free:
+            continue
+        ranked = _ranked(group.id, free)
+        roomy = [target for target in ranked if not _is_crowded(target, map_, memberships)]
+        chosen = _most_apart([*roomy, *(target for target in ranked if target not in roomy)], staying)
+        members[place] = chosen.id
+        staying.append(chosen)
+        free.remove(chosen)
+    return tuple(members)
+
+
+def too_close(map_: ClusterMap, group: PlacementGroup) -> TargetId | None:
+    """A member that shares its node with an earlier one, or its rack, while another node or rack could have it."""
+    targets = {target.id: target for target in map_.targets}
+    members = [targets[target] for target in group.targets if target in targets]
+    free = [t for t in map_.targets if t.state in TAKES_NEW_DATA and t.id not in group.targets]
+    for at in range(len(members) - 1, 0, -1):
+        others = members[:at] + members[at + 1 :]
+        if free and closeness(_most_apart(free, others), others) < closeness(members[at], others):
+            return members[at].id
+    return None
+
+
+def memberships(groups: Iterable[PlacementGroup]) -> Counter[TargetId]:
+    return Counter(target for group in groups for target in group.targets)
+
+
+def _is_crowded(target: Target, map_: ClusterMap, memberships: Mapping[TargetId, int]) -> bool:
+    """It has more of the groups than its share of the capacity, by more than may be."""
+    capacity = sum(_weight(t) for t in map_.targets if t.state in TAKES_NEW_DATA)
+    share_times_capacity = sum(memberships.values()) * _weight(target)
+    return memberships.get(target.id, 0) * capacity * 100 > share_times_capacity * (100 + _IMBALANCE_PERCENT)
+
+
+def _most_apart(ranked: Sequence[Target], members: Sequence[Target]) -> Target:
+    """The first of those that share least with the members: nothing, their rack, their node."""
+    return min(ranked, key=lambda target: closeness(target, members))  # min() takes the first of equals
+
+
+def closeness(target: Target, members: Sequence[Target]) -> int:
+    """What it shares with any of the members: 0 nothing, 1 the rack, 2 the node."""
+    if any(target.node == member.node for member in members):
+        return 2
+    return int(bool(target.rack) and any(target.rack == member.rack for member in members))
+
+
+# --- weighted rendezvous --------------------------------------------------------------------------------------------
+
+
+def _ranked(number: PgId, targets: Iterable[Target]) -> list[Target]:
+    """Best first."""
+    return sorted(targets, key=lambda target: (*_score(number, target), target.id), reverse=True)
+
+
+def _score(number: PgId, target: Target) -> tuple[int, int]:
+    drawn = xxh3_64_intdigest(target.uuid, number)
+    return (_weight(target) << 64) // max(1, _negative_log2(drawn)), drawn
+
+
+def _weight(target: Target) -> int:
+    return max(1, target.capacity_bytes)
+
+
+def _negative_log2(drawn: int) -> int:
+    """-log2(drawn / 2^64), times 2^_LOG_BITS, rounded up to a whole number. By squaring, bit by bit, because the
+    results of floating point logarithms differ between machines."""
+    if drawn == 0:
+        return 64 << _LOG_BITS
+    whole = drawn.bit_length() - 1
+    mantissa, fraction = drawn << (63 - whole), 0
+    for _ in range(_LOG_BITS):
+        mantissa = mantissa * mantissa >> 63
+        fraction <<= 1
+        if mantissa >> 64:
+            mantissa >>= 1
+            fraction |= 1
+    return (64 << _LOG_BITS) - (whole << _LOG_BITS | fraction)

@@ -16,7 +16,7 @@ from shoalfs.mds import messages as m
 from shoalfs.mds.ops.commit_extents import reserved_by
 from shoalfs.mds.txn import ReadTxn
 from shoalfs.transport.errors import BadMessage, DamagedRecord, PosixError, ShoalError
-from shoalfs.transport.ids import ROOT_INODE, ChunkId, InodeId, SessionId, TargetId
+from shoalfs.transport.ids import ROOT_INODE, ChunkId, InodeId, SessionId, TargetId, chunk_sequence
 from shoalfs.transport.limits import (
     CHUNK_LIST_MAX,
     FILE_SIZE_BYTES_MAX,
@@ -321,6 +321,10 @@ def strays(txn: ReadTxn, chunks: Iterable[ChunkId]) -> list[ChunkId]:
     return [chunk for chunk, kind in _classified(txn, chunks) if kind is m.ChunkClass.UNKNOWN]
 
 
+def classified(txn: ReadTxn, chunks: Iterable[ChunkId]) -> dict[ChunkId, m.ChunkClass]:
+    return dict(_classified(txn, chunks))
+
+
 def classify_chunks(txn: ReadTxn, request: m.ClassifyChunks) -> m.ChunkClasses:
     if len(request.chunks) > CHUNK_LIST_MAX:
         raise BadMessage(f"at most {CHUNK_LIST_MAX} chunks are classified at a time")
@@ -337,5 +341,7 @@ def _classified(txn: ReadTxn, chunks: Iterable[ChunkId]) -> Iterator[tuple[Chunk
             yield chunk, m.ChunkClass.GARBAGE
         elif reserved_by(txn, chunk) is not None:
             yield chunk, m.ChunkClass.RESERVED
+        elif chunk_sequence(chunk) >= counts(txn).next_sequence:
+            yield chunk, m.ChunkClass.BEYOND
         else:
             yield chunk, m.ChunkClass.UNKNOWN

@@ -10,7 +10,7 @@ from typing import Final, Generic, TypeVar
 
 import msgspec
 
-from shoalfs.mds.messages import Extent, Inode, Outcome, PlacementGroup, Pool, Target
+from shoalfs.mds.messages import Extent, Inode, Outcome, PlacementGroup, Pool, Target, Upkeep
 from shoalfs.mds.raft_members import Members
 from shoalfs.mds.seal import readable
 from shoalfs.mds.txn import ReadTxn, Txn
@@ -35,10 +35,13 @@ class ListingRow(Message, frozen=True):
 
 
 class ChunkUse(Message, frozen=True):
-    """Invariant: ``extents`` is the number of extent rows that name the chunk, and at least 1."""
+    """Invariant: ``extents`` is the number of extent rows that name the chunk, and at least 1; ``chunk_hash`` is
+    theirs, or empty if the row was last written by a release that did not note it: then the chunk cannot be
+    repaired."""
 
     extents: int
     chunk_bytes: int
+    chunk_hash: bytes = b""
 
 
 class GarbageRow(Message, frozen=True):
@@ -152,3 +155,4 @@ MAP_EPOCH: Final = Codec(MapEpoch)
 COUNTERS: Final = Codec(Counters)
 APPLIED: Final = Codec(Applied)
 MEMBERS: Final = Codec(Members)
+UPKEEP: Final = Codec(Upkeep)

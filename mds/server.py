@@ -21,17 +21,20 @@ import trio
 from shoalfs.mds import catch_up, keys, records
 from shoalfs.mds.batcher import Batcher
 from shoalfs.mds.duties import Duties
+from shoalfs.mds.evictions import Evictions
 from shoalfs.mds.group import GroupService
 from shoalfs.mds.install import LOG, STORE, finish
 from shoalfs.mds.joining import joined_number
 from shoalfs.mds.journal import Journal, create_journal
+from shoalfs.mds.leader_state import LeaderState
 from shoalfs.mds.machine import Layout, Machine, OnDamage, check_format, format_store, load_applied
 from shoalfs.mds.messages import MDS, Pool
 from shoalfs.mds.raft import RaftTimes
 from shoalfs.mds.raft_members import Member, Members, founders
 from shoalfs.mds.raft_messages import PEER, peer_name
 from shoalfs.mds.raft_node import RaftNode, boot_clock
-from shoalfs.mds.service import LeaderState, MdsService
+from shoalfs.mds.repairs import Repairs
+from shoalfs.mds.service import MdsService
 from shoalfs.mds.sessions import SessionTable
 from shoalfs.mds.snapshot_messages import OPEN_SNAPSHOT, READ_SNAPSHOT
 from shoalfs.mds.snapshots import SnapshotSource
@@ -44,7 +47,11 @@ from shoalfs.transport.limits import (
     CHUNK_BYTES_DEFAULT,
     GARBAGE_GRACE_MS_DEFAULT,
     INLINE_BYTES_DEFAULT,
+    REPAIR_BYTES_PER_S_DEFAULT,
+    SCRUB_BYTES_PER_S_DEFAULT,
+    SCRUB_PERIOD_MS_DEFAULT,
     SESSION_TTL_MS,
+    TARGET_OUT_MS_DEFAULT,
 )
 from shoalfs.transport.network import open_network
 from shoalfs.transport.rpc import serve
@@ -65,7 +72,9 @@ class MdsOptions:
 
     ``cluster_id``: 16 bytes; empty: the store's own, or a new one if this node is alone and starts for the first time.
     ``replicas``, ``min_ack``, ``chunk_bytes`` and ``inline_bytes`` are taken when the filesystem is made and not
-    again. ``read_lease``: the clocks of the group may be trusted (see RaftTimes).
+    again. ``target_out_ms``: how long a target may be down before others take its place. ``repair_bytes_per_s``: read
+    from or written to one target for copies; ``scrub_bytes_per_s``: read of one target to verify all of it once in
+    ``scrub_period_ms``. ``read_lease``: the clocks of the group may be trusted (see RaftTimes).
     """
 
     data_dir: str
@@ -80,6 +89,10 @@ class MdsOptions:
     garbage_grace_ms: int = GARBAGE_GRACE_MS_DEFAULT
     read_lease: bool = True
     session_ttl_ms: int = SESSION_TTL_MS
+    target_out_ms: int = TARGET_OUT_MS_DEFAULT
+    repair_bytes_per_s: int = REPAIR_BYTES_PER_S_DEFAULT
+    scrub_period_ms: int = SCRUB_PERIOD_MS_DEFAULT
+    scrub_bytes_per_s: int = SCRUB_BYTES_PER_S_DEFAULT
 
 
 async def run(
@@ -194,7 +207,13 @@ async def _live(
             node, _founders(options), journal, machine, network, held_index=snapshots.held_index, times=times
         )
         batcher = Batcher(raft, time.time_ns)
-        state = LeaderState(SessionTable(options.session_ttl_ms))
+        state = LeaderState(
+            SessionTable(options.session_ttl_ms),
+            repairs=Repairs(options.repair_bytes_per_s),
+            evictions=Evictions(options.garbage_grace_ms),
+            scrub_period_ms=options.scrub_period_ms,
+            scrub_bytes_per_s=options.scrub_bytes_per_s,
+        )
         metadata = MdsService(store, raft, batcher, state, _now_ms)
         metadata.install(service)
         GroupService(raft, cluster_id).install(service)
@@ -209,6 +228,7 @@ async def _live(
             now_ms=_now_ms,
             now_ns=time.time_ns,
             grace_ms=options.garbage_grace_ms,
+            out_ms=options.target_out_ms,
         )
         async with trio.open_nursery() as nursery:
             await nursery.start(raft.run)

@@ -8,25 +8,24 @@ is noted here, in the same task step as the read that it belongs to, so that no 
 import errno
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import msgspec
 import trio
 
-from shoalfs.mds import check, reads
+from shoalfs.mds import check, cluster, reads
 from shoalfs.mds import messages as m
 from shoalfs.mds.batcher import Batcher
 from shoalfs.mds.coherence import Admission, Coherence
-from shoalfs.mds.lock_service import LeaderLocks, LockService
+from shoalfs.mds.heartbeats import Heartbeats
+from shoalfs.mds.leader_state import LeaderState
+from shoalfs.mds.lock_service import LockService
 from shoalfs.mds.replicated import ReplicatedLog
-from shoalfs.mds.sessions import SessionTable
 from shoalfs.mds.store import LmdbStore
-from shoalfs.mds.targets import GarbageWindow, TargetTable
 from shoalfs.mds.txn import ReadTxn
 from shoalfs.transport.errors import NotAllowed, PosixError, SessionGone, ShoalError
 from shoalfs.transport.frame import Payload
-from shoalfs.transport.ids import InodeId, SessionId, TargetId
+from shoalfs.transport.ids import SessionId, TargetId
 from shoalfs.transport.limits import ENTRY_COMMANDS_MAX
 from shoalfs.transport.method import Method, Nothing
 from shoalfs.transport.service import Call, Done, Prompt, Service
@@ -41,10 +40,14 @@ _CLIENT_OPS = frozenset(m.Op) - {
     m.Op.SET_TARGET_STATE,
     m.Op.ADD_GARBAGE,
     m.Op.DROP_GARBAGE,
+    m.Op.CHANGE_GROUP,
+    m.Op.SETTLE_GROUP,
+    m.Op.REMOVE_TARGET,
+    m.Op.SET_UPKEEP,
 }
 _OPS_OF_ROLE = {
     m.CLIENT: _CLIENT_OPS,
-    m.ADMIN: _CLIENT_OPS,
+    m.ADMIN: _CLIENT_OPS | {m.Op.SET_TARGET_STATE, m.Op.REMOVE_TARGET, m.Op.SET_UPKEEP},
     m.CHUNKSERVER: frozenset({m.Op.REGISTER_TARGET}),
 }
 """Which operations a peer may send. The rest is proposed by the leader itself."""
@@ -52,31 +55,6 @@ _OF_SESSION = m.Open | m.Renew | m.Release
 """Questions of a session that must be alive."""
 _LEASING = m.Lookup | m.GetAttr | m.ReadDir
 """Questions that wish for leases if they name a session."""
-
-
-@dataclass
-class LeaderState:
-    """What the leader remembers beside the replicated state; begun anew with each leadership."""
-
-    sessions: SessionTable
-    targets: TargetTable = field(default_factory=TargetTable)
-    garbage: GarbageWindow = field(default_factory=GarbageWindow)
-    # Inodes whose removal is proposed: they may not be opened any more.
-    reaping: set[InodeId] = field(default_factory=set)
-    # Chunks that a target holds and that nobody can ever use: to be added to the garbage.
-    strays: set[int] = field(default_factory=set)
-    locks: LeaderLocks = field(default_factory=LeaderLocks)
-    # Leases; None before this node has led.
-    coherence: Coherence | None = None
-    # The leadership (Raft term) that all of this belongs to.
-    term: int = 0
-
-    def session_ended(self, session: SessionId) -> None:
-        """It is fenced: what it had open and what it had locked is free."""
-        self.sessions.ended(session)
-        self.locks.ended(session)
-        if self.coherence is not None:
-            self.coherence.ended(session)
 
 
 class MdsService:
@@ -95,6 +73,7 @@ class MdsService:
         self._batcher = batcher
         self._state = state
         self._now_ms = now_ms
+        self._heartbeats = Heartbeats(state, now_ms)
         self.counters: Counter[str] = Counter()
 
     def install(self, service: Service) -> None:
@@ -118,7 +97,8 @@ class MdsService:
             (m.OPEN, self._open),
             (m.RENEW, self._renew),
             (m.RELEASE, self._release),
-            (m.HEARTBEAT, self._heartbeat),
+            (m.HEARTBEAT, self._heartbeats.heartbeat),
+            (m.REPORT_REPLICAS, self._heartbeats.report_replicas),
         ]
         for method, function in answers:
             service.add(method, self._reader(function), self._prompt_reader(function))
@@ -186,19 +166,9 @@ class MdsService:
             await self._log.read_barrier()
         term = self._log.term_as_leader()
         if term and term != self._state.term:
-            now_ms = self._now_ms()
             with self._store.read() as txn:
-                sessions = reads.sessions(txn)
-            self._state.sessions.lead(sessions, now_ms)
-            self._state.targets.lead(now_ms)
-            self._state.garbage.clear()
-            self._state.strays.clear()
-            self._state.reaping.clear()
-            self._state.locks.lead(term, [session for session, _ in sessions], now_ms + self._state.sessions.ttl_ms)
-            self._state.coherence = Coherence(
-                self._pushes, self._state.sessions, lambda: self._log.term_as_leader() == term
-            )
-            self._state.term = term
+                coherence = Coherence(self._pushes, self._state.sessions, lambda: self._log.term_as_leader() == term)
+                self._state.lead(txn, term, self._now_ms(), coherence)
 
     # --- reads under leases ------------------------------------------------------------------------------------------
 
@@ -341,22 +311,6 @@ class MdsService:
             self._state.session_ended(session)
         return Nothing()
 
-    # --- chunkservers ------------------------------------------------------------------------------------------------
-
-    def _heartbeat(self, txn: ReadTxn, request: m.Heartbeat) -> m.HeartbeatReply:
-        known = {target.id: target for target in reads.cluster_map(txn).targets}
-        orders: list[m.TargetOrders] = []
-        for report in request.targets:
-            target = known.get(report.target)
-            if target is None or target.epoch != report.epoch:
-                orders.append(m.TargetOrders(report.target, known=False))
-                continue
-            self._state.targets.report(report, self._now_ms())
-            self._state.garbage.confirm(report.target, report.deleted)
-            self._state.strays.update(reads.strays(txn, report.inventory))
-            orders.append(m.TargetOrders(report.target, True, self._state.garbage.orders(report.target)))
-        return m.HeartbeatReply(reads.map_epoch(txn), tuple(orders))
-
     # --- operators ---------------------------------------------------------------------------------------------------
 
     def _statfs(self, txn: ReadTxn, _: m.StatFs) -> m.FsStat:
@@ -369,12 +323,7 @@ class MdsService:
 
     def _status(self, txn: ReadTxn, _: m.GetStatus) -> m.MdsStatus:
         now_ms = self._now_ms()
-        map_ = reads.cluster_map(txn)
-        usage = [
-            m.TargetUsage(t.id, u.capacity_bytes, u.used_bytes, u.chunks, now_ms - u.seen_ms)
-            for t in map_.targets
-            if (u := self._state.targets.usage(t.id)) is not None
-        ]
+        index = self._state.map_index(txn)
         counts = reads.counts(txn)
         counters = dict(self.counters) | {
             "entries": self._batcher.entries,
@@ -384,8 +333,8 @@ class MdsService:
         }
         return m.MdsStatus(
             raft=self._log.status(),
-            map=map_,
-            usage=tuple(usage),
+            map=index.map,
+            usage=self._heartbeats.usage(index),
             sessions=tuple(
                 m.SessionInfo(*row, leases=self._coherence.table.held_by(row[0]))
                 for row in self._state.sessions.describe(now_ms)
@@ -396,4 +345,8 @@ class MdsService:
             orphans=counts.orphans,
             garbage_chunks=counts.garbage_chunks,
             counters=counters,
+            repair=self._heartbeats.repair_status(index),
+            scrubs=self._heartbeats.scrubs(index),
+            upkeep=cluster.load_upkeep(txn),
+            scrub_period_ms=self._state.scrub_period_ms,
         )

@@ -7,7 +7,7 @@ the list of garbage chunks) is replicated state, and changes only through the lo
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from shoalfs.mds.messages import ClusterMap, TargetReport, TargetState
+from shoalfs.mds.messages import ClusterMap, ScrubReport, TargetReport, TargetState
 from shoalfs.transport.ids import ChunkId, TargetId, chunk_pg
 from shoalfs.transport.limits import ORDERS_PER_HEARTBEAT_MAX, TARGET_DOWN_MS
 
@@ -21,6 +21,7 @@ class Usage:
     chunks: int
     seen_ms: int
     failed: str
+    scrub: ScrubReport
 
 
 class TargetTable:
@@ -37,17 +38,22 @@ class TargetTable:
 
     def report(self, report: TargetReport, now_ms: int) -> None:
         self._usage[report.target] = Usage(
-            report.capacity_bytes, report.used_bytes, report.chunks, now_ms, report.failed
+            report.capacity_bytes, report.used_bytes, report.chunks, now_ms, report.failed, report.scrub
         )
 
     def usage(self, target: TargetId) -> Usage | None:
         return self._usage.get(target)
 
+    def answers(self, target: TargetId, now_ms: int) -> bool:
+        """It was heard of lately, and is well."""
+        usage = self._usage.get(target)
+        return usage is not None and not usage.failed and now_ms - usage.seen_ms <= TARGET_DOWN_MS
+
     def lost(self, map_: ClusterMap, now_ms: int) -> list[TargetId]:
         """Targets that count as up but are silent or report themselves failed: to be declared down."""
         gone: list[TargetId] = []
         for target in map_.targets:
-            if target.state is not TargetState.UP and target.state is not TargetState.DRAINING:
+            if target.state is TargetState.DOWN or target.state is TargetState.OUT:
                 continue
             usage = self._usage.get(target.id)
             seen_ms = usage.seen_ms if usage else self._since_ms
@@ -78,7 +84,7 @@ class GarbageWindow:
     def add(self, chunks: Iterable[ChunkId], map_: ClusterMap) -> None:
         """Order the deletion of garbage chunks. A target that is OUT holds nothing any more and is not waited for;
         one that is down is: its copy must not come back as an unknown chunk."""
-        groups = {group.id: group.targets for group in map_.groups}
+        groups = {group.id: group.holders for group in map_.groups}
         gone = {target.id for target in map_.targets if target.state is TargetState.OUT}
         for chunk in chunks:
             if chunk in self._waiting:
@@ -106,6 +112,13 @@ class GarbageWindow:
                 if not holders:
                     del self._waiting[chunk]
                     self._done.append(chunk)
+
+    def let_go(self, map_: ClusterMap) -> None:
+        """Targets that are out, or not in the map any more, are waited for no longer."""
+        present = {target.id for target in map_.targets if target.state is not TargetState.OUT}
+        for target in [target for target in self._by_target if target not in present]:
+            self.confirm(target, list(self._by_target[target]))
+            del self._by_target[target]
 
     def take_done(self, count: int) -> tuple[ChunkId, ...]:
         """Chunks that all their targets have deleted: to be dropped from the replicated list."""

@@ -136,6 +136,10 @@ TOUCHES_NOTHING: Final = frozenset(
         m.Op.SET_TARGET_STATE,
         m.Op.ADD_GARBAGE,
         m.Op.DROP_GARBAGE,
+        m.Op.CHANGE_GROUP,
+        m.Op.SETTLE_GROUP,
+        m.Op.REMOVE_TARGET,
+        m.Op.SET_UPKEEP,
     }
 )
 """Operations that change nothing which a client may cache under a lease. A test holds the two lists complete."""

@@ -31,7 +31,11 @@ from shoalfs.transport.limits import (
     INLINE_BYTES_DEFAULT,
     INLINE_BYTES_MAX,
     READ_CACHE_BYTES_DEFAULT,
+    REPAIR_BYTES_PER_S_DEFAULT,
+    SCRUB_BYTES_PER_S_DEFAULT,
+    SCRUB_PERIOD_MS_DEFAULT,
     SESSION_TTL_MS,
+    TARGET_OUT_MS_DEFAULT,
     TARGETS_PER_SERVER_MAX,
 )
 
@@ -116,6 +120,10 @@ class MdsTable(_Table, frozen=True, kw_only=True):
     read_lease: bool = True
     # A client that was not heard of for so long has lost its session; others may have to wait for it until then.
     session_ttl_ms: Annotated[int, Meta(ge=2_000, le=SESSION_TTL_MS)] = SESSION_TTL_MS
+    target_out_ms: Annotated[int, Meta(ge=1_000)] = TARGET_OUT_MS_DEFAULT  # down for so long: others take its place
+    repair_bytes_per_s: ByteSize = ByteSize(REPAIR_BYTES_PER_S_DEFAULT)  # of one target, to copy what others lack
+    scrub_period_ms: Annotated[int, Meta(ge=1_000)] = SCRUB_PERIOD_MS_DEFAULT  # every byte is verified once in this
+    scrub_bytes_per_s: ByteSize = ByteSize(SCRUB_BYTES_PER_S_DEFAULT)  # of one target, at most
 
     def __post_init__(self) -> None:
         if self.min_ack > self.replicas:
@@ -124,6 +132,8 @@ class MdsTable(_Table, frozen=True, kw_only=True):
             raise ValueError("chunk_bytes: expected 64KiB to 64MiB, a multiple of 64KiB")
         if self.inline_bytes > INLINE_BYTES_MAX:
             raise ValueError(f"inline_bytes: expected 0 to {INLINE_BYTES_MAX}")
+        if not self.repair_bytes_per_s or not self.scrub_bytes_per_s:
+            raise ValueError("repair_bytes_per_s, scrub_bytes_per_s: expected more than 0: nothing would ever be done")
         if self.peers and self.node not in self.peers:
             raise ValueError(f"peers: expected an entry for this node, {self.node}")
 
@@ -140,6 +150,7 @@ class TargetTable(_Table, frozen=True, kw_only=True):
 
 class ChunkserverTable(_Table, frozen=True, kw_only=True):
     name: str = ""  # failure domain; empty: the host's name
+    rack: Annotated[str, Meta(max_length=255)] = ""  # failure domain above it; empty: none is known
     listen: Address = Address("tcp:127.0.0.1:7410")
     advertise: Address | None = None  # what clients are told; None: the address it listens on
     targets: Annotated[tuple[TargetTable, ...], Meta(max_length=TARGETS_PER_SERVER_MAX)] = ()

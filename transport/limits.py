@@ -111,7 +111,22 @@ REAP_EXTENTS_MAX: Final = 1_000  # extents removed by one command, so that delet
 HEARTBEAT_MS: Final = 1_000
 TARGET_DOWN_MS: Final = 6_000  # six lost heartbeats
 ORDERS_PER_HEARTBEAT_MAX: Final = 1_000
-INVENTORY_PER_HEARTBEAT_MAX: Final = 1_000
+INVENTORY_PER_HEARTBEAT_MAX: Final = 1_000  # when nothing is the matter
+INVENTORY_HURRIED_MAX: Final = 8_000  # while it is not known what a target lacks: a million chunks in two minutes
+INVENTORY_ROWS_MAX: Final = 2 * INVENTORY_HURRIED_MAX  # metadata rows compared for one part of an inventory, 50 ms
+LACKS_PER_TARGET_MAX: Final = 4_000  # chunks that a target is known to lack; its inventory waits while so many do
+COPIES_ORDERED_MAX: Final = 64  # copies that one target is asked to make at one time
+COPY_RETRY_MS_MIN: Final = 1_000  # a copy that failed is ordered again after this; it doubles up to the longest
+COPY_RETRY_MS_MAX: Final = 60_000
+REPAIR_BYTES_PER_S_DEFAULT: Final = 64 * MIB  # read from or written to one target: half of what a hard disk does
+EVICTIONS_PER_TARGET_MAX: Final = 4_000  # copies in a place where they do not belong any more that are remembered
+GROUPS_MOVING_MAX: Final = 32  # placement groups that are moved at one time, unless a copy is missing
+GROUPS_REBALANCING_MAX: Final = 4  # of these, only to even out how full targets are
+TARGET_OUT_MS_DEFAULT: Final = 600_000  # a target that is down for so long is replaced; longer than a reboot
+BAD_REPLICAS_MAX: Final = 1_000  # in one report of a client
+SCRUB_PERIOD_MS_DEFAULT: Final = 14 * 24 * 3_600_000
+SCRUB_BYTES_PER_S_DEFAULT: Final = 32 * MIB  # of one target; 14 days are then enough for 38 TiB
+DAMAGED_REPORTED_MAX: Final = 1_000  # chunks that scrubbing found, in one heartbeat
 CHECKPOINT_MS: Final = 30_000  # of the store; bounds how much of the log a recovery from power loss replays
 GARBAGE_GRACE_MS_DEFAULT: Final = 900_000  # > 2 x session TTL: a reader with an old extent map still finds its chunk
 
@@ -128,7 +143,10 @@ SYNC_PERIOD_MS: Final = 5_000  # what nobody asked to sync is on disk after this
 HASH_INLINE_BYTES_MAX: Final = 256 * KIB  # hashed in the event loop (about 20 us); more goes to a thread
 PUT_QUEUED_BYTES_MAX: Final = 64 * KIB  # smaller PUTs share a worker thread, larger ones write in parallel
 READ_INLINE_BYTES_MAX: Final = 256 * KIB  # read in the event loop if it is in the page cache
-DELETES_PENDING_MAX: Final = 4 * 1_000  # delete orders of one target that wait; the service repeats what we drop
+COPIES_AT_ONCE_MAX: Final = 4  # chunks that one server fetches from others at one time: at most 256 MiB of memory
+COPY_TIMEOUT_MS: Final = 60_000  # the largest chunk at 1 MiB/s
+BEAT_MS_MIN: Final = 50  # pause between heartbeats when ordered copies are done early
+HURRIED_BEAT_MS: Final = 200  # while the metadata service waits for inventories
 HEARTBEAT_PATIENCE_MS: Final = 3_000  # one heartbeat looks for the leader so long; half of TARGET_DOWN_MS
 
 # --- client ----------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
 import typer
 
 from shoalfs.fs.cli.cluster import ConfigOption, MdsOption, Operator, StateOption, call, locate
@@ -12,7 +13,7 @@ from shoalfs.fs.cli.output import Format, OutputOption, console, print_json, pri
 from shoalfs.fs.cli.session import as_rows
 
 if TYPE_CHECKING:
-    from shoalfs.mds.messages import MdsStatus
+    from shoalfs.mds.messages import MdsStatus, RepairStatus
 
 _ASK_MS: Final = 2_000  # a member that does not answer by then counts as down
 
@@ -78,8 +79,9 @@ def assess(found: "MdsStatus", members: Mapping[int, bool]) -> Health:
     read."""
     from shoalfs.mds.messages import TargetState
 
-    reading = {t.id for t in found.map.targets if t.state in (TargetState.UP, TargetState.DRAINING)}
-    broken = [group.id for group in found.map.groups if not reading.intersection(group.targets)]
+    serving = (TargetState.UP, TargetState.DRAINING, TargetState.SYNCING)
+    reading = {t.id for t in found.map.targets if t.state in serving}
+    broken = [group.id for group in found.map.groups if not reading.intersection(group.holders)]
     reasons: list[str] = []
     if broken:
         reasons.append(f"{len(broken)} of {len(found.map.groups)} placement groups have no target that is up")
@@ -87,8 +89,14 @@ def assess(found: "MdsStatus", members: Mapping[int, bool]) -> Health:
         reasons.append("no chunkserver has registered: only small files can be written")
     reasons += [f"mds {node} does not answer" for node, up in sorted(members.items()) if not up]
     reasons += [
-        f"target {t.id} on {t.node} is {t.state.name.lower()}" for t in found.map.targets if t.state is TargetState.DOWN
+        f"target {t.id} on {t.node} is {t.state.name.lower()}"
+        for t in found.map.targets
+        if t.state in (TargetState.DOWN, TargetState.SYNCING)
     ]
+    if found.repair.lost_chunks:
+        reasons.append(f"{found.repair.lost_chunks} chunks have no good copy within reach")
+    if found.repair.missing_chunks:
+        reasons.append(f"{found.repair.missing_chunks} copies of chunks are missing and being made")
     if not reasons:
         return Health("healthy", ())
     return Health("broken" if broken or not found.map.targets else "degraded", tuple(reasons))
@@ -131,6 +139,7 @@ def as_json(found: "MdsStatus", members: Mapping[int, bool], health: Health) -> 
         "inline_bytes": found.inline_bytes,
         "orphans": found.orphans,
         "garbage_chunks": found.garbage_chunks,
+        "repair": msgspec.structs.asdict(found.repair),
         "capacity_bytes": sum(target.capacity_bytes for target in found.map.targets),
         "used_bytes": sum(entry.used_bytes for entry in found.usage),
         "counters": dict(sorted(found.counters.items())),
@@ -148,7 +157,8 @@ def _print(found: "MdsStatus", members: Mapping[int, bool], health: Health) -> N
         f"namespace  {found.inodes} inodes, {found.inline_files} files inline ({size(found.inline_bytes)}), "
         f"{found.orphans} orphans, {found.garbage_chunks} chunks of garbage"
     )
-    screen.print(f"storage    {size(exact['used_bytes'])} of {size(exact['capacity_bytes'])} used\n")
+    screen.print(f"storage    {size(exact['used_bytes'])} of {size(exact['capacity_bytes'])} used")
+    screen.print(f"redundancy {redundancy(found.repair)}\n")
     print_table(
         ("mds", "state", "address"),
         [(m["node"], _role(m, found.raft.leader), m["address"]) for m in exact["members"]],
@@ -180,6 +190,23 @@ def _print(found: "MdsStatus", members: Mapping[int, bool], health: Health) -> N
         ("session", "client", "opens", "leases", "last seen"),
         [(s["id"], s["client"], s["opens"], s["leases"], _ago(s["renewed_ms_ago"])) for s in exact["sessions"]],
     )
+
+
+def redundancy(repair: "RepairStatus") -> str:
+    """What is being copied and how long that will take, in one line."""
+    if not repair.missing_chunks and not repair.groups_moving and repair.checked_percent == 100:
+        return "all copies are there, as far as targets have reported"
+    parts = [f"{repair.missing_chunks} copies to make ({size(repair.missing_bytes)})"]
+    if repair.last_copies:
+        parts.append(f"{repair.last_copies} of them from the last good one")
+    if repair.groups_moving:
+        parts.append(f"{repair.groups_moving} groups moving")
+    if repair.missing_chunks:
+        left = "no estimate yet" if repair.eta_s is None else f"about {repair.eta_s} s left"
+        parts.append(f"{size(repair.bytes_per_s)}/s, {left}")
+    if repair.checked_percent < 100:
+        parts.append(f"{repair.checked_percent} % of the targets compared, there may be more")
+    return ", ".join(parts)
 
 
 def _role(member: Mapping[str, Any], leader: int) -> str:

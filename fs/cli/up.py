@@ -121,7 +121,7 @@ async def _count_up(nodes: int, operator: Operator) -> int:
     give_up = trio.current_time() + TARGETS_S
     while True:
         targets = (await operator.leader.call(GET_MAP, GetMap())).body.targets
-        up = sum(target.state is TargetState.UP for target in targets)
+        up = sum(target.state in (TargetState.UP, TargetState.SYNCING) for target in targets)
         if up >= nodes or trio.current_time() >= give_up:
             return up
         await trio.sleep(0.05)

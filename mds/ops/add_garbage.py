@@ -2,12 +2,13 @@
 left out."""
 
 from shoalfs.mds import extents, keys
+from shoalfs.mds import inode as inodes
 from shoalfs.mds.messages import ChunkList
 from shoalfs.mds.ops.commit_extents import reserved_by
 from shoalfs.mds.ops.context import Context
 from shoalfs.mds.txn import ReadTxn, Txn
 from shoalfs.transport.errors import BadMessage
-from shoalfs.transport.ids import ChunkId
+from shoalfs.transport.ids import ChunkId, chunk_sequence
 from shoalfs.transport.limits import CHUNK_LIST_MAX
 from shoalfs.transport.method import Nothing
 
@@ -27,7 +28,10 @@ def check_list(request: ChunkList) -> None:
 
 
 def is_stray(txn: ReadTxn, chunk: ChunkId) -> bool:
-    """No extent uses the chunk, it is not garbage yet, and no live session may commit it."""
+    """No extent uses the chunk, it is not garbage yet, and no live session may commit it. A number that was never given
+    out is no stray: the chunk is of another time (the metadata were restored from a backup) or of another cluster."""
     if txn.get(keys.chunk_use(chunk)) is not None or txn.get(keys.garbage(chunk)) is not None:
+        return False
+    if chunk_sequence(chunk) >= inodes.load_counters(txn).next_sequence:
         return False
     return reserved_by(txn, chunk) is None

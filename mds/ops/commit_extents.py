@@ -101,21 +101,26 @@ def _check_chunks(txn: ReadTxn, session: SessionId, request: CommitExtents) -> N
     for extent in request.extents:
         chunk = extent.chunk
         if chunk not in known:
-            known[chunk] = (_check_reserved(txn, session, chunk) or extent.chunk_bytes, extent.chunk_hash)
+            use = _check_reserved(txn, session, chunk)
+            known[chunk] = (use.chunk_bytes, use.chunk_hash or extent.chunk_hash) if use else _identity(extent)
             stored = [receipt for receipt in receipts[chunk] if receipt.chunk_hash == extent.chunk_hash]
             _check_receipts(txn, chunk, stored, epochs, durable=request.durable)
-        if (extent.chunk_bytes, extent.chunk_hash) != known[chunk]:
+        if _identity(extent) != known[chunk]:
             raise BadMessage(f"chunk {chunk} has two lengths or two hashes")
 
 
-def _check_reserved(txn: ReadTxn, session: SessionId, chunk: ChunkId) -> int | None:
-    """The chunk's length if an extent uses it already. Raises ChunkNotReserved if the session may not link
+def _identity(extent: Extent) -> tuple[int, bytes]:
+    return extent.chunk_bytes, extent.chunk_hash
+
+
+def _check_reserved(txn: ReadTxn, session: SessionId, chunk: ChunkId) -> records.ChunkUse | None:
+    """What is noted of the chunk if an extent uses it already. Raises ChunkNotReserved if the session may not link
     it."""
     if not 0 < chunk <= keys.U64_MAX or not chunk_pg(chunk) or not chunk_sequence(chunk):
         raise BadMessage(f"{chunk} is no chunk")
     use = records.CHUNK_USE.load(txn, keys.chunk_use(chunk))
     if use is not None:
-        return use.chunk_bytes
+        return use
     if txn.get(keys.garbage(chunk)) is not None:
         raise ChunkNotReserved(f"chunk {chunk} is garbage")
     if reserved_by(txn, chunk) != session:

@@ -13,26 +13,29 @@ from shoalfs.transport.ids import TargetId
 _UUID_BYTES = 16
 _NAME_CHARACTERS_MAX = 255
 _TARGET_ID_MAX = (1 << 32) - 1
+_AFTER = {state: state for state in TargetState} | {TargetState.DOWN: TargetState.SYNCING}
 
 
 def register_target(txn: Txn, context: Context, request: RegisterTarget) -> TargetRegistered:
-    """It comes up, unless an operator drains it or has taken it out: that stays. A target that is new, or
-    came up, may make new placement groups possible."""
+    """It comes up; if it was down, it is syncing first, and if an operator drains it or it was taken out, that stays. A
+    target that is new, or came back, may make new placement groups possible."""
     _check(request)
     map_ = cluster.load_map(txn)
     before = _find(txn, request.uuid)
     counters = inodes.load_counters(txn)
     if before is None and counters.next_target > _TARGET_ID_MAX:
         raise Overloaded("all target numbers have been used")
-    kept = before.state if before and before.state in (TargetState.DRAINING, TargetState.OUT) else TargetState.UP
+    state = _AFTER[before.state] if before else TargetState.UP
     target = Target(
         id=before.id if before else TargetId(counters.next_target),
         uuid=request.uuid,
         node=request.node,
         address=request.address,
         epoch=before.epoch + 1 if before else 1,
-        state=kept,
+        state=state,
         capacity_bytes=request.capacity_bytes,
+        rack=request.rack,
+        since_ns=before.since_ns if before and before.state is state else context.now_ns,
     )
     others = [t for t in map_.targets if t.id != target.id]
     targets = tuple(sorted([*others, target], key=lambda t: t.id))
@@ -43,7 +46,7 @@ def register_target(txn: Txn, context: Context, request: RegisterTarget) -> Targ
         txn.put(keys.target_uuid(request.uuid), target.id.to_bytes(4, "big"))
         inodes.store_counters(txn, msgspec.structs.replace(counters, next_target=target.id + 1))
     for group in groups:
-        cluster.store_group(txn, group)
+        cluster.store_group(txn, msgspec.structs.replace(group, epoch=map_.epoch + 1))
     cluster.store_epoch(txn, map_.epoch + 1)
     return TargetRegistered(target, map_.epoch + 1)
 
@@ -51,8 +54,8 @@ def register_target(txn: Txn, context: Context, request: RegisterTarget) -> Targ
 def _check(request: RegisterTarget) -> None:
     if len(request.uuid) != _UUID_BYTES or request.capacity_bytes < 0:
         raise BadMessage("a target has a uuid of 16 bytes and a capacity")
-    if max(len(request.node), len(request.address)) > _NAME_CHARACTERS_MAX:
-        raise BadMessage(f"a node's name and address have at most {_NAME_CHARACTERS_MAX} characters")
+    if max(len(request.node), len(request.address), len(request.rack)) > _NAME_CHARACTERS_MAX:
+        raise BadMessage(f"the names of node and rack, and the address, have at most {_NAME_CHARACTERS_MAX} characters")
 
 
 def _find(txn: ReadTxn, uuid: bytes) -> Target | None:

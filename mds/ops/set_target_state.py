@@ -10,15 +10,18 @@ from shoalfs.mds.ops.context import Context
 from shoalfs.mds.txn import Txn
 from shoalfs.transport.errors import PosixError
 
-_UP, _DOWN, _DRAINING, _OUT = TargetState.UP, TargetState.DOWN, TargetState.DRAINING, TargetState.OUT
+_UP, _DOWN, _DRAINING = TargetState.UP, TargetState.DOWN, TargetState.DRAINING
+_OUT, _SYNCING = TargetState.OUT, TargetState.SYNCING
 _ALLOWED = {
     _UP: frozenset({_DOWN, _DRAINING, _OUT}),
     _DOWN: frozenset({_DRAINING, _OUT}),
-    _DRAINING: frozenset({_UP, _DOWN, _OUT}),
-    _OUT: frozenset({_DOWN}),
+    _DRAINING: frozenset({_UP, _SYNCING, _DOWN, _OUT}),
+    _OUT: frozenset({_DOWN, _SYNCING}),
+    _SYNCING: frozenset({_UP, _DOWN, _DRAINING, _OUT}),
 }
-"""From each state, where this operation may lead. Up again after down or out is only by registering: who was
-away must say so itself, and gets a new epoch."""
+"""From each state, where this operation may lead. Back in service after down is only by registering: who was away
+must say so itself, gets a new epoch and is syncing first. An operator may resume what is draining or out: if it is
+not there, its silence takes it down again."""
 _TARGET_ID_MAX = (1 << 32) - 1
 
 
@@ -35,6 +38,7 @@ def set_target_state(txn: Txn, context: Context, request: SetTargetState) -> Map
     if request.state not in _ALLOWED[target.state]:
         raise PosixError(errno.EINVAL, f"target {target.id} is {target.state.name}: it cannot be {request.state.name}")
     epoch = target.epoch + (request.state is TargetState.DOWN)
-    cluster.store_target(txn, msgspec.structs.replace(target, state=request.state, epoch=epoch))
+    changed = msgspec.structs.replace(target, state=request.state, epoch=epoch, since_ns=context.now_ns)
+    cluster.store_target(txn, changed)
     cluster.store_epoch(txn, map_epoch + 1)
     return MapChanged(map_epoch + 1)

@@ -7,6 +7,7 @@ from shoalfs.mds.messages import Op
 from shoalfs.mds.ops.add_garbage import add_garbage
 from shoalfs.mds.ops.allocate import allocate
 from shoalfs.mds.ops.clone_range import clone_range
+from shoalfs.mds.ops.change_group import change_group, settle_group
 from shoalfs.mds.ops.commit_extents import commit_extents
 from shoalfs.mds.ops.commit_inline import commit_inline
 from shoalfs.mds.ops.context import Context
@@ -19,11 +20,13 @@ from shoalfs.mds.ops.mknod import mknod
 from shoalfs.mds.ops.open_session import open_session
 from shoalfs.mds.ops.reap import reap
 from shoalfs.mds.ops.register_target import register_target
+from shoalfs.mds.ops.remove_target import remove_target
 from shoalfs.mds.ops.removexattr import removexattr
 from shoalfs.mds.ops.rename import rename
 from shoalfs.mds.ops.reserve_chunks import reserve_chunks
 from shoalfs.mds.ops.rmdir import rmdir
 from shoalfs.mds.ops.set_target_state import set_target_state
+from shoalfs.mds.ops.set_upkeep import set_upkeep
 from shoalfs.mds.ops.setattr import setattr_
 from shoalfs.mds.ops.setxattr import setxattr
 from shoalfs.mds.ops.symlink import symlink
@@ -58,4 +61,8 @@ OPERATIONS: Final[dict[Op, Operation]] = {
     Op.SET_TARGET_STATE: set_target_state,
     Op.ADD_GARBAGE: add_garbage,
     Op.DROP_GARBAGE: drop_garbage,
+    Op.CHANGE_GROUP: change_group,
+    Op.SETTLE_GROUP: settle_group,
+    Op.REMOVE_TARGET: remove_target,
+    Op.SET_UPKEEP: set_upkeep,
 }

@@ -40,6 +40,7 @@ from shoalfs.transport.ids import (
     chunk_sequence,
 )
 from shoalfs.transport.limits import EXTENTS_PER_COMMIT_MAX
+from shoalfs.transport.method import Nothing
 
 KIB = 1024
 CHUNK = 64 * KIB
@@ -202,6 +203,7 @@ class Service:
         self.last_ino = 1
         self.before: Callable[[m.Op, Any], ShoalError | None] = lambda op, request: None
         self.calls: Counter[m.Op] = Counter()
+        self.bad: tuple[m.BadReplica, ...] = ()
         self.clock = 1_000
 
     def create(self, *, chunk_bytes: int = CHUNK, inline_bytes_max: int = INLINE) -> m.Inode:
@@ -333,6 +335,9 @@ class Client:
 
     async def read(self, method, request) -> Any:
         await trio.lowlevel.checkpoint()
+        if method is m.REPORT_REPLICAS:
+            self._service.bad += request.bad
+            return Reply(Nothing(), memoryview(b""))
         assert method is m.GET_EXTENTS
         file = self._service.files.get(request.ino)
         if file is None:

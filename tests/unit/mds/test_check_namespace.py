@@ -213,6 +213,11 @@ FAULTS = {
         {"wrong-chunk-length"},
         None,
     ),
+    "hash of a chunk": (
+        lambda w: w.change(records.CHUNK_USE, keys.chunk_use(w.chunk_a), chunk_hash=b"x" * 16),
+        {"wrong-chunk-hash"},
+        None,
+    ),
     "chunk not counted": (
         lambda w: w.delete(keys.chunk_use(w.chunk_b)),
         {"chunk-not-counted"},

@@ -141,17 +141,26 @@ def test_registering(md):
     ("before", "after"),
     [
         (TargetState.UP, TargetState.UP),
-        (TargetState.DOWN, TargetState.UP),
+        (TargetState.DOWN, TargetState.SYNCING),
+        (TargetState.SYNCING, TargetState.SYNCING),
         (TargetState.DRAINING, TargetState.DRAINING),
         (TargetState.OUT, TargetState.OUT),
     ],
 )
 def test_registering_again(md, before, after):
-    register(md, 1)
-    state(md, 1, before)
+    bring_to(md, before)
     epoch = target(md, 1).epoch
     assert register(md, 1).target.state is after
     assert target(md, 1).epoch == epoch + 1
+
+
+def bring_to(md, wanted):
+    """Register target 1 and bring it into this state."""
+    register(md, 1)
+    if wanted is TargetState.SYNCING:
+        state(md, 1, TargetState.DOWN)
+        register(md, 1)
+    state(md, 1, wanted)
 
 
 ALLOWED = {
@@ -164,14 +173,19 @@ ALLOWED = {
     ("DRAINING", "DOWN"),
     ("DRAINING", "OUT"),
     ("OUT", "DOWN"),
+    ("DRAINING", "SYNCING"),
+    ("OUT", "SYNCING"),
+    ("SYNCING", "UP"),
+    ("SYNCING", "DOWN"),
+    ("SYNCING", "DRAINING"),
+    ("SYNCING", "OUT"),
 }
 
 
 @pytest.mark.parametrize("before", TargetState)
 @pytest.mark.parametrize("after", TargetState)
 def test_states(md, before, after):
-    register(md, 1)
-    state(md, 1, before)
+    bring_to(md, before)
     was, map_epoch = target(md, 1), md.map().epoch
     if before is after:
         assert state(md, 1, after).map_epoch == map_epoch
@@ -180,6 +194,7 @@ def test_states(md, before, after):
         assert state(md, 1, after).map_epoch == md.map().epoch == map_epoch + 1
         assert target(md, 1).state is after
         assert target(md, 1).epoch == was.epoch + (after is TargetState.DOWN)
+        assert target(md, 1).since_ns == md.now_ns
     else:
         with pytest.raises(PosixError) as caught:
             state(md, 1, after)

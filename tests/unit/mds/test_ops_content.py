@@ -381,16 +381,19 @@ def test_garbage_comes_oldest_first_and_is_dropped(md, ino):
 
 def test_strays_become_garbage_and_nothing_else(md, ino):
     linked, reserved, garbage = md.chunk(), md.chunk(), md.chunk()
-    stray = chunk_id(2, 1 << 40)
+    former = md.do(m.OpenSession(b"a former session", "tests"), session=0).session
+    stray = chunk_id(2, md.do(m.ReserveChunks(1), session=former).first_sequence)
+    md.do(m.EndSession(former), session=0)
+    beyond = chunk_id(2, 1 << 40)
     md.commit(ino, md.extent(garbage, 0, 10))
     md.do(m.SetAttr(ROOT, ino, size_bytes=0))
     since = md.now_ns
     md.commit(ino, md.extent(linked, 0, 10))
-    chunks = (linked, reserved, garbage, stray)
-    assert classes(md, *chunks) == ["LINKED", "RESERVED", "GARBAGE", "UNKNOWN"]
+    chunks = (linked, reserved, garbage, stray, beyond)
+    assert classes(md, *chunks) == ["LINKED", "RESERVED", "GARBAGE", "UNKNOWN", "BEYOND"]
     assert md.read(reads.strays, chunks) == [stray]
     md.do(m.ChunkList((*chunks, stray)), op=m.Op.ADD_GARBAGE, session=0)
-    assert classes(md, *chunks) == ["LINKED", "RESERVED", "GARBAGE", "GARBAGE"]
+    assert classes(md, *chunks) == ["LINKED", "RESERVED", "GARBAGE", "GARBAGE", "BEYOND"]
     assert md.read(lambda txn, _: reads.garbage_before(txn, since + 1, 10), None) == [garbage]
     md.do(m.EndSession(md.session), session=0)
     assert classes(md, reserved) == ["UNKNOWN"]

@@ -1,0 +1,32 @@
+"""The cluster map, indexed for the leader's decisions. Pure; made anew for each epoch."""
+
+from collections import defaultdict
+
+from shoalfs.mds.messages import ClusterMap, PlacementGroup, Pool, Target
+from shoalfs.transport.ids import PgId, PoolId, TargetId
+
+
+class MapIndex:
+    def __init__(self, map_: ClusterMap) -> None:
+        self.map = map_
+        self.epoch = map_.epoch
+        self.targets: dict[TargetId, Target] = {target.id: target for target in map_.targets}
+        self.groups: dict[PgId, PlacementGroup] = {group.id: group for group in map_.groups}
+        self.pools: dict[PoolId, Pool] = {pool.id: pool for pool in map_.pools}
+        self._member_of: dict[TargetId, list[PgId]] = defaultdict(list)
+        for group in sorted(map_.groups, key=lambda group: group.id):
+            for target in group.targets:
+                self._member_of[target].append(group.id)
+
+    def member_of(self, target: TargetId) -> list[PgId]:
+        """The groups whose chunks the target should have, in rising order."""
+        return self._member_of.get(target, [])
+
+    def holds(self, target: TargetId, group: PgId) -> bool:
+        """It may hold chunks of the group: it is a member, or leaving."""
+        found = self.groups.get(group)
+        return found is not None and target in found.holders
+
+    def needed_epoch(self, target: TargetId) -> int:
+        """What was seen of the target before this epoch of the map says too little about one of its groups."""
+        return max((self.groups[group].epoch for group in self.member_of(target)), default=0)

@@ -1,0 +1,187 @@
+"""What should change in the cluster map now, and why. Pure: the leader proposes it, applying it checks it again.
+
+In this order: targets that were away for too long are out; those that have caught up are up; groups all of whose
+members have everything let go of who is leaving; members that are out or draining are replaced; and, unless an
+operator paused it, copies that are too close together are moved apart and full targets relieved.
+
+Every move is: enter the new member (it takes new chunks, and copies the others), see that every member has every chunk,
+let the old one go, delete there after the grace. At no time is a chunk read from fewer places than before.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from shoalfs.mds import messages as m
+from shoalfs.mds import placement
+from shoalfs.mds.map_index import MapIndex
+from shoalfs.mds.messages import TargetState
+from shoalfs.mds.repairs import Answers, Repairs
+from shoalfs.transport.ids import PgId, TargetId
+from shoalfs.transport.limits import GROUPS_MOVING_MAX, GROUPS_REBALANCING_MAX
+from shoalfs.transport.method import Message
+
+CHANGES_PER_ROUND_MAX = 256
+UNEVEN_PERCENT = 5  # of the capacity: targets whose fill differs by less are left alone
+_IN_SERVICE = placement.TAKES_NEW_DATA
+_HOLDING = _IN_SERVICE | {TargetState.DRAINING}
+
+Change = tuple[m.Op, Message, str]
+"""What to propose, and a sentence for the log."""
+
+
+@dataclass(frozen=True)
+class View:
+    """What is decided from."""
+
+    index: MapIndex
+    repairs: Repairs
+    answers: Answers
+    now_ns: int
+    out_ms: int
+    rebalance: bool
+
+
+def changes(view: View) -> list[Change]:
+    """All that is due, at most CHANGES_PER_ROUND_MAX. Changes of targets come alone: what follows from them is decided
+    from the map with them."""
+    found = [*_out(view), *_caught_up(view)]
+    if not found:
+        found = [*_settled(view), *_replaced(view)]
+    if not found and view.rebalance:
+        found = list(_rebalanced(view))
+    return found[:CHANGES_PER_ROUND_MAX]
+
+
+def is_whole(index: MapIndex, repairs: Repairs, answers: Answers, group: PgId) -> bool:
+    """Every member of the group is up, answers, and was seen to have all of it."""
+    found = index.groups.get(group)
+    return found is not None and all(
+        index.targets[target].state is TargetState.UP and answers(target) and repairs.has_all(found, target)
+        for target in found.targets
+    )
+
+
+# --- targets --------------------------------------------------------------------------------------------------------
+
+
+def _out(view: View) -> Iterator[Change]:
+    """Targets that have been down for ``out_ms``. None while half of all are down: then it is the network, or whoever
+    started us, and moving everything would not help; and none that leaves a pool with too few to replace it."""
+    present = [t for t in view.index.map.targets if t.state is not TargetState.OUT]
+    down = [t for t in present if t.state is TargetState.DOWN]
+    usable = sum(t.state in _IN_SERVICE for t in present)
+    if len(down) * 2 > len(present) or any(usable < pool.replicas for pool in view.index.map.pools):
+        return
+    for target in down:
+        away_ms = (view.now_ns - target.since_ns) // 1_000_000
+        if away_ms >= view.out_ms:
+            text = f"target {target.id} on {target.node} was down for {away_ms // 1000} s and is out: it is replaced"
+            yield m.Op.SET_TARGET_STATE, m.SetTargetState(target.id, TargetState.OUT), text
+
+
+def _caught_up(view: View) -> Iterator[Change]:
+    for target in view.index.map.targets:
+        if target.state is TargetState.SYNCING and view.repairs.is_in_sync(view.index, target.id):
+            text = f"target {target.id} on {target.node} has all that it should and is up"
+            yield m.Op.SET_TARGET_STATE, m.SetTargetState(target.id, TargetState.UP), text
+
+
+# --- groups ---------------------------------------------------------------------------------------------------------
+
+
+def _settled(view: View) -> Iterator[Change]:
+    targets = view.index.targets
+    for group in view.index.map.groups:
+        if group.leaving and all(
+            targets[target].state in _HOLDING and view.answers(target) and view.repairs.has_all(group, target)
+            for target in group.targets
+        ):
+            text = f"group {group.id} has moved: {list(group.leaving)} is needed no more"
+            yield m.Op.SETTLE_GROUP, m.SettleGroup(group.id, group.epoch), text
+
+
+def _replaced(view: View) -> Iterator[Change]:
+    """Groups with members that are out come first and all at once, since a copy is missing; those with members that are
+    only draining follow a few at a time."""
+    map_ = view.index.map
+    gone = {t.id for t in map_.targets if t.state is TargetState.OUT}
+    draining = {t.id for t in map_.targets if t.state is TargetState.DRAINING}
+    if not gone and not draining:
+        return
+    counts = placement.memberships(map_.groups)
+    moving = sum(bool(group.leaving) for group in map_.groups)
+    for group in sorted(map_.groups, key=lambda group: not gone.intersection(group.targets)):
+        urgent = gone.intersection(group.targets)
+        replaced = gone | draining if urgent or (not group.leaving and moving < GROUPS_MOVING_MAX) else set()
+        members = placement.with_replacements(map_, group, replaced, counts)
+        if members != group.targets:
+            moving += not group.leaving
+            counts.update(members)
+            counts.subtract(group.targets)
+            yield _change(group, members, "is out" if urgent else "is draining")
+
+
+def _rebalanced(view: View) -> Iterator[Change]:
+    """Nothing else is moving: copies that share a node or a rack although they need not, then what evens out the
+    fill."""
+    map_ = view.index.map
+    if any(group.leaving for group in map_.groups):
+        return
+    counts = placement.memberships(map_.groups)
+    moved = 0
+    for group in map_.groups:
+        close = placement.too_close(map_, group)
+        if close is None:
+            continue
+        members = placement.with_replacements(map_, group, {close}, counts)
+        if members != group.targets and moved < GROUPS_REBALANCING_MAX:
+            moved += 1
+            yield _change(group, members, "is too close to another copy")
+    if not moved:
+        yield from _evened_out(view)
+
+
+def _evened_out(view: View) -> Iterator[Change]:
+    """Move groups from the fullest target to the emptiest one, by what files use: what waits for its deletion does not
+    count. Nothing is decided before every target was swept once."""
+    map_, bytes_of = view.index.map, view.repairs.group_bytes
+    usable = {t.id: max(1, t.capacity_bytes) for t in map_.targets if t.state is TargetState.UP}
+    if len(usable) < 2 or any(group.id not in bytes_of for group in map_.groups):
+        return
+    held = {t: sum(bytes_of[group] for group in view.index.member_of(t)) for t in usable}
+    busy: set[PgId] = set()
+    while len(busy) < GROUPS_REBALANCING_MAX:
+        full = max(usable, key=lambda t: held[t] / usable[t])
+        empty = min(usable, key=lambda t: held[t] / usable[t])
+        # Moving half of the difference makes them equally full.
+        most_bytes = (held[full] * usable[empty] - held[empty] * usable[full]) // (usable[full] + usable[empty])
+        if most_bytes * 2 * 100 < UNEVEN_PERCENT * min(usable[full], usable[empty]):
+            return
+        group = _movable(view.index, full, empty, bytes_of, most_bytes, busy)
+        if group is None:
+            return
+        busy.add(group.id)
+        held[full] -= bytes_of[group.id]
+        held[empty] += bytes_of[group.id]
+        yield _change(group, tuple(empty if t == full else t for t in group.targets), "is fuller than others")
+
+
+def _movable(
+    index: MapIndex, full: TargetId, empty: TargetId, bytes_of: Mapping[PgId, int], most_bytes: int, busy: set[PgId]
+) -> m.PlacementGroup | None:
+    """The largest group that can go from one target to the other without making things worse."""
+    found: list[m.PlacementGroup] = []
+    for number in index.member_of(full):
+        group = index.groups[number]
+        if number in busy or empty in group.holders or not 0 < bytes_of[number] <= most_bytes:
+            continue
+        others = [index.targets[t] for t in group.targets if t != full]
+        if placement.closeness(index.targets[empty], others) <= placement.closeness(index.targets[full], others):
+            found.append(group)
+    return max(found, key=lambda group: (bytes_of[group.id], -group.id), default=None)
+
+
+def _change(group: m.PlacementGroup, members: tuple[TargetId, ...], why: str) -> Change:
+    went = [target for target in group.targets if target not in members]
+    text = f"group {group.id} moves from {list(group.targets)} to {list(members)}: {went} {why}"
+    return m.Op.CHANGE_GROUP, m.ChangeGroup(group.id, group.epoch, members), text

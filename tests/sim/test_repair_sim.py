@@ -1,0 +1,263 @@
+"""Copies that are missing come back, and no fault within the bounds loses the last one.
+
+SHOAL_SIM_SEEDS=200 runs more histories than the default.
+"""
+
+import os
+import random
+
+import pytest
+
+from shoalfs.mds import messages as m
+from shoalfs.mds.messages import TargetState
+from shoalfs.transport.limits import TARGET_DOWN_MS
+from sim.repair_world import BAD, HASH, OUT_MS, RepairWorld
+
+SEEDS = range(int(os.environ.get("SHOAL_SIM_FIRST", "0")), int(os.environ.get("SHOAL_SIM_SEEDS", "20")))
+EVERYONE = set(range(1, 100))
+
+
+def written(world: RepairWorld, chunks: int, reached: set[int] = EVERYONE) -> list[int]:
+    groups = world.md.map().groups
+    return [chunk for i in range(chunks) if (chunk := world.write(groups[i % len(groups)], reached)) is not None]
+
+
+def settled(world: RepairWorld) -> bool:
+    groups = world.md.map().groups
+    states = world.states()
+    return (
+        not world.lacking()
+        and not any(group.leaving for group in groups)
+        and all(states[target] is TargetState.UP for group in groups for target in group.targets)
+    )
+
+
+def test_a_target_that_returns_gets_what_was_written_meanwhile():
+    world = RepairWorld(2)
+    old = written(world, 50)
+    away = world.servers[1]
+    away.up = False
+    world.until(lambda: world.states()[away.id] is TargetState.DOWN, "it is declared down")
+    assert world.now_ms > TARGET_DOWN_MS
+    new = written(world, 50)
+    assert len(world.lacking()) == len(new) == 50
+    away.restart()
+    world.beat(away)
+    assert world.states()[away.id] is TargetState.SYNCING
+    world.until(lambda: settled(world), "it has everything and is up")
+    assert world.copies == 50, "what it had was not copied"
+    assert set(away.disk) == set(old) | set(new)
+
+
+def test_a_disk_that_lost_its_chunks_is_filled_again():
+    world = RepairWorld(3)
+    chunks = written(world, 300)
+    world.step()
+    world.servers[0].disk.clear()
+    world.until(lambda: settled(world) and not world.lacking(), "all are back")
+    assert sum(chunk in world.servers[0].disk for chunk in chunks) == world.copies
+
+
+def test_a_chunk_with_too_few_receipts_is_repaired_though_nobody_was_down():
+    world = RepairWorld(2)
+    world.until(lambda: settled(world), "it runs")
+    written(world, 20, {1})
+    assert len(world.lacking()) == 20
+    world.until(lambda: settled(world), "the second copy is made", 5)
+
+
+def test_a_damaged_or_other_chunk_is_replaced_and_never_copied():
+    world = RepairWorld(2)
+    chunks = written(world, 30)
+    world.until(lambda: settled(world), "it runs")
+    for chunk in chunks[:10]:
+        world.servers[0].disk[chunk] = BAD
+    world.until(lambda: settled(world), "the damage is repaired", 5)
+    assert all(server.disk[chunk] == HASH for server in world.servers for chunk in chunks)
+
+
+def test_what_a_client_reports_is_looked_at_and_a_lie_changes_nothing():
+    world = RepairWorld(2)
+    chunks = written(world, 3)
+    world.until(lambda: settled(world), "it runs")
+    bad = tuple(m.BadReplica(target, chunk, 3002) for target in (1, 2, 77) for chunk in (*chunks, 1 << 50, 0))
+    with world.md.store.read() as txn:
+        world.beats.report_replicas(txn, m.ReportReplicas(bad))
+    assert world.status().missing_chunks == 6
+    world.until(lambda: not world.status().missing_chunks, "looked")
+    assert world.copies == 0
+
+
+def test_with_both_copies_gone_nothing_is_invented():
+    world = RepairWorld(2)
+    (chunk,) = written(world, 1)
+    world.until(lambda: settled(world), "it runs")
+    for server in world.servers:
+        server.disk[chunk] = BAD
+    for _ in range(20):
+        world.step()
+    status = world.status()
+    assert (status.missing_chunks, status.lost_chunks) == (2, 1)
+    assert [server.disk[chunk] for server in world.servers] == [BAD, BAD], "kept for whoever can make use of it"
+    world.servers[0].disk[chunk] = HASH  # a person found the bytes
+    world.until(lambda: settled(world), "it is whole again", 100)
+
+
+def test_a_target_that_stays_away_is_replaced_by_another():
+    world = RepairWorld(3)
+    written(world, 100)
+    world.until(lambda: settled(world), "it runs")
+    dead = world.servers[2]
+    dead.up = False
+    dead.disk.clear()
+    world.until(lambda: world.states()[dead.id] is TargetState.OUT, "it is out")
+    assert world.now_ms > OUT_MS
+    world.until(lambda: settled(world), "others hold its part")
+    assert all(dead.id not in group.holders for group in world.md.map().groups)
+    world.md.do(m.RemoveTarget(dead.id), session=0)
+    assert dead.id not in world.states()
+
+
+def test_with_nobody_to_replace_it_a_dead_target_stays_down():
+    world = RepairWorld(2)
+    world.servers[1].up = False
+    for _ in range(100):
+        world.step()
+    assert world.states()[2] is TargetState.DOWN
+    third = world.add_server()
+    world.until(lambda: settled(world), "the new one takes its place")
+    assert world.states()[2] is TargetState.OUT
+    assert any(third.id in group.targets for group in world.md.map().groups)
+
+
+def test_draining_moves_everything_before_anything_is_let_go():
+    world = RepairWorld(4, replicas=2, min_ack=2)
+    chunks = written(world, 200)
+    world.until(lambda: settled(world), "it runs")
+    leaver = world.servers[0]
+    before = {group.id: group.targets for group in world.md.map().groups}
+    world.md.do(m.SetTargetState(leaver.id, TargetState.DRAINING), session=0)
+    world.until(lambda: not any(leaver.id in g.holders for g in world.md.map().groups), "it holds no group")
+    for group in world.md.map().groups:
+        stayed = [target for target in before[group.id] if target != leaver.id]
+        assert [target for target in group.targets if target in stayed] == stayed, "nobody else moved"
+    assert not world.lacking()
+    world.until(lambda: not leaver.disk, "after the grace its copies are deleted")
+    assert not world.lacking()
+    assert len(chunks) == len(world.extents())
+
+
+def test_draining_the_only_copy():
+    world = RepairWorld(2, replicas=1)
+    written(world, 40)
+    world.until(lambda: settled(world), "it runs")
+    world.md.do(m.SetTargetState(1, TargetState.DRAINING), session=0)
+    while any(1 in group.holders for group in world.md.map().groups):
+        world.step()
+        world.check_last_copies()
+    assert not world.lacking()
+
+
+def test_copies_left_behind_stay_while_a_member_is_not_whole():
+    world = RepairWorld(3)
+    written(world, 60)
+    world.until(lambda: settled(world), "it runs")
+    world.md.do(m.SetTargetState(1, TargetState.DRAINING), session=0)
+    world.until(lambda: not any(1 in g.holders for g in world.md.map().groups), "it holds no group")
+    kept = dict(world.servers[0].disk)
+    assert kept
+    world.servers[1].up = False  # one of the two that took over
+    world.md.do(m.SetTargetState(2, TargetState.DOWN), session=0)
+    for _ in range(12):
+        world.step()
+        assert world.servers[0].disk == kept
+    world.servers[1].restart()
+    world.until(lambda: not world.servers[0].disk, "everything is whole: they may go")
+    assert not world.lacking()
+
+
+def test_a_new_node_relieves_copies_that_share_a_node():
+    world = RepairWorld(1)
+    world.add_server(node="n1")
+    written(world, 40)
+    world.until(lambda: settled(world), "it runs")
+    world.add_server(node="n2")
+    world.until(
+        lambda: settled(world) and all(world.servers[2].id in g.targets for g in world.md.map().groups),
+        "one copy of everything is on the other node",
+    )
+
+
+def test_a_paused_rebalance_moves_nothing():
+    world = RepairWorld(1)
+    world.add_server(node="n1")
+    world.until(lambda: settled(world), "it runs")
+    world.md.do(m.Upkeep(rebalance_paused=True), session=0)
+    world.add_server(node="n2")
+    before = world.md.map().groups
+    for _ in range(20):
+        world.step()
+    assert world.md.map().groups == before
+    world.md.do(m.Upkeep(rebalance_paused=False), session=0)
+    world.until(lambda: world.md.map().groups != before, "it goes on")
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_no_order_of_events_loses_the_last_copy(seed: int):
+    """Writes that reach only some, overwrites, servers that die and return, bits that rot, wiped disks, lost answers,
+    new leaders, drains and resumes, in any order; at most one disk at a time is without what it should have."""
+    chance = random.Random(seed)
+    world = RepairWorld(chance.choice((3, 4, 5)), replicas=2)
+    old_map = world.md.map()
+    for _ in range(150):
+        world.now_ms += chance.choice((50, 300, 1_000, 3_000))
+        for server in chance.sample(world.servers, len(world.servers)):
+            world.beat(server, answered=chance.random() < 0.9)
+        for _ in range(chance.choice((0, 1, 3))):
+            world.duties()
+        world.check_last_copies()
+        event = chance.random()
+        server = chance.choice(world.servers)
+        if event < 0.4:
+            group = chance.choice((old_map if chance.random() < 0.3 else world.md.map()).groups)
+            world.write(group, set(chance.sample(group.targets, chance.choice((1, 2)))))
+        elif event < 0.5:
+            world.punch(chance.randrange(1000))
+        elif event < 0.6:
+            old_map = world.md.map()
+        elif event < 0.68:
+            server.up = False
+        elif event < 0.8:
+            if not server.up:
+                server.restart()
+        elif event < 0.84:
+            world.new_leader()
+        elif event < 0.9 and settled(world) and all(s.up for s in world.servers):
+            hurt = (
+                server.disk if chance.random() < 0.3 else chance.sample(sorted(server.disk), min(3, len(server.disk)))
+            )
+            for chunk in list(hurt):
+                if chance.random() < 0.5:
+                    server.disk[chunk] = BAD
+                else:
+                    del server.disk[chunk]
+        elif event < 0.95:
+            state = world.states()[server.id]
+            if state in (TargetState.UP, TargetState.SYNCING):
+                if sum(s is TargetState.UP for s in world.states().values()) > 2:
+                    world.md.do(m.SetTargetState(server.id, TargetState.DRAINING), session=0)
+            elif state in (TargetState.DRAINING, TargetState.OUT):
+                world.md.do(m.SetTargetState(server.id, TargetState.SYNCING), session=0)
+        elif len(world.servers) < 7:
+            world.add_server()
+        world.check_last_copies()
+    # Everything that is not dead for good comes back, and then all is as it should be.
+    for server in world.servers:
+        if not server.up:
+            server.restart()
+    world.until(lambda: settled(world), "everything is whole", 400)
+    world.check_last_copies()
+    world.md.do(m.EndSession(world.md.session), session=0)  # what was stored and refused belongs to nobody now
+    world.until(lambda: not world.surplus(), "nothing superfluous is left", 400)
+    assert not world.lacking()
+    assert world.md.findings() == []
