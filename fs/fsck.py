@@ -38,9 +38,9 @@ _REMEDY: Final[dict[str, str]] = {
     Kind.CONFLICTING_EXTENTS: "restore the file from a copy, and report this",
     Kind.NO_GROUP: "restore the file from a copy, and report this",
     Kind.LOST_CHUNK: "restore the file from a copy",
-    Kind.MISSING_REPLICA: "rewrite the file (cp FILE FILE.new && mv FILE.new FILE) to have all copies again",
-    Kind.DAMAGED_REPLICA: "check the disk; rewrite the file from the good copy (cp, then mv over it)",
-    Kind.WRONG_REPLICA: "rewrite the file from the good copy (cp, then mv over it), and report this",
+    Kind.MISSING_REPLICA: "wait: another copy is made, see `shoal status`",
+    Kind.DAMAGED_REPLICA: "check the disk; a good copy takes its place once a reader or `shoal scrub` meets it",
+    Kind.WRONG_REPLICA: "wait: a good copy takes its place, see `shoal status`; and report this",
     Kind.UNREACHABLE_TARGET: "start its chunkserver and check again",
     Kind.UNKNOWN_CHUNK: "nothing is lost: it only takes space; report this",
 }
@@ -113,10 +113,18 @@ def expected_chunks(
 
 
 def holders(map_: mds.ClusterMap) -> dict[PgId, tuple[TargetId, ...]]:
-    """The targets of each group that have to hold its chunks. A target that is out is no more asked for what it has
-    than one that is leaving: others are about to have it, and what they lack is missing."""
+    """The targets of each group that hold its chunks, the members first. A member that is out holds nothing to rely
+    on; one that is leaving does until the members have everything."""
     out = {target.id for target in map_.targets if target.state is mds.TargetState.OUT}
-    return {group.id: tuple(t for t in group.targets if t not in out) for group in map_.groups}
+    return {
+        group.id: (*(t for t in group.targets if t not in out), *(t for t in group.leaving if t not in out))
+        for group in map_.groups
+    }
+
+
+def leaving(map_: mds.ClusterMap) -> dict[PgId, frozenset[TargetId]]:
+    """Targets that need not have every chunk of a group, although some may be there only."""
+    return {group.id: frozenset(group.leaving) for group in map_.groups if group.leaving}
 
 
 def replicas(
@@ -157,11 +165,12 @@ def judge(
     groups: Mapping[PgId, Sequence[TargetId]],
     answers: Mapping[Replica, VerifiedChunk],
     linked: Collection[ChunkId],
+    leaving: Mapping[PgId, Collection[TargetId]] | None = None,
 ) -> list[Finding]:
     """Findings about the chunks in ``linked``, which are the suspects that are still in use.
 
     A replica without an answer is on a target that could not be asked: it is neither good nor bad. A chunk is
-    lost only if every replica was asked and none is good.
+    lost only if every replica was asked and none is good. What a target in ``leaving`` lacks is no finding of its own.
     """
     findings = []
     for chunk in linked:
@@ -175,6 +184,8 @@ def judge(
             findings.append(Finding(Kind.LOST_CHUNK, text, said.ino, chunk))
             continue
         for target, found in faults.items():
+            if leaving and target in leaving.get(chunk_pg(chunk), ()):
+                continue
             text = f"chunk {chunk:016x} is {_short(found)} on target {target}"
             findings.append(Finding(found, text, said.ino, chunk, target))
     return findings

@@ -7,7 +7,7 @@ inside the commands that need them: `shoal --help` has to be quick.
 
 import typer
 
-from shoalfs.fs.cli import down, fsck, info, mount, raft, session, status, up
+from shoalfs.fs.cli import down, fsck, info, mount, raft, session, status, targets, up
 
 
 def register(app: typer.Typer) -> None:
@@ -21,6 +21,9 @@ def register(app: typer.Typer) -> None:
     app.command("umount")(mount.umount)
     app.add_typer(raft.app, name="raft")
     app.add_typer(session.app, name="session")
+    app.add_typer(targets.target_app, name="target")
+    app.add_typer(targets.node_app, name="node")
+    app.add_typer(targets.rebalance_app, name="rebalance")
 
 
 def register_members(mds: typer.Typer) -> None:

@@ -115,9 +115,10 @@ class _Targets:
     """The chunkservers' targets. One that does not answer is reported once and not asked again."""
 
     def __init__(self, operator: Operator, map_: "ClusterMap", report: Report) -> None:
-        from shoalfs.fs.fsck import holders
+        from shoalfs.fs.fsck import holders, leaving
 
         self.groups = holders(map_)
+        self.leaving = leaving(map_)
         self._network = operator.network
         self._by_id = {target.id: target for target in map_.targets}
         self._lost: set[TargetId] = set()
@@ -194,7 +195,7 @@ async def _check_page(
     suspects = judging.suspects(expected, answers)
     classes = await _classify(operator, suspects)
     linked = [chunk for chunk, known in zip(suspects, classes, strict=True) if known == ChunkClass.LINKED]
-    report.add(judging.judge(expected, targets.groups, answers, linked))
+    report.add(judging.judge(expected, targets.groups, answers, linked, targets.leaving))
     report.inodes += page.inodes
     report.extents += len(page.extents)
     report.replicas += len(answers)

@@ -92,6 +92,21 @@ def test_a_good_copy_beside_a_bad_one():
     assert kinds(judged(MISSING, GOOD)) == [Kind.MISSING_REPLICA]
 
 
+def test_who_is_leaving_need_not_have_it_but_may_be_the_only_one_that_has():
+    targets = tuple(Target(number, b"", "n", "tcp:a:1", 1, TargetState.UP, 0) for number in (1, 2))
+    map_ = ClusterMap(b"", 1, (), targets, (PlacementGroup(1, 1, (1,), (2,)),))
+    groups, leaving = fsck.holders(map_), fsck.leaving(map_)
+    assert (groups, leaving) == ({1: (1, 2)}, {1: {2}})
+
+    def found(first, second):
+        answers = {Replica(1, A): first, Replica(2, A): second}
+        return kinds(fsck.judge(SAID, groups, answers, [A], leaving))
+
+    assert found(GOOD, MISSING) == []
+    assert found(MISSING, GOOD) == [Kind.MISSING_REPLICA]
+    assert found(MISSING, MISSING) == [Kind.LOST_CHUNK]
+
+
 def test_no_good_copy_is_one_finding():
     findings = judged(MISSING, CORRUPT)
     assert kinds(findings) == [Kind.LOST_CHUNK]

@@ -9,7 +9,7 @@ import trio
 import trio.testing
 
 from shoalfs.mds.messages import Extent
-from shoalfs.transport.errors import ChunkCorrupt, PosixError
+from shoalfs.transport.errors import ChunkCorrupt, ChunkMissing, PeerUnreachable, PosixError
 from shoalfs.transport.limits import BLOCK_BYTES, FETCH_BYTES_MAX, GETS_IN_FLIGHT_MAX, READAHEAD_BYTES_MAX
 from unit.fs.world import CHUNK, KIB, World
 
@@ -169,3 +169,31 @@ async def test_extent_slices_return_exactly_their_range(autojump_clock) -> None:
         length = chance.randrange(1, len(data) - start + 1)
         part = Extent(start, length, whole.chunk, start, whole.chunk_bytes, whole.chunk_hash)
         assert b"".join(await mount._services.reader.read(part)) == data[start : start + length]
+
+
+async def test_bad_copies_are_reported_and_good_ones_and_silence_are_not(autojump_clock) -> None:
+    world = World()
+    mount = world.mount()
+    file, data = await stored(world, mount, 4 * MIB)
+    extents = world.service.files[file.ino].extents
+    held = {
+        extent.chunk: [t for t, chunks in world.servers.chunks.items() if extent.chunk in chunks] for extent in extents
+    }
+    wrong = {
+        (held[extents[0].chunk][0], extents[0].chunk): ChunkCorrupt(),
+        (held[extents[1].chunk][1], extents[1].chunk): ChunkMissing(),
+    }
+    world.servers.unreadable.update(wrong)
+    silent = (held[extents[2].chunk][0], extents[2].chunk)
+    world.servers.unreadable[silent] = PeerUnreachable()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(mount.run)
+        for salt in range(8):  # other sessions prefer other replicas
+            reader = world.mount()
+            nursery.start_soon(reader.run)
+            assert bytes(await (await world.opened(reader, file.ino)).read(0, 4 * MIB)) == data, salt
+        await trio.sleep(3)
+        nursery.cancel_scope.cancel()
+    assert {(bad.target, bad.chunk, bad.code) for bad in world.service.bad} == {
+        (target, chunk, error.code) for (target, chunk), error in wrong.items()
+    }

@@ -5,10 +5,10 @@ import errno
 import pytest
 
 from harness.metadata import ROOT, Metadata
+from shoalfs.mds import cluster, reads
 from shoalfs.mds import messages as m
-from shoalfs.mds import reads
 from shoalfs.mds.messages import TargetState
-from shoalfs.transport.errors import BadMessage, NotAllowed, Overloaded, PosixError, SessionGone
+from shoalfs.transport.errors import BadMessage, NotAllowed, Overloaded, PosixError, SessionGone, StaleReceipt
 from shoalfs.transport.ids import ROOT_INODE, SessionId, TargetId, chunk_id
 from shoalfs.transport.limits import CHUNK_RANGE_MAX, PGS_PER_TARGET
 
@@ -229,3 +229,126 @@ def test_statfs(md):
     assert stat.inodes == 1
     state(md, 1, TargetState.OUT)
     assert md.read(reads.statfs, usage).free_bytes == 0
+
+
+# --- groups -------------------------------------------------------------------------------------------------
+
+
+def group(md, number=1):
+    return next(g for g in md.map().groups if g.id == number)
+
+
+def change(md, targets, epoch=None, number=1):
+    current = group(md, number).epoch if epoch is None else epoch
+    return md.do(m.ChangeGroup(number, current, tuple(map(TargetId, targets))), session=0)
+
+
+def test_a_group_changes_in_two_steps(md):
+    for number in (1, 2, 3):
+        register(md, number)
+    before = group(md)
+    (outsider,) = {1, 2, 3} - set(before.targets)
+    kept, left = before.targets
+    epoch = change(md, (kept, outsider)).map_epoch
+    assert epoch == md.map().epoch > before.epoch
+    assert group(md) == m.PlacementGroup(before.id, before.pool, (kept, outsider), (left,), epoch)
+    assert group(md).holders == (kept, outsider, left)
+    assert md.do(m.SettleGroup(1, epoch), session=0).map_epoch == epoch + 1
+    assert group(md) == m.PlacementGroup(before.id, before.pool, (kept, outsider), (), epoch)
+    assert md.do(m.SettleGroup(1, epoch), session=0).map_epoch == epoch + 1, "nobody is leaving: no change"
+
+
+def test_a_group_that_goes_back_takes_nobody_from_where_the_chunks_are(md):
+    for number in (1, 2, 3, 4):
+        register(md, number)
+    before = group(md)
+    outsiders = sorted({1, 2, 3, 4} - set(before.targets))
+    change(md, outsiders)
+    assert group(md).leaving == before.targets
+    change(md, (before.targets[0], outsiders[0]))
+    assert set(group(md).leaving) == {before.targets[1], outsiders[1]}
+
+
+def test_what_was_decided_about_a_group_that_has_changed_is_refused(md):
+    for number in (1, 2, 3):
+        register(md, number)
+    before = group(md)
+    (outsider,) = {1, 2, 3} - set(before.targets)
+    change(md, (outsider, before.targets[1]))
+    was = md.map()
+    for request in (m.ChangeGroup(1, before.epoch, before.targets), m.SettleGroup(1, before.epoch)):
+        with pytest.raises(PosixError) as caught:
+            md.do(request, session=0)
+        assert caught.value.errno == E.EAGAIN
+    for request in (m.ChangeGroup(999, 0, (1, 2)), m.SettleGroup(0, 0), m.SettleGroup(1 << 40, 0)):
+        with pytest.raises(PosixError) as caught:
+            md.do(request, session=0)
+        assert caught.value.errno == E.ENOENT
+    assert md.map() == was
+
+
+@pytest.mark.parametrize("state_", [TargetState.DOWN, TargetState.DRAINING, TargetState.OUT])
+def test_who_takes_no_new_data_does_not_join(md, state_):
+    for number in (1, 2, 3):
+        register(md, number)
+    before = group(md)
+    (outsider,) = {1, 2, 3} - set(before.targets)
+    state(md, outsider, state_)
+    with pytest.raises(PosixError) as caught:
+        change(md, (before.targets[0], outsider))
+    assert caught.value.errno == E.EINVAL
+
+
+def test_a_group_keeps_its_size(md):
+    for number in (1, 2, 3):
+        register(md, number)
+    for targets in ((1,), (1, 1), (1, 2, 3), ()):
+        with pytest.raises(BadMessage):
+            change(md, targets)
+
+
+def test_only_receipts_of_members_count_once_a_group_has_changed(md):
+    """What an old member stored after the change was decided may never be copied: its word is worth nothing."""
+    for number in (1, 2, 3):
+        register(md, number)
+    ino = md.create(b"f").ino
+    chunk = md.chunk()
+    receipts = md.receipts(chunk)
+    before = group(md)
+    (outsider,) = {1, 2, 3} - set(before.targets)
+    change(md, (outsider, before.targets[1]))
+    with pytest.raises(StaleReceipt):
+        md.do(m.CommitExtents(ino, (md.extent(chunk, 0, 10),), receipts))
+
+
+def test_a_target_is_removed_once_no_group_names_it(md):
+    for number in (1, 2, 3):
+        register(md, number)
+    remove = m.RemoveTarget(TargetId(1))
+    with pytest.raises(PosixError) as caught:
+        md.do(remove, session=0)
+    assert caught.value.errno == E.EBUSY
+    state(md, 1, TargetState.DRAINING)
+    for number in [g.id for g in md.map().groups if 1 in g.targets]:
+        targets = group(md, number).targets
+        (outsider,) = {1, 2, 3} - set(targets)
+        change(md, [outsider if t == 1 else t for t in targets], number=number)
+        with pytest.raises(PosixError):
+            md.do(remove, session=0)
+        md.do(m.SettleGroup(number, group(md, number).epoch), session=0)
+    epoch = md.map().epoch
+    assert md.do(remove, session=0).map_epoch == epoch + 1
+    assert [t.id for t in md.map().targets] == [2, 3]
+    assert register(md, 1).target.id == 4, "its number is never given again"
+    for number in (1, 0, 1 << 40):
+        with pytest.raises(PosixError) as caught:
+            md.do(m.RemoveTarget(TargetId(number)), session=0)
+        assert caught.value.errno == E.ENOENT
+
+
+def test_upkeep_is_remembered(md):
+    assert md.do(m.Upkeep(), session=0) == m.Upkeep(False, 0)
+    assert md.do(m.Upkeep(rebalance_paused=True), session=0) == m.Upkeep(True, 0)
+    said = md.do(m.Upkeep(scrub_requested_ns=m.NOW), session=0)
+    assert said == m.Upkeep(True, md.now_ns)
+    assert md.read(lambda txn, _: cluster.load_upkeep(txn), None) == said

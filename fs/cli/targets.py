@@ -1,0 +1,300 @@
+"""`shoal target`, `shoal node` and `shoal rebalance`: which disks the cluster uses, and how they are taken out of use.
+
+What is asked for is checked where it is applied; a command that has to wait for data to move returns at once, and
+`shoal target list` and `shoal status` show how far it is. A target is added by its chunkserver: it registers.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from shoalfs.fs.cli.cluster import ConfigOption, MdsOption, Operator, Reach, StateOption, call, locate
+from shoalfs.fs.cli.output import Format, OutputOption, print_json, print_table, say, size
+from shoalfs.transport.errors import UserError
+
+if TYPE_CHECKING:
+    from shoalfs.mds.messages import MdsStatus, Target
+    from shoalfs.transport.method import Message
+
+target_app = typer.Typer(help="The disks that chunks are on.", rich_markup_mode=None)
+node_app = typer.Typer(help="The chunkservers.", rich_markup_mode=None)
+rebalance_app = typer.Typer(help="Moving data to even out how full targets are.", rich_markup_mode=None)
+
+TargetArgument = Annotated[int, typer.Argument(metavar="TARGET", help="Number of the target, see `shoal target list`.")]
+NodeArgument = Annotated[str, typer.Argument(metavar="NODE", help="Name of the chunkserver, see `shoal node list`.")]
+
+
+@target_app.callback()
+def target_group() -> None:
+    """The disks that chunks are on."""
+
+
+@node_app.callback()
+def node_group() -> None:
+    """The chunkservers."""
+
+
+@rebalance_app.callback()
+def rebalance_group() -> None:
+    """Moving data to even out how full targets are."""
+
+
+# --- targets --------------------------------------------------------------------------------------------------------
+
+
+@target_app.command("list")
+def list_targets(
+    output: OutputOption = Format.TABLE, mds: MdsOption = None, config: ConfigOption = None, state: StateOption = None
+) -> None:
+    """Show every target: its state, how many placement groups it holds, and how many are still leaving it."""
+    rows = describe(call(locate(mds, config, state), _status))
+    if output is Format.JSON:
+        print_json(rows)
+    else:
+        print_table(tuple(_COLUMNS.values()), [[_shown(name, row[name]) for name in _COLUMNS] for row in rows])
+
+
+@target_app.command("drain")
+def drain_target(
+    target: TargetArgument, mds: MdsOption = None, config: ConfigOption = None, state: StateOption = None
+) -> None:
+    """Move everything off a target. It is read from until all of it is elsewhere, and takes no new data."""
+    found = _change(locate(mds, config, state), lambda t: t.id == target, f"target {target}", "DRAINING")
+    _say_draining(found)
+
+
+@target_app.command("resume")
+def resume_target(
+    target: TargetArgument, mds: MdsOption = None, config: ConfigOption = None, state: StateOption = None
+) -> None:
+    """Use a target again that is draining or out. What it lacks by now is copied to it."""
+    _change(locate(mds, config, state), lambda t: t.id == target, f"target {target}", "SYNCING")
+    say(f"target {target} takes data again")
+
+
+@target_app.command("remove")
+def remove_target(
+    target: TargetArgument, mds: MdsOption = None, config: ConfigOption = None, state: StateOption = None
+) -> None:
+    """Forget a target that was drained or is out. Refused while any placement group needs it."""
+    from shoalfs.mds.messages import Op, RemoveTarget
+    from shoalfs.transport.ids import TargetId
+
+    request = RemoveTarget(TargetId(target))
+    call(locate(mds, config, state), lambda operator: _mutate(operator, Op.REMOVE_TARGET, request))
+    say(f"target {target} was removed")
+
+
+# --- nodes ----------------------------------------------------------------------------------------------------------
+
+
+@node_app.command("list")
+def list_nodes(
+    output: OutputOption = Format.TABLE, mds: MdsOption = None, config: ConfigOption = None, state: StateOption = None
+) -> None:
+    """Show every chunkserver: its rack, and its targets taken together."""
+    rows = by_node(describe(call(locate(mds, config, state), _status)))
+    if output is Format.JSON:
+        print_json(rows)
+    else:
+        names = ("node", "rack", "states", "groups", "leaving", "used_bytes", "capacity_bytes", "chunks")
+        titles = ("node", "rack", "targets", "groups", "leaving", "used", "capacity", "chunks")
+        print_table(titles, [[_shown(name, row[name]) for name in names] for row in rows])
+
+
+@node_app.command("drain")
+def drain_node(
+    node: NodeArgument, mds: MdsOption = None, config: ConfigOption = None, state: StateOption = None
+) -> None:
+    """Move everything off all targets of a chunkserver."""
+    _say_draining(_change(locate(mds, config, state), lambda t: t.node == node, f"node {node}", "DRAINING"))
+
+
+@node_app.command("resume")
+def resume_node(
+    node: NodeArgument, mds: MdsOption = None, config: ConfigOption = None, state: StateOption = None
+) -> None:
+    """Use the targets of a chunkserver again."""
+    _change(locate(mds, config, state), lambda t: t.node == node, f"node {node}", "SYNCING")
+    say(f"node {node} takes data again")
+
+
+@node_app.command("remove")
+def remove_node(
+    node: NodeArgument, mds: MdsOption = None, config: ConfigOption = None, state: StateOption = None
+) -> None:
+    """Forget all targets of a chunkserver. Refused at the first that any placement group needs."""
+
+    async def remove(operator: Operator) -> None:
+        from shoalfs.mds.messages import Op, RemoveTarget
+
+        for target in _chosen((await _status(operator)).map.targets, lambda t: t.node == node, f"node {node}"):
+            await _mutate(operator, Op.REMOVE_TARGET, RemoveTarget(target.id))
+
+    call(locate(mds, config, state), remove)
+    say(f"node {node} was removed")
+
+
+# --- rebalance ------------------------------------------------------------------------------------------------------
+
+
+@rebalance_app.command("start")
+def start(mds: MdsOption = None, config: ConfigOption = None, state: StateOption = None) -> None:
+    """Move data again if targets are unevenly full (which is done without being asked, unless it was paused)."""
+    _pause(locate(mds, config, state), paused=False)
+    say("data is moved while targets are unevenly full")
+
+
+@rebalance_app.command("pause")
+def pause(mds: MdsOption = None, config: ConfigOption = None, state: StateOption = None) -> None:
+    """Move nothing to even out targets. Missing copies are made all the same, and draining goes on."""
+    _pause(locate(mds, config, state), paused=True)
+    say("no data is moved to even out targets")
+
+
+@rebalance_app.command("status")
+def rebalance_status(
+    output: OutputOption = Format.TABLE, mds: MdsOption = None, config: ConfigOption = None, state: StateOption = None
+) -> None:
+    """Show what is moving, and how full the targets are."""
+    found = call(locate(mds, config, state), _status)
+    rows = describe(found)
+    fills = [row["fill_percent"] for row in rows if row["state"] == "up" and row["fill_percent"] is not None]
+    said = {
+        "paused": bool(found.upkeep.rebalance_paused),
+        "groups_moving": found.repair.groups_moving,
+        "fullest_percent": max(fills, default=None),
+        "emptiest_percent": min(fills, default=None),
+    }
+    if output is Format.JSON:
+        print_json(said)
+    else:
+        print_table(tuple(said), [["-" if value is None else value for value in said.values()]])
+
+
+def _pause(reach: Reach, *, paused: bool) -> None:
+    from shoalfs.mds.messages import Op, Upkeep
+
+    call(reach, lambda operator: _mutate(operator, Op.SET_UPKEEP, Upkeep(rebalance_paused=paused)))
+
+
+# --- what they share ------------------------------------------------------------------------------------------------
+
+_COLUMNS: Final = {
+    "id": "target",
+    "node": "node",
+    "rack": "rack",
+    "state": "state",
+    "groups": "groups",
+    "leaving": "leaving",
+    "used_bytes": "used",
+    "capacity_bytes": "capacity",
+    "fill_percent": "fill %",
+    "chunks": "chunks",
+    "address": "address",
+}
+
+
+def describe(found: "MdsStatus") -> list[dict[str, Any]]:
+    """One row for each target. ``groups``: those it is a member of; ``leaving``: those that still need what it has."""
+    member = Counter(target for group in found.map.groups for target in group.targets)
+    leaving = Counter(target for group in found.map.groups for target in group.leaving)
+    usage = {entry.target: entry for entry in found.usage}
+    rows = []
+    for target in found.map.targets:
+        seen = usage.get(target.id)
+        rows.append(
+            {
+                "id": target.id,
+                "node": target.node,
+                "rack": target.rack,
+                "state": target.state.name.lower(),
+                "groups": member[target.id],
+                "leaving": leaving[target.id],
+                "used_bytes": None if seen is None else seen.used_bytes,
+                "capacity_bytes": target.capacity_bytes,
+                "fill_percent": None if seen is None else _percent(seen.used_bytes, seen.capacity_bytes),
+                "chunks": None if seen is None else seen.chunks,
+                "address": target.address,
+            }
+        )
+    return rows
+
+
+def _percent(used_bytes: int, capacity_bytes: int) -> float | None:
+    return round(100 * used_bytes / capacity_bytes, 1) if capacity_bytes else None
+
+
+def by_node(targets: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row for each node, with its targets' figures added up; ``states``: how many are in which state."""
+    nodes: dict[str, list[dict[str, Any]]] = {}
+    for row in targets:
+        nodes.setdefault(row["node"], []).append(row)
+    added = ("groups", "leaving", "used_bytes", "capacity_bytes", "chunks")
+    return [
+        {
+            "node": node,
+            "rack": rows[-1]["rack"],
+            "states": dict(sorted(Counter(row["state"] for row in rows).items())),
+            **{name: sum(row[name] or 0 for row in rows) for name in added},
+        }
+        for node, rows in sorted(nodes.items())
+    ]
+
+
+def _shown(name: str, value: Any) -> object:
+    if value is None or value == "":
+        return "-"
+    if isinstance(value, dict):
+        return ", ".join(f"{count} {state}" for state, count in value.items())
+    return size(value) if name.endswith("_bytes") else value
+
+
+def _say_draining(targets: "Sequence[Target]") -> None:
+    numbers = ", ".join(str(target.id) for target in targets)
+    say(f"draining target {numbers}: done when `shoal target list` shows 0 groups and 0 leaving; then remove it")
+
+
+def _change(reach: Reach, wanted: Any, what: str, state: str) -> "Sequence[Target]":
+    """Bring the targets for which ``wanted`` holds into a state. Returns them. Raises UserError if there is none."""
+
+    async def change(operator: Operator) -> "Sequence[Target]":
+        from shoalfs.mds.messages import Op, SetTargetState, TargetState
+
+        new: TargetState = TargetState[state]
+        chosen = _chosen((await _status(operator)).map.targets, wanted, what)
+        for target in chosen:
+            in_use = new is TargetState.SYNCING and target.state is TargetState.UP
+            if not in_use:
+                await _mutate(operator, Op.SET_TARGET_STATE, SetTargetState(target.id, new))
+        return chosen
+
+    return call(reach, change)
+
+
+def _chosen(targets: "Iterable[Target]", wanted: Any, what: str) -> "list[Target]":
+    chosen = [target for target in targets if wanted(target)]
+    if not chosen:
+        raise UserError(f"{what}: there is none in the cluster map: see `shoal target list`")
+    return chosen
+
+
+async def _status(operator: Operator) -> "MdsStatus":
+    from shoalfs.mds.messages import STATUS, GetStatus
+
+    return (await operator.leader.call(STATUS, GetStatus())).body
+
+
+async def _mutate(operator: Operator, op: int, request: "Message") -> None:
+    """One change by an administrator. Raises UserError with the reason if it is refused."""
+    import msgspec
+
+    from shoalfs.mds.messages import MUTATE, Command, Mutate
+    from shoalfs.transport.ids import SessionId
+
+    command = Command(0, 0, op, msgspec.Raw(msgspec.msgpack.encode(request)))
+    (outcome,) = (await operator.leader.call(MUTATE, Mutate(SessionId(0), (command,)))).body.outcomes
+    if outcome.code:
+        raise UserError(outcome.text or f"refused with code {outcome.code}")
