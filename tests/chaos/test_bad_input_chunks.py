@@ -91,9 +91,9 @@ def blocks_read(path: Path) -> list[bytes | int]:
 def test_a_flipped_bit_in_one_replica_is_never_seen(whole: Cluster):
     path, at = stored(whole, 1, DATA[5 * MIB : 5 * MIB + 64])
     with flipped(path, at):
+        (found,) = fsck_findings(whole, "--deep")  # before a reader meets it, who would have it repaired
         remount(whole)
         assert (whole.point / "data").read_bytes() == DATA
-        (found,) = fsck_findings(whole, "--deep")
     assert (found["kind"], found["path"]) == ("damaged-replica", "/data")
     info = shoal("info", "-o", "json", whole.point / "data").stdout
     assert found["chunk"] in info
