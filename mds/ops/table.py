@@ -6,8 +6,8 @@ from typing import Any, Final
 from shoalfs.mds.messages import Op
 from shoalfs.mds.ops.add_garbage import add_garbage
 from shoalfs.mds.ops.allocate import allocate
-from shoalfs.mds.ops.clone_range import clone_range
 from shoalfs.mds.ops.change_group import change_group, settle_group
+from shoalfs.mds.ops.clone_range import clone_range
 from shoalfs.mds.ops.commit_extents import commit_extents
 from shoalfs.mds.ops.commit_inline import commit_inline
 from shoalfs.mds.ops.context import Context
