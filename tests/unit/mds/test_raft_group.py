@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 
@@ -14,8 +15,9 @@ from shoalfs.mds.raft_members import Member, Members, founders
 from shoalfs.mds.raft_messages import PEER, PeerMessage, TermPassed, peer_name
 from shoalfs.mds.raft_node import RaftNode
 from shoalfs.transport.carrier import Carriers
-from shoalfs.transport.errors import NotLeader, PeerUnreachable
+from shoalfs.transport.errors import NotLeader, PeerUnreachable, VersionMismatch
 from shoalfs.transport.ids import NodeId
+from shoalfs.transport.method import Message, Method, Nothing
 from shoalfs.transport.network import open_network
 from shoalfs.transport.rpc import serve
 from shoalfs.transport.service import Service
@@ -52,6 +54,7 @@ class Group:
         self.members = founders(Member(n, address[n], f"client-of-{n}") for n in NODES)
         self.nodes: dict[NodeId, RaftNode] = {}
         self.machines: dict[NodeId, Machine] = {}
+        self.services: dict[NodeId, Service] = {}
         self.scopes: dict[NodeId, trio.CancelScope] = {}
         for n in NODES:
             create_journal(directory / f"log-{n}", CLUSTER, n)
@@ -68,7 +71,7 @@ class Group:
                 self.scopes[node] = nursery.cancel_scope
                 self.machines[node] = Machine()
                 raft = RaftNode(node, self.members, journal, self.machines[node], network, times=self.times)
-                service = Service()
+                service = self.services[node] = Service()
                 service.add(PEER, raft.handle_peer)
                 await nursery.start(serve, carriers, self.members.get(node).peer_address, service, hello)
                 await nursery.start(raft.run)
@@ -222,3 +225,35 @@ async def test_another_cluster_cannot_speak_at_all(tmp_path):
                 await trio.sleep(0.01)
         assert leader.term_as_leader() == term
         assert not leader.counters["peer_messages_forged"]
+
+
+class FromTheFuture(Message, frozen=True, tag=99):
+    wish: str
+
+
+class FutureMessage(Message, frozen=True):
+    sender: int
+    receiver: int
+    body: FromTheFuture
+
+
+async def test_a_member_that_speaks_a_newer_version_is_not_understood_and_does_no_harm(tmp_path):
+    """A message of a kind that is not known here is refused and counted; a hello of another version gets no further."""
+    future = Method(PEER.number, "raft.peer", FutureMessage, Nothing)
+    async with three(tmp_path) as group:
+        leader = await group.leader()
+        place = group.members.get(leader.node).peer_address
+        sender = next(node for node in NODES if node != leader.node)
+        hello = Hello(cluster_id=CLUSTER, role="mds", name=peer_name(sender))
+        async with open_network(Carriers.standard(None), hello) as network:
+            await network.hello(place)
+            for _ in range(10):
+                await network.notify(place, future, FutureMessage(sender, leader.node, FromTheFuture("lead me")))
+            while group.services[leader.node].counters["requests_refused"] < 10:
+                await trio.sleep(0.01)
+        newer = msgspec.structs.replace(hello, version=hello.version + 1)
+        async with open_network(Carriers.standard(None), newer) as network:
+            with pytest.raises(VersionMismatch):
+                await network.hello(place)
+        await leader.propose(b"as ever")
+        await group.all_applied(1)
