@@ -4,11 +4,12 @@
 
     target.json          whose it is: cluster and target id; written once, when the directory is initialised
     state.json           how the last run ended: boot id, clean or not, why it failed
+    scrub.json           how far verifying everything is; may be missing
     lock                 held while a server uses the directory
     segments/            see segments.py
     index/               see index.py
 
-Both json files are one line of JSON and one line with the xxh3-64 of it in hex. A new version is written beside the
+The json files are one line of JSON and one line with the xxh3-64 of it in hex. A new version is written beside the
 old one, synced, renamed over it, and the directory is synced: a crash in any gap leaves the old version or the new.
 
 The rule about ``state.json``: before anything is changed it says "not clean" on disk; "clean" is written only after
@@ -29,6 +30,7 @@ FORMAT: Final = 1
 _MAGIC: Final = "shoalfs target"
 _TARGET_FILE: Final = "target.json"
 _STATE_FILE: Final = "state.json"
+_SCRUB_FILE: Final = "scrub.json"
 _LOCK_FILE: Final = "lock"
 _FILE_BYTES_MAX: Final = 4096
 _FRESH: Final = frozenset({_LOCK_FILE, _TARGET_FILE + ".new", "lost+found"})  # what an unused directory may hold
@@ -49,6 +51,21 @@ class StateFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     boot_id: str
     clean: bool
     failed: str = ""
+
+
+class ScrubFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How far verifying everything is. ``asked_for``: an operator waits for the round; ``requested_ns``: the newest
+    request that was heeded. ``after``: the last chunk that was verified; ``chunks``, ``bytes``, ``damaged``: so far."""
+
+    is_running: bool = False
+    asked_for: bool = False
+    requested_ns: int = 0
+    began_ns: int = 0
+    finished_ns: int = 0
+    after: int = 0
+    chunks: int = 0
+    bytes: int = 0
+    damaged: int = 0
 
 
 _S = TypeVar("_S", bound=msgspec.Struct)
@@ -110,6 +127,17 @@ class TargetDirectory:
     def write_state(self, *, clean: bool, failed: str = "") -> None:
         """Durable when it returns. Raises OSError."""
         _write_file(self._disk, self.path, _STATE_FILE, StateFile(self._disk.boot_id(), clean, failed))
+
+    def read_scrub(self) -> ScrubFile:
+        """As it was written last; if that is not known, nothing was verified."""
+        try:
+            return _read_file(self._disk, self.path, _SCRUB_FILE, ScrubFile)
+        except (FileNotFoundError, ValueError):
+            return ScrubFile()
+
+    def write_scrub(self, scrub: ScrubFile) -> None:
+        """Durable when it returns. Raises OSError."""
+        _write_file(self._disk, self.path, _SCRUB_FILE, scrub)
 
     def close(self) -> None:
         self._disk.close(self._lock_fd)

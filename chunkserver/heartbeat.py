@@ -6,7 +6,9 @@ cannot be reached the server goes on serving what it has, and this goes on tryin
 """
 
 import logging
+import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Final, NoReturn
 
 import msgspec
@@ -15,6 +17,7 @@ import trio
 from shoalfs.chunkserver import copier
 from shoalfs.chunkserver.client import ChunkClient
 from shoalfs.chunkserver.membership import Condition, Membership
+from shoalfs.chunkserver.scrubber import Scrubber
 from shoalfs.chunkserver.target import Target
 from shoalfs.mds.client import Leader
 from shoalfs.mds.messages import HEARTBEAT, MUTATE, Command, Mutate, Op, RegisterTarget, TargetRegistered
@@ -45,9 +48,18 @@ class Heart:
         self._peers = peers
         self._targets = {target.uuid: target for target in targets}
         self._membership = Membership(node, tuple(self._targets))
+        self._scrubbers = {uuid: self._scrubber(target) for uuid, target in self._targets.items()}
         self._orders_came = trio.Event()
         self._copies_came = trio.Event()
         self._copies_done = trio.Event()
+
+    def _scrubber(self, target: Target) -> Scrubber:
+        return Scrubber(
+            target,
+            partial(self._membership.scrub_order, target.uuid),
+            partial(self._membership.found_damaged, target.uuid),
+            time.time_ns,
+        )
 
     async def run(self) -> NoReturn:
         """Beat until cancelled. Raises WrongCluster if the first metadata service that answers is another cluster's:
@@ -56,6 +68,8 @@ class Heart:
             nursery.start_soon(self._delete_forever)
             for _ in range(COPIES_AT_ONCE_MAX):
                 nursery.start_soon(self._copy_forever)
+            for scrubber in self._scrubbers.values():
+                nursery.start_soon(scrubber.run)
             reachable, known = True, False
             while True:
                 began = trio.current_time()
@@ -124,6 +138,7 @@ class Heart:
             part,
             tuple(chunk for chunk, _ in inventory),
             b"".join(row.chunk_hash for _, row in inventory),
+            self._scrubbers[target.uuid].report,
         )
 
     async def _delete_forever(self) -> NoReturn:

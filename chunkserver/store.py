@@ -31,7 +31,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 from shoalfs.chunkserver import record
-from shoalfs.chunkserver.directory import TargetDirectory
+from shoalfs.chunkserver.directory import ScrubFile, TargetDirectory
 from shoalfs.chunkserver.disk import Disk
 from shoalfs.chunkserver.index import IndexDamaged, IndexFull, Row, row_of
 from shoalfs.chunkserver.reader import Reader
@@ -335,6 +335,17 @@ class ChunkStore:
         if reason:
             raise ChunkCorrupt(f"chunk {chunk:#x} is damaged: {reason}")
         return row
+
+    def read_scrub(self) -> ScrubFile:
+        return self._directory.read_scrub()
+
+    def write_scrub(self, scrub: ScrubFile) -> None:
+        """Note how far verifying everything is; nothing depends on it, so a disk that has no room for it is no
+        failure."""
+        try:
+            self._directory.write_scrub(scrub)
+        except OSError as error:
+            _log.warning("%s: how far scrubbing is cannot be noted: %s", self.path, error)
 
     def quarantined(self) -> list[tuple[int, int, str]]:
         """(segment, offset, reason) of each record that is kept but not served."""

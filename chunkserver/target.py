@@ -18,6 +18,7 @@ from typing import Final, Never, TypeVar
 
 import trio
 
+from shoalfs.chunkserver.directory import ScrubFile
 from shoalfs.chunkserver.index import Row
 from shoalfs.chunkserver.job_queue import JobQueue
 from shoalfs.chunkserver.reader import Blocks
@@ -145,6 +146,12 @@ class Target:
     async def verify(self, chunk: ChunkId, *, deep: bool) -> Row:
         """What is stored of the chunk. ``deep``: after comparing every byte. Raises ChunkMissing, ChunkCorrupt."""
         return await self._in_thread(partial(self._store.verify, chunk, deep=deep))
+
+    async def read_scrub(self) -> ScrubFile:
+        return await self._in_thread(self._store.read_scrub)
+
+    async def write_scrub(self, scrub: ScrubFile) -> None:
+        await self._in_thread(self._store.write_scrub, scrub)
 
     async def usage(self) -> Usage:
         return await self._in_thread(self._store.usage)

@@ -937,6 +937,7 @@ class ScrubReport(Message, frozen=True):
     chunks: int = 0  # verified in this round, or in the last if none is under way
     bytes: int = 0
     damaged: int = 0  # of these
+    requested_ns: int = 0  # the newest request that this round, or a later one, answers
 
 
 class TargetReport(Message, frozen=True):

@@ -7,7 +7,7 @@ inside the commands that need them: `shoal --help` has to be quick.
 
 import typer
 
-from shoalfs.fs.cli import down, fsck, info, mount, raft, session, status, targets, up
+from shoalfs.fs.cli import down, fsck, info, mount, raft, scrub, session, status, targets, up
 
 
 def register(app: typer.Typer) -> None:
@@ -24,6 +24,7 @@ def register(app: typer.Typer) -> None:
     app.add_typer(targets.target_app, name="target")
     app.add_typer(targets.node_app, name="node")
     app.add_typer(targets.rebalance_app, name="rebalance")
+    app.add_typer(scrub.app, name="scrub")
 
 
 def register_members(mds: typer.Typer) -> None:

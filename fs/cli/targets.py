@@ -49,7 +49,7 @@ def list_targets(
     output: OutputOption = Format.TABLE, mds: MdsOption = None, config: ConfigOption = None, state: StateOption = None
 ) -> None:
     """Show every target: its state, how many placement groups it holds, and how many are still leaving it."""
-    rows = describe(call(locate(mds, config, state), _status))
+    rows = describe(call(locate(mds, config, state), ask_status))
     if output is Format.JSON:
         print_json(rows)
     else:
@@ -83,7 +83,7 @@ def remove_target(
     from shoalfs.transport.ids import TargetId
 
     request = RemoveTarget(TargetId(target))
-    call(locate(mds, config, state), lambda operator: _mutate(operator, Op.REMOVE_TARGET, request))
+    call(locate(mds, config, state), lambda operator: mutate(operator, Op.REMOVE_TARGET, request))
     say(f"target {target} was removed")
 
 
@@ -95,7 +95,7 @@ def list_nodes(
     output: OutputOption = Format.TABLE, mds: MdsOption = None, config: ConfigOption = None, state: StateOption = None
 ) -> None:
     """Show every chunkserver: its rack, and its targets taken together."""
-    rows = by_node(describe(call(locate(mds, config, state), _status)))
+    rows = by_node(describe(call(locate(mds, config, state), ask_status)))
     if output is Format.JSON:
         print_json(rows)
     else:
@@ -130,8 +130,8 @@ def remove_node(
     async def remove(operator: Operator) -> None:
         from shoalfs.mds.messages import Op, RemoveTarget
 
-        for target in _chosen((await _status(operator)).map.targets, lambda t: t.node == node, f"node {node}"):
-            await _mutate(operator, Op.REMOVE_TARGET, RemoveTarget(target.id))
+        for target in _chosen((await ask_status(operator)).map.targets, lambda t: t.node == node, f"node {node}"):
+            await mutate(operator, Op.REMOVE_TARGET, RemoveTarget(target.id))
 
     call(locate(mds, config, state), remove)
     say(f"node {node} was removed")
@@ -159,7 +159,7 @@ def rebalance_status(
     output: OutputOption = Format.TABLE, mds: MdsOption = None, config: ConfigOption = None, state: StateOption = None
 ) -> None:
     """Show what is moving, and how full the targets are."""
-    found = call(locate(mds, config, state), _status)
+    found = call(locate(mds, config, state), ask_status)
     rows = describe(found)
     fills = [row["fill_percent"] for row in rows if row["state"] == "up" and row["fill_percent"] is not None]
     said = {
@@ -177,7 +177,7 @@ def rebalance_status(
 def _pause(reach: Reach, *, paused: bool) -> None:
     from shoalfs.mds.messages import Op, Upkeep
 
-    call(reach, lambda operator: _mutate(operator, Op.SET_UPKEEP, Upkeep(rebalance_paused=paused)))
+    call(reach, lambda operator: mutate(operator, Op.SET_UPKEEP, Upkeep(rebalance_paused=paused)))
 
 
 # --- what they share ------------------------------------------------------------------------------------------------
@@ -264,11 +264,11 @@ def _change(reach: Reach, wanted: Any, what: str, state: str) -> "Sequence[Targe
         from shoalfs.mds.messages import Op, SetTargetState, TargetState
 
         new: TargetState = TargetState[state]
-        chosen = _chosen((await _status(operator)).map.targets, wanted, what)
+        chosen = _chosen((await ask_status(operator)).map.targets, wanted, what)
         for target in chosen:
             in_use = new is TargetState.SYNCING and target.state is TargetState.UP
             if not in_use:
-                await _mutate(operator, Op.SET_TARGET_STATE, SetTargetState(target.id, new))
+                await mutate(operator, Op.SET_TARGET_STATE, SetTargetState(target.id, new))
         return chosen
 
     return call(reach, change)
@@ -281,13 +281,14 @@ def _chosen(targets: "Iterable[Target]", wanted: Any, what: str) -> "list[Target
     return chosen
 
 
-async def _status(operator: Operator) -> "MdsStatus":
+async def ask_status(operator: Operator) -> "MdsStatus":
+    """The leader's status."""
     from shoalfs.mds.messages import STATUS, GetStatus
 
     return (await operator.leader.call(STATUS, GetStatus())).body
 
 
-async def _mutate(operator: Operator, op: int, request: "Message") -> None:
+async def mutate(operator: Operator, op: int, request: "Message") -> None:
     """One change by an administrator. Raises UserError with the reason if it is refused."""
     import msgspec
 

@@ -153,3 +153,22 @@ def damage(cluster: Cluster, content: bytes) -> int:
                 file.write(bytes([content[MIB] ^ 1]))
             return len(places)
     return 0
+
+
+def test_scrubbing_finds_damage_that_no_reader_met(three: Cluster, load: Workload):
+    content = Random(2).randbytes(3 * MIB)
+    (three.point / "f").write_bytes(content)
+    assert damage(three, content)
+    assert shoal("fsck", "--deep", "--state", three.state).returncode == 1
+    three.run("scrub", "start", "--state", three.state)
+
+    def scrubs() -> list[dict[str, object]]:
+        return json.loads(three.run("scrub", "status", "-o", "json", "--state", three.state))
+
+    wait_until(lambda: all(row["state"] == "idle" and row["finished_ns"] for row in scrubs()), "all is verified", 60.0)
+    assert [row["damaged"] for row in scrubs() if row["damaged"]] == [1]
+    load.wait_progress(5)
+    load.stop()
+    wait_until(lambda: shoal("fsck", "--deep", "--state", three.state).returncode == 0, "a good copy took its place")
+    load.verify()
+    assert (three.point / "f").read_bytes() == content
