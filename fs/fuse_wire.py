@@ -19,6 +19,7 @@ class Opcode(enum.IntEnum):
     """enum fuse_opcode, as far as it is spoken here."""
 
     SETATTR = 4
+    SETXATTR = 21
     RELEASE = 18
     FLUSH = 25
     GETLK = 31
@@ -69,6 +70,7 @@ _STATX = struct.Struct("=IIQII")
 _CREATE = struct.Struct("=IIII")
 _LOCK = struct.Struct("=QQQQIIII")
 _SETATTR_VALID = struct.Struct("=I")
+_SETXATTR = struct.Struct("=II")
 _INTERRUPT = struct.Struct("=Q")
 _FLUSH = struct.Struct("=QIIQ")
 _RELEASE = struct.Struct("=QIIQ")
@@ -104,6 +106,12 @@ class Tmpfile(NamedTuple):
     flags: int
     mode: int
     umask: int
+
+
+class SetXattr(NamedTuple):
+    name: bytes
+    value: bytes
+    flags: int
 
 
 class Lock(NamedTuple):
@@ -145,6 +153,14 @@ def present_times(body: bytes) -> tuple[bool, bool]:
     clock of the caller's kernel, up to a tick behind."""
     (valid,) = _unpack(_SETATTR_VALID, body)
     return bool(valid & _ATIME_NOW), bool(valid & _MTIME_NOW)
+
+
+def setxattr(body: bytes) -> SetXattr:
+    size, flags = _unpack(_SETXATTR, body)
+    name, end, value = body[_SETXATTR.size :].partition(b"\0")
+    if not end or len(value) < size:
+        raise BadMessage(f"a FUSE request to set an attribute of {size} bytes brings {len(value)}")
+    return SetXattr(name, value[:size], flags)
 
 
 def interrupted(body: bytes) -> int:

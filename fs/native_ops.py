@@ -64,6 +64,7 @@ class NativeOps:
         self._attr_timeout_s = attr_timeout_s
         self._handlers: dict[int, Handler] = {
             Opcode.STATX: self._statx,
+            Opcode.SETXATTR: self._setxattr,
             Opcode.GETLK: self._getlk,
             Opcode.SETLK: self._setlk,
             Opcode.SETLKW: self._setlkw,
@@ -175,6 +176,11 @@ class NativeOps:
             keep=caching.keep,
             direct=caching.direct,
         )
+
+    async def _setxattr(self, request: wire.Request) -> bytes:
+        asked = wire.setxattr(request.body)
+        await self._vfs.setxattr(self._who(request), InodeId(request.ino), *asked)
+        return b""
 
     # --- locks -------------------------------------------------------------------------------------------------------
 

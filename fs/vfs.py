@@ -33,7 +33,13 @@ from shoalfs.transport.method import Message
 log = logging.getLogger("shoal.fs.vfs")
 
 _SET_ID = stat.S_ISUID | stat.S_ISGID
+_NAMESPACES = (b"user.", b"trusted.", b"security.")
 _LAYOUT = b"trusted.shoal."  # attributes that the service makes up from the inode
+
+
+def _may_be_absent(name: bytes) -> bool:
+    """Whether an inode without attributes answers ENODATA: the service has other errors for what is no name."""
+    return name.startswith(_NAMESPACES) and not name.startswith(_LAYOUT) and not name.endswith(b".")
 
 
 class Caching(NamedTuple):
@@ -179,7 +185,7 @@ class Vfs:
                 return (await self.getattr(ino)).access_lists[name]
             except KeyError:
                 raise PosixError(errno.ENODATA) from None
-        if not name.startswith(_LAYOUT) and not (await self.getattr(ino)).xattr_bytes:
+        if _may_be_absent(name) and not (await self.getattr(ino)).xattr_bytes:
             raise PosixError(errno.ENODATA)
         return (await self._metadata.read(m.GETXATTR, m.GetXattr(who, ino, name))).body.value
 
@@ -189,9 +195,10 @@ class Vfs:
             return tuple(inode.access_lists)
         return (await self._metadata.read(m.LISTXATTR, m.ListXattr(who, ino))).body.names
 
-    async def setxattr(self, who: m.Credentials, ino: InodeId, name: bytes, value: bytes) -> None:
-        """As setxattr(2) without flags: the FUSE binding checks XATTR_CREATE and XATTR_REPLACE by asking first."""
-        await self._change(m.Op.SETXATTR, m.SetXattr(who, ino, name, value))
+    async def setxattr(self, who: m.Credentials, ino: InodeId, name: bytes, value: bytes, flags: int = 0) -> None:
+        """As setxattr(2). Without the compiled part no flags come here: pyfuse3 checks XATTR_CREATE and XATTR_REPLACE
+        by asking first."""
+        await self._change(m.Op.SETXATTR, m.SetXattr(who, ino, name, value, flags))
 
     async def removexattr(self, who: m.Credentials, ino: InodeId, name: bytes) -> None:
         await self._change(m.Op.REMOVEXATTR, m.RemoveXattr(who, ino, name))

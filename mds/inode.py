@@ -48,6 +48,14 @@ def store_changed(txn: Txn, inode: Inode, now_ns: int, **fields: object) -> Inod
     return inode
 
 
+def store_if_changed(txn: Txn, inode: Inode, now_ns: int, **fields: object) -> Inode:
+    """As :func:`store_changed`. Fields that are as they were change nothing, not even the ctime: so does ext4 when an
+    extended attribute is set to what it is."""
+    if all(getattr(inode, name) == value for name, value in fields.items()):
+        return inode
+    return store_changed(txn, inode, now_ns, **fields)
+
+
 def load_counters(txn: ReadTxn) -> records.Counters:
     return records.COUNTERS.require(txn, keys.COUNTERS)
 

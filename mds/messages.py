@@ -412,7 +412,7 @@ NOW: Final = -(1 << 63)
 """In SetAttr: the leader's time. Setting it needs write permission only, as utimensat(UTIME_NOW)."""
 
 
-class XattrFlags(enum.IntEnum):
+class XattrFlags(enum.IntFlag):
     """As setxattr(2)."""
 
     ANY = 0

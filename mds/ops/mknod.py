@@ -20,7 +20,8 @@ def mknod(txn: Txn, context: Context, request: Mknod) -> Entry:
     if kind not in (stat.S_IFREG, stat.S_IFIFO, stat.S_IFSOCK, *_DEVICES):
         raise PosixError(errno.EINVAL)
     parent = make_entry.check_new(txn, request.who, request.parent, request.name)
-    if kind in _DEVICES and request.who.uid != 0:
+    whiteout = kind == stat.S_IFCHR and request.rdev == 0  # marks a removed name for overlays; no device
+    if kind in _DEVICES and not whiteout and request.who.uid != 0:
         raise PosixError(errno.EPERM)
     if not 0 <= request.rdev <= _RDEV_MAX:
         raise PosixError(errno.EINVAL)

@@ -15,7 +15,7 @@ def removexattr(txn: Txn, context: Context, request: RemoveXattr) -> Entry:
     inode = inodes.load(txn, request.ino)
     if request.name in ACL_NAMES:
         fields = acl_attributes.change(request.who, inode, request.name, None)
-        return Entry(inodes.store_changed(txn, inode, context.now_ns, **fields))
+        return Entry(inodes.store_if_changed(txn, inode, context.now_ns, **fields))
     xattr.check_remove(request.who, inode, request.name)
     key = keys.xattr(inode.ino, request.name)
     value = txn.get(key)

@@ -36,7 +36,7 @@ def _failure(path: object) -> OSError:
     return OSError(number, os.strerror(number), str(path))
 
 
-def renameat2(source: Path, target: Path, flags: int) -> None:
+def renameat2(source: Path | bytes, target: Path | bytes, flags: int) -> None:
     if _libc.renameat2(_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), flags) != 0:
         raise _failure(source)
 

@@ -58,7 +58,9 @@ def _entry(path: bytes, status: os.stat_result, times: bool, same: list[bytes]) 
             content = hashlib.file_digest(file, "sha256").hexdigest()
     elif kind == stat.S_IFLNK:
         content = os.readlink(path).hex()
-    names = [name for name in os.listxattr(path, follow_symlinks=False) if name.startswith("user.")]
+    names = [
+        name for name in os.listxattr(path, follow_symlinks=False) if name.startswith(("user.", "system.posix_acl_"))
+    ]
     return Entry(
         mode=status.st_mode,
         uid=status.st_uid,

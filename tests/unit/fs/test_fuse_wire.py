@@ -24,6 +24,14 @@ def test_requests_are_read_from_their_offsets():
     assert wire.flock_owner_released(struct.pack("=QIIQ", 1, 0, 1, 5)) is None
 
 
+def test_an_attribute_to_be_set_is_read_with_its_flags():
+    assert wire.setxattr(struct.pack("=II", 3, 2) + b"user.a\0v\0w") == (b"user.a", b"v\0w", 2)
+    assert wire.setxattr(struct.pack("=II", 0, 0) + b"user.a\0") == (b"user.a", b"", 0)
+    for body in (b"user.a\0v", b"user.a"):
+        with pytest.raises(BadMessage):
+            wire.setxattr(struct.pack("=II", 3, 0) + body)
+
+
 @pytest.mark.parametrize(
     "read", [wire.fallocate, wire.lseek, wire.copy_file_range, wire.tmpfile, wire.lock, wire.interrupted]
 )

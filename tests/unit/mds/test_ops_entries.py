@@ -177,6 +177,7 @@ def test_a_set_group_id_directory_hands_its_group_on(md):
         (stat.S_IFCHR | 0o600, ROOT, 0x103, stat.S_IFCHR),
         (stat.S_IFBLK | 0o600, ROOT, 0x801, stat.S_IFBLK),
         (stat.S_IFCHR | 0o600, ALICE, 0x103, E.EPERM),
+        (stat.S_IFCHR | 0o600, ALICE, 0, stat.S_IFCHR),  # a whiteout
         (stat.S_IFDIR | 0o600, ROOT, 0, E.EPERM),
         (stat.S_IFLNK | 0o600, ROOT, 0, E.EINVAL),
         (0o170000 | 0o600, ROOT, 0, E.EINVAL),

@@ -116,7 +116,10 @@ def test_flags(md, ino):
     assert set_(md, ROOT, ino, b"user.a", b"1", m.XattrFlags.CREATE) is None
     assert set_(md, ROOT, ino, b"user.a", b"2", m.XattrFlags.CREATE) == E.EEXIST
     assert set_(md, ROOT, ino, b"user.a", b"3", m.XattrFlags.REPLACE) is None
-    assert set_(md, ROOT, ino, b"user.a", b"4", 3) == E.EINVAL
+    assert set_(md, ROOT, ino, b"user.a", b"4", 4) == E.EINVAL
+    both = m.XattrFlags.CREATE | m.XattrFlags.REPLACE
+    assert set_(md, ROOT, ino, b"user.a", b"4", both) == E.EEXIST
+    assert set_(md, ROOT, ino, b"user.b", b"4", both) == E.ENODATA
     assert md.read(reads.getxattr, m.GetXattr(ROOT, ino, b"user.a")).value == b"3"
 
 
@@ -210,3 +213,11 @@ def test_whoever_may_write_may_take_capabilities_away(md, ino):
         set_(md, ROOT, ino, b"security.capability", b"cap")
         assert outcome(md.do, m.RemoveXattr(who, ino, b"security.capability")) == number
         assert set_(md, who, ino, b"security.capability") == E.EPERM
+
+
+def test_what_is_set_to_what_it_is_changes_nothing(md, ino):
+    md.do(m.SetXattr(ROOT, ino, b"user.a", b"12"))
+    before = md.read(reads.getattr_, m.GetAttr(ino)).inode
+    assert md.do(m.SetXattr(ROOT, ino, b"user.a", b"12")).inode == before
+    assert md.do(m.RemoveXattr(ROOT, ino, m.ACL_ACCESS)).inode == before
+    assert md.do(m.SetXattr(ROOT, ino, b"user.a", b"13")).inode.ctime_ns > before.ctime_ns
