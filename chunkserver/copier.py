@@ -53,9 +53,9 @@ async def carry_out(target: Target, order: CopyOrder, client: ChunkClient) -> tu
 
 
 async def _is_here(target: Target, order: CopyOrder) -> bool:
-    """Every byte of the chunk is here. Raises TargetDown."""
+    """The chunk is here; if the order says so, every byte of it was read. Raises TargetDown."""
     try:
-        row = await target.verify(order.chunk, deep=True)
+        row = await target.verify(order.chunk, deep=order.deep)
     except (ChunkMissing, ChunkCorrupt):
         return False
     return (row.chunk_bytes, row.chunk_hash) == (order.chunk_bytes, order.chunk_hash)

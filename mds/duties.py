@@ -25,6 +25,7 @@ from shoalfs.transport.method import Message
 log = logging.getLogger("shoal.mds.duties")
 
 ROUND_MS = 200  # how long an orphan or an expired session may wait to be noticed
+_REBALANCE_MS = 5_000  # every group is looked at
 _ORPHANS_PER_ROUND = 1_000
 _CHUNKS_PER_COMMAND = 1_000
 _NOBODY = SessionId(0)
@@ -56,6 +57,7 @@ class Duties:
         self._grace_ms = grace_ms
         self._closed_before: frozenset[InodeId] = frozenset()  # orphans that nobody had open, the last time we looked
         self._out_ms = out_ms
+        self._rebalance_at_ms = 0
 
     async def run(self) -> None:
         """One round every ROUND_MS while this node leads, until cancelled."""
@@ -99,8 +101,10 @@ class Duties:
                 answers=lambda target: self._state.targets.answers(target, now_ms),
                 now_ns=self._now_ns(),
                 out_ms=self._out_ms,
-                rebalance=not cluster.load_upkeep(txn).rebalance_paused,
+                rebalance=now_ms >= self._rebalance_at_ms and not cluster.load_upkeep(txn).rebalance_paused,
             )
+        if view.rebalance:
+            self._rebalance_at_ms = now_ms + _REBALANCE_MS
         for op, change, text in upkeep.changes(view):
             log.info("%s", text)
             await self._propose(op, [change])

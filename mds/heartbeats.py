@@ -13,7 +13,7 @@ from shoalfs.mds.txn import ReadTxn
 from shoalfs.mds.upkeep import is_whole
 from shoalfs.transport.errors import BadMessage
 from shoalfs.transport.ids import ChunkId, PgId, TargetId, chunk_pg
-from shoalfs.transport.limits import BAD_REPLICAS_MAX
+from shoalfs.transport.limits import BAD_REPLICAS_MAX, COPIES_ORDERED_MAX, COPIES_PER_REPLY_MAX
 from shoalfs.transport.method import Nothing
 
 
@@ -35,7 +35,7 @@ class Heartbeats:
             if len(report.inventory_hashes) not in (0, 16 * len(report.inventory)):
                 raise BadMessage("an inventory has a hash of 16 bytes for each chunk")
             self._hear(txn, index, report)
-            orders.append(self._orders(txn, index, report.target))
+            orders.append(self._orders(txn, index, report.target, COPIES_PER_REPLY_MAX // len(request.targets)))
         return m.HeartbeatReply(index.epoch, tuple(orders))
 
     def _hear(self, txn: ReadTxn, index: MapIndex, report: m.TargetReport) -> None:
@@ -54,7 +54,7 @@ class Heartbeats:
                 if known is m.ChunkClass.UNKNOWN and index.holds(target, chunk_pg(chunk))
             )
 
-    def _orders(self, txn: ReadTxn, index: MapIndex, target: TargetId) -> m.TargetOrders:
+    def _orders(self, txn: ReadTxn, index: MapIndex, target: TargetId, copies_max: int) -> m.TargetOrders:
         state, now_ms = self._state, self._now_ms()
         after, count = state.repairs.next_part(index, target)
         upkeep = cluster.load_upkeep(txn)
@@ -66,7 +66,7 @@ class Heartbeats:
             target,
             True,
             delete=state.garbage.orders(target) or state.evictions.orders(txn, index, target, now_ms, whole),
-            copy=state.repairs.orders(txn, index, target, now_ms, self.answers),
+            copy=state.repairs.orders(txn, index, target, now_ms, self.answers, min(copies_max, COPIES_ORDERED_MAX)),
             inventory_after=after,
             inventory_count=count,
             scrub=m.ScrubOrder(state.scrub_period_ms, upkeep.scrub_requested_ns or 0, state.scrub_bytes_per_s),
@@ -82,7 +82,7 @@ class Heartbeats:
             raise BadMessage(f"at most {BAD_REPLICAS_MAX} replicas are reported at a time")
         index = self._state.map_index(txn)
         for bad in request.bad:
-            self._state.repairs.suspect(txn, index, bad.target, ChunkId(bad.chunk))
+            self._state.repairs.suspect(txn, index, bad.target, ChunkId(bad.chunk), self._now_ms())
         return Nothing()
 
     # --- what people are told ----------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ class MapIndex:
         self.targets: dict[TargetId, Target] = {target.id: target for target in map_.targets}
         self.groups: dict[PgId, PlacementGroup] = {group.id: group for group in map_.groups}
         self.pools: dict[PoolId, Pool] = {pool.id: pool for pool in map_.pools}
+        self.moving: list[PlacementGroup] = [group for group in map_.groups if group.leaving]
         self._member_of: dict[TargetId, list[PgId]] = defaultdict(list)
         for group in sorted(map_.groups, key=lambda group: group.id):
             for target in group.targets:

@@ -985,6 +985,7 @@ class CopyOrder(Message, frozen=True):
     chunk_bytes: int
     chunk_hash: bytes
     sources: tuple[CopySource, ...]
+    deep: bool = True  # read what is here; else its row will do: it was only not in the inventory
 
 
 class ScrubOrder(Message, frozen=True):

@@ -37,9 +37,11 @@ from shoalfs.transport.limits import (
     COPIES_ORDERED_MAX,
     COPY_RETRY_MS_MAX,
     COPY_RETRY_MS_MIN,
+    COPY_SOURCES_MAX,
     INVENTORY_HURRIED_MAX,
     INVENTORY_PER_HEARTBEAT_MAX,
     INVENTORY_ROWS_MAX,
+    LACK_CERTAIN_MS,
     LACKS_PER_TARGET_MAX,
 )
 
@@ -53,10 +55,14 @@ Answers = Callable[[TargetId], bool]
 
 @dataclass(slots=True)
 class Lack:
-    """A chunk that a target should have. ``ordered``: it was told to fetch it and has not answered yet."""
+    """A chunk that a target should have. ``deep``: it may be there and be damaged, else it was not in the inventory, as
+    chunks are not that were stored while this was on its way. ``ordered``: the target was told to fetch it and has not
+    answered yet."""
 
     chunk_bytes: int
     chunk_hash: bytes
+    deep: bool
+    since_ms: int
     ordered: bool = False
     failures: int = 0
     not_before_ms: int = 0
@@ -121,20 +127,22 @@ class Repairs:
         for failed in report.not_copied:
             self._note_failure(txn, index, view, failed, now_ms)
         for chunk in report.damaged:
-            self.suspect(txn, index, report.target, chunk)
+            self.suspect(txn, index, report.target, chunk, now_ms)
         if report.inventory_through <= report.inventory_after or report.inventory_after != view.expected:
             return []  # none, or one that was taken in already, or one that follows what a former leader asked for
         if report.inventory_after == 0:
             view.began_epoch = report.map_epoch
             view.sweep_bytes.clear()
-        through, in_use = self._compare(txn, index, view, report)
+        through, in_use = self._compare(txn, index, view, report, now_ms)
         view.expected = through
         if through >= keys.U64_MAX:
             view.expected, view.swept_epoch = 0, view.began_epoch
             self.group_bytes.update((group, view.sweep_bytes[group]) for group in index.member_of(report.target))
         return [chunk for chunk in report.inventory if chunk <= through and chunk not in in_use]
 
-    def _compare(self, txn: ReadTxn, index: MapIndex, view: _View, report: TargetReport) -> tuple[int, set[ChunkId]]:
+    def _compare(
+        self, txn: ReadTxn, index: MapIndex, view: _View, report: TargetReport, now_ms: int
+    ) -> tuple[int, set[ChunkId]]:
         """Find what is lacking in one part of an inventory. Returns up to where it was compared, which may be less than
         it covers, and the chunks in use in the target's groups there."""
         hashes = report.inventory_hashes
@@ -147,11 +155,11 @@ class Repairs:
             in_use.add(chunk)
             view.sweep_bytes[chunk_pg(chunk)] += use.chunk_bytes
             if use.chunk_hash and here.get(chunk) != use.chunk_hash:
-                view.add(chunk, Lack(use.chunk_bytes, use.chunk_hash))
+                view.add(chunk, Lack(use.chunk_bytes, use.chunk_hash, chunk in here, now_ms))
             before = chunk
         return report.inventory_through, in_use
 
-    def suspect(self, txn: ReadTxn, index: MapIndex, target: TargetId, chunk: ChunkId) -> None:
+    def suspect(self, txn: ReadTxn, index: MapIndex, target: TargetId, chunk: ChunkId, now_ms: int) -> None:
         """Somebody says that a target has no good copy of a chunk: it will look for itself. Ignored if it should not
         have one, or if there are too many to remember."""
         view = self._views.get(target)
@@ -160,7 +168,7 @@ class Repairs:
             return
         use = records.CHUNK_USE.load(txn, keys.chunk_use(chunk))
         if use is not None and use.chunk_hash:
-            view.add(chunk, Lack(use.chunk_bytes, use.chunk_hash))
+            view.add(chunk, Lack(use.chunk_bytes, use.chunk_hash, True, now_ms))
 
     def _note_copy(self, copied_bytes: int, now_ms: int) -> None:
         self.copied_chunks += 1
@@ -172,7 +180,7 @@ class Repairs:
         if lack is None:
             return
         if failed.source and failed.code in (ChunkMissing.code, ChunkCorrupt.code):
-            self.suspect(txn, index, failed.source, failed.chunk)
+            self.suspect(txn, index, failed.source, failed.chunk, now_ms)
         if lack.ordered:
             lack.ordered = False
             lack.not_before_ms = now_ms + min(COPY_RETRY_MS_MIN << min(lack.failures, 8), COPY_RETRY_MS_MAX)
@@ -189,7 +197,13 @@ class Repairs:
         return view.expected, INVENTORY_HURRIED_MAX if hurried else INVENTORY_PER_HEARTBEAT_MAX
 
     def orders(
-        self, txn: ReadTxn, index: MapIndex, target: TargetId, now_ms: int, answers: Answers
+        self,
+        txn: ReadTxn,
+        index: MapIndex,
+        target: TargetId,
+        now_ms: int,
+        answers: Answers,
+        count: int = COPIES_ORDERED_MAX,
     ) -> tuple[CopyOrder, ...]:
         """What the target is to fetch now: what it was told before and has not answered, and more, those with the
         fewest good copies first, as far as the limits allow."""
@@ -197,25 +211,25 @@ class Repairs:
         if view is None or not view.lacks:
             return ()
         wanted = [chunk for chunk, lack in view.lacks.items() if lack.ordered]
-        if len(wanted) < COPIES_ORDERED_MAX and self._room(view, now_ms) > 0:
-            wanted += self._choose(index, target, view, COPIES_ORDERED_MAX - len(wanted), now_ms, answers)
+        if len(wanted) < count and self._room(view, now_ms) > 0:
+            wanted += self._choose(index, view, count - len(wanted), now_ms, answers)
         orders = []
         for chunk in wanted:
             use = records.CHUNK_USE.load(txn, keys.chunk_use(chunk))
             if use is None or chunk_pg(chunk) not in index.groups:
                 view.drop(chunk)
                 continue
-            sources = tuple(
-                CopySource(source, index.targets[source].address)
-                for source in self.good_copies(index, chunk, answers)
-                if source != target
-            )
-            orders.append(CopyOrder(chunk, use.chunk_bytes, use.chunk_hash, sources))
+            lack = view.lacks[chunk]
+            sources = [source for source in self.good_copies(index, chunk, answers) if source != target]
+            # What those who are leaving hold is not compared, so any of them may be the only one: after a failure
+            # others are named.
+            first = lack.failures * COPY_SOURCES_MAX % max(1, len(sources))
+            named = [*sources[first:], *sources[:first]][:COPY_SOURCES_MAX]
+            asked = tuple(CopySource(source, index.targets[source].address) for source in named)
+            orders.append(CopyOrder(chunk, use.chunk_bytes, use.chunk_hash, asked, lack.deep))
         return tuple(orders)
 
-    def _choose(
-        self, index: MapIndex, target: TargetId, view: _View, count: int, now_ms: int, answers: Answers
-    ) -> list[ChunkId]:
+    def _choose(self, index: MapIndex, view: _View, count: int, now_ms: int, answers: Answers) -> list[ChunkId]:
         due = [chunk for chunk, lack in view.lacks.items() if not lack.ordered and lack.not_before_ms <= now_ms]
         copies = {chunk: self.good_copies(index, chunk, answers) for chunk in due}
         # A chunk without any good copy comes last: it can only be found to be here after all.
@@ -272,7 +286,7 @@ class Repairs:
             for target, view in self._views.items()
             if target in index.targets
             for chunk, lack in view.lacks.items()
-            if chunk_pg(chunk) in index.groups
+            if chunk_pg(chunk) in index.groups and (lack.deep or now_ms - lack.since_ms >= LACK_CERTAIN_MS)
         ]
         copies = Counter(min(2, len(self.good_copies(index, chunk, answers))) for chunk in dict(lacks))
         while self._recent and self._recent[0][0] <= now_ms - _SPEED_WINDOW_MS:
@@ -286,7 +300,7 @@ class Repairs:
             missing_bytes=missing_bytes,
             last_copies=copies[1],
             lost_chunks=copies[0],
-            groups_moving=sum(bool(group.leaving) for group in index.map.groups),
+            groups_moving=len(index.moving),
             targets_syncing=sum(t.state is TargetState.SYNCING for t in index.map.targets),
             copied_chunks=self.copied_chunks,
             copied_bytes=self.copied_bytes,

@@ -91,8 +91,8 @@ def _caught_up(view: View) -> Iterator[Change]:
 
 def _settled(view: View) -> Iterator[Change]:
     targets = view.index.targets
-    for group in view.index.map.groups:
-        if group.leaving and all(
+    for group in view.index.moving:
+        if all(
             targets[target].state in _HOLDING and view.answers(target) and view.repairs.has_all(group, target)
             for target in group.targets
         ):
@@ -109,7 +109,7 @@ def _replaced(view: View) -> Iterator[Change]:
     if not gone and not draining:
         return
     counts = placement.memberships(map_.groups)
-    moving = sum(bool(group.leaving) for group in map_.groups)
+    moving = len(view.index.moving)
     for group in sorted(map_.groups, key=lambda group: not gone.intersection(group.targets)):
         urgent = gone.intersection(group.targets)
         replaced = gone | draining if urgent or (not group.leaving and moving < GROUPS_MOVING_MAX) else set()
@@ -125,7 +125,7 @@ def _rebalanced(view: View) -> Iterator[Change]:
     """Nothing else is moving: copies that share a node or a rack although they need not, then what evens out the
     fill."""
     map_ = view.index.map
-    if any(group.leaving for group in map_.groups):
+    if view.index.moving:
         return
     counts = placement.memberships(map_.groups)
     moved = 0

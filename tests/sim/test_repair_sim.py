@@ -261,3 +261,18 @@ def test_no_order_of_events_loses_the_last_copy(seed: int):
     world.until(lambda: not world.surplus(), "nothing superfluous is left", 400)
     assert not world.lacking()
     assert world.md.findings() == []
+
+
+def test_the_only_copy_is_found_among_many_who_are_leaving():
+    world = RepairWorld(8)
+    group = world.md.map().groups[0]
+    (first, second) = group.targets
+    chunk = world.write(group, {second})
+    world.servers[first - 1].disk.pop(chunk, None)
+    others = [server.id for server in world.servers if server.id not in group.targets]
+    for members in (others[:2], others[2:4], others[4:6]):
+        epoch = world.md.map().groups[0].epoch
+        world.md.do(m.ChangeGroup(group.id, epoch, tuple(members)), session=0)
+    assert len(world.md.map().groups[0].leaving) == 6
+    world.until(lambda: settled(world), "it was found", 30)
+    world.check_last_copies()
