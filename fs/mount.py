@@ -62,6 +62,7 @@ class MountOptions:
     durable_close: bool = False
     allow_other: bool = field(default_factory=lambda: os.geteuid() == 0)
     read_only: bool = False
+    no_exec: bool = False
 
 
 def fuse_options(options: MountOptions) -> set[str]:
@@ -72,10 +73,13 @@ def fuse_options(options: MountOptions) -> set[str]:
     addresses = "\\,".join(options.metadata)  # libfuse splits at commas that are not escaped
     chosen |= {f"fsname={FSTYPE}:{addresses}", f"subtype={FSTYPE}"}
     chosen |= {"default_permissions", "nosuid", "nodev"}
+    chosen.add("noatime")  # so it is (docs/decisions/0009-access-times.md), and the table of mounts says so
     if options.allow_other:
         chosen.add("allow_other")
     if options.read_only:
         chosen.add("ro")
+    if options.no_exec:
+        chosen.add("noexec")
     return chosen
 
 

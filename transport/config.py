@@ -167,6 +167,7 @@ class MountTable(_Table, frozen=True, kw_only=True):
     close: Literal["commit", "durable"] = "commit"
     allow_other: bool | None = None  # None: if root mounts
     read_only: bool = False
+    no_exec: bool = False  # no program of the mount is run
 
 
 class TlsTable(_Table, frozen=True, kw_only=True):

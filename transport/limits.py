@@ -17,7 +17,7 @@ LINK_COUNT_MAX: Final = 1_000_000  # EMLINK beyond; a u32 in the record, ext4 st
 FILE_SIZE_BYTES_MAX: Final = 16 * 1024 * 1024 * MIB  # 16 TiB: EFBIG beyond, as ext4
 XATTR_NAME_BYTES_MAX: Final = 255  # Linux XATTR_NAME_MAX
 XATTR_VALUE_BYTES_MAX: Final = 64 * KIB  # Linux XATTR_SIZE_MAX
-XATTR_TOTAL_BYTES_MAX: Final = 64 * KIB  # of one inode: listxattr answers with at most 64 KiB
+XATTR_TOTAL_BYTES_MAX: Final = 64 * KIB + 255  # of one inode, with names: one value of the longest kind fits
 ACL_BYTES_MAX: Final = 4 * KIB  # one page, as Linux takes from FUSE: 511 entries; it lies in the inode record
 GROUPS_MAX: Final = 1024  # supplementary groups that a request may assert; Linux allows 65,536, NFS sends 16
 

@@ -37,7 +37,6 @@ _IGNORED: Final = frozenset(
         "suid",
         "nosuid",
         "exec",
-        "noexec",
         "async",
         "atime",
         "noatime",
@@ -61,7 +60,7 @@ def mount(
     wait_s: Annotated[float, typer.Option("--wait", metavar="S", help="With -d: how long to wait.")] = 30.0,
     options: Annotated[
         str,
-        typer.Option("-o", metavar="OPTIONS", help="Keys of [mount] as key=value,..., and ro, allow_other."),
+        typer.Option("-o", metavar="OPTIONS", help="Keys of [mount] as key=value,..., and ro, noexec, allow_other."),
     ] = "",
     config: ConfigOption = None,
     state: StateOption = None,
@@ -118,7 +117,7 @@ def parse_options(text: str) -> dict[str, object]:
         name, equals, value = option.partition("=")
         if name in _IGNORED or name.startswith("x-"):
             continue
-        key = {"ro": "read_only"}.get(name, name.replace("-", "_"))
+        key = {"ro": "read_only", "noexec": "no_exec"}.get(name, name.replace("-", "_"))
         if not equals:
             settings[f"mount.{key}"] = True
         elif key.endswith("_ms") and value.isdecimal():
@@ -144,6 +143,7 @@ def mount_options(config: Config, point: str) -> "MountOptions":
         durable_close=table.close == "durable",
         allow_other=os.geteuid() == 0 if table.allow_other is None else table.allow_other,
         read_only=table.read_only,
+        no_exec=table.no_exec,
     )
 
 

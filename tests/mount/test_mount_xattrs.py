@@ -66,9 +66,11 @@ def test_values_together_have_a_limit(path: Path):
 
 
 def test_large_values(path: Path, cluster: object):  # ext4 keeps no more than a block
-    value = os.urandom(60 * KIB)
+    value = os.urandom(64 * KIB)
     os.setxattr(path, "user.large", value)
     assert os.getxattr(path, "user.large") == value
+    assert failing(os.setxattr, path, "user.more", bytes(300)) == errno.ENOSPC
+    assert [name for name in os.listxattr(path) if name.startswith("user.")] == ["user.large"]
 
 
 def test_unknown_namespaces_are_refused(path: Path):

@@ -122,15 +122,18 @@ def test_a_made_cluster_keeps_its_shape():
 
 
 def test_options_of_mount_8():
-    settings = parse_options("ro,_netdev,x-systemd.automount,attr-timeout-ms=5,cache_bytes=1GiB,close=durable,")
+    settings = parse_options(
+        "ro,noexec,noatime,_netdev,x-systemd.automount,attr-timeout-ms=5,cache_bytes=1GiB,close=durable,"
+    )
     assert settings == {
         "mount.read_only": True,
+        "mount.no_exec": True,
         "mount.attr_timeout_ms": 5,
         "mount.cache_bytes": "1GiB",
         "mount.close": "durable",
     }
     options = mount_options(load(None, {**settings, "mount.mds": ["tcp:a:1"]}), "/mnt")
-    assert (options.read_only, options.attr_timeout_ms, options.durable_close) == (True, 5, True)
+    assert (options.read_only, options.no_exec, options.attr_timeout_ms, options.durable_close) == (True, True, 5, True)
     assert options.cache_bytes == 1 << 30
 
 
