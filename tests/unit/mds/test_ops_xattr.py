@@ -130,8 +130,8 @@ def test_missing(md, ino):
 
 def test_limits(md, ino):
     assert set_(md, ROOT, ino, b"user.a", bytes(65537)) == E.E2BIG
-    assert set_(md, ROOT, ino, b"user.a", bytes(65536 - 6)) is None
-    assert set_(md, ROOT, ino, b"user.b", b"") == E.ENOSPC
+    assert set_(md, ROOT, ino, b"user.a", bytes(65536)) is None
+    assert set_(md, ROOT, ino, b"user.b", bytes(255 - 6 - 6 + 1)) == E.ENOSPC
     assert set_(md, ROOT, ino, b"user.a", b"") is None
     assert set_(md, ROOT, ino, b"user.b", b"") is None
     assert names(md, ROOT, ino) == (b"user.a", b"user.b")
