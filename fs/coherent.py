@@ -248,14 +248,17 @@ class Coherent:
         if request.everything:
             self.drop_everything()
             return m.Invalidated()
+        concerned = tuple(ino for ino in request.inodes if self._handles.holders(ino))
         self.cache.drop(request.names, request.inodes, request.directories)
         if request.names or request.directories:
             self._kernel.forget_names()
-        opens = tuple(ino for ino in request.inodes if self._handles.holders(ino))
         for ino in request.inodes:
             self._kernel.forget_attributes(ino)
-        if opens:
-            await self._kernel.drop_pages(opens)
+        if concerned:
+            await self._kernel.drop_pages(concerned)
+        # Last, in the step in which the answer is sent: a release that follows is then sent after it.
+        opens = tuple(ino for ino in request.inodes if self._handles.holders(ino))
+        self._handles.registered.update(opens)
         return m.Invalidated(opens)
 
     def drop_everything(self) -> None:
@@ -273,3 +276,4 @@ class Coherent:
         """What an earlier leader has leased is not known to the present one."""
         self.drop_everything()
         await trio.lowlevel.checkpoint()
+        self._handles.registered.update(self._handles.open_inodes())  # they are told with the report

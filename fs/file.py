@@ -138,6 +138,13 @@ class FileData:
         """The kernel has no pages of this file any more."""
         self._contents.mixed = False
 
+    def is_complete(self, inode: Inode) -> bool:
+        """True if all is known that an open for ``inode`` would bring: for a small file, its bytes."""
+        contents = self._contents
+        return contents.inode.data_version == inode.data_version and (
+            not contents.is_inline or contents.inline is not None
+        )
+
     def refresh(self, inode: Inode, inline: Buffer | None = None) -> None:
         """Take in an answer to open or getattr, with the inline bytes if it brought them. What is cached of
         the file is kept if its data version is the same; what is dirty is always kept."""

@@ -43,6 +43,9 @@ class Handles:
     _dirs: dict[int, DirHandle] = field(default_factory=dict)
     # Handles on each open inode. Invariant: no zero entries.
     _held: Counter[InodeId] = field(default_factory=Counter)
+    # Inodes that the leader was told to be open here, in whatever way: it has to be told when they are not any more.
+    # An open inode that is not in here is leased, and the leader asks before its last name goes (docs/leases.md).
+    registered: set[InodeId] = field(default_factory=set)
 
     def open_inodes(self) -> tuple[InodeId, ...]:
         return tuple(self._held)
@@ -59,6 +62,10 @@ class Handles:
             return False
         del self._held[ino]
         return True
+
+    def has_unregistered(self) -> bool:
+        """Something is open of which the leader does not know."""
+        return not self._held.keys() <= self.registered
 
     def holders(self, ino: InodeId) -> int:
         return self._held[ino]

@@ -107,6 +107,7 @@ async def run(
     def session_lost() -> None:
         """What was not committed is lost by contract; files without such bytes go on under the new session."""
         coherent.drop_everything()
+        handles.registered.clear()
         for data_path in data_paths:
             data_path.lose_all(SessionGone())
 

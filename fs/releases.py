@@ -36,6 +36,12 @@ class Releases:
         self._pending[ino] = None
         self._work.set()
 
+    def take_back(self, ino: InodeId) -> bool | None:
+        """If a release of ``ino`` waits, it is taken back: True. None: it is on its way."""
+        if ino in self._sending:
+            return None
+        return self._pending.pop(ino, self) is None
+
     async def settle(self, ino: InodeId) -> None:
         """Return once no release of ``ino`` is on its way; one that only waits is taken back."""
         self._pending.pop(ino, None)

@@ -13,6 +13,9 @@ import errno
 import logging
 import os
 import stat
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import NamedTuple
 
 import msgspec
@@ -22,7 +25,7 @@ from shoalfs.fs.data_path import DataPath
 from shoalfs.fs.file import FileData
 from shoalfs.fs.handles import DirHandle, FileHandle, Handles
 from shoalfs.fs.pages import KernelPages
-from shoalfs.fs.ports import Answer, Buffer
+from shoalfs.fs.ports import Buffer
 from shoalfs.fs.releases import Releases
 from shoalfs.mds import messages as m
 from shoalfs.transport.errors import PosixError, ShoalError
@@ -74,6 +77,8 @@ class Vfs:
         self._pages = pages
         self._kernel = kernel
         self._durable_close = durable_close
+        self._unlinking: Counter[InodeId] = Counter()  # whose names mutations of this mount are taking away
+        self.opens_here = 0  # opens of which nobody had to be told
 
     # --- names -------------------------------------------------------------------------------------------------------
 
@@ -110,7 +115,10 @@ class Vfs:
         return await self._change(m.Op.LINK, m.Link(who, ino, new_parent, new_name))
 
     async def unlink(self, who: m.Credentials, parent: InodeId, name: bytes) -> m.Inode:
-        return self._seen((await self._metadata.mutate(m.Op.UNLINK, m.Unlink(who, parent, name), m.Unlinked)).inode)
+        async with self._unlinked_here(who, parent, name):
+            unlinked = await self._metadata.mutate(m.Op.UNLINK, m.Unlink(who, parent, name), m.Unlinked)
+        await self._register(unlinked.inode.ino)
+        return self._seen(unlinked.inode)
 
     async def rmdir(self, who: m.Credentials, parent: InodeId, name: bytes) -> m.Inode:
         return self._seen((await self._metadata.mutate(m.Op.RMDIR, m.Rmdir(who, parent, name), m.Unlinked)).inode)
@@ -127,13 +135,14 @@ class Vfs:
         """As renameat2(2). What this mount holds for the source is made durable first: the new name leads to the old
         bytes or to the new ones, after any crash."""
         await self._harden(who, parent, name)
-        renamed = await self._metadata.mutate(
-            m.Op.RENAME, m.Rename(who, parent, name, new_parent, new_name, flags), m.Renamed
-        )
+        request = m.Rename(who, parent, name, new_parent, new_name, flags)
+        async with self._unlinked_here(who, new_parent, new_name):
+            renamed = await self._metadata.mutate(m.Op.RENAME, request, m.Renamed)
         if not self._metadata.keeps_name(new_parent, new_name, renamed.moved.ino):
             self._kernel.forget_names()  # it has moved the entry, and with it how long it may be kept
         self._seen(renamed.moved)
         if renamed.other is not None:
+            await self._register(renamed.other.ino)
             self._seen(renamed.other)
         return renamed
 
@@ -260,15 +269,15 @@ class Vfs:
         file = self._data_path.file(inode)
         file.refresh(inode, b"")
         self._handles.hold(file.ino)
+        self._handles.registered.add(file.ino)
         return inode, self._add(file, flags), _caching(flags, keep=False)
 
     async def open(self, who: m.Credentials, ino: InodeId, flags: int) -> tuple[int, Caching]:
         """Open an existing file. Returns the handle, and what the kernel may cache. If the file changed since the
         kernel was last told of its attributes, it is made to ask again: it would believe an old size otherwise."""
-        access = flags & os.O_ACCMODE
-        await self._releases.settle(ino)
-        reply = await self._ask_open(who, ino, access)
-        inode = reply.body.inode
+        inode, inline = self._open_here(ino), None
+        if inode is None:
+            inode, inline = await self._ask_open(who, ino, flags & os.O_ACCMODE)
         file = self._data_path.file(inode)
         coherent = not file.changed_elsewhere(inode) and not file.is_mixed
         self._handles.hold(file.ino)
@@ -276,7 +285,7 @@ class Vfs:
             keep = coherent and (self._handles.holders(ino) > 1 or self._pages.still_good(inode))
             if not keep and self._handles.holders(ino) == 1:
                 file.pages_dropped()
-            file.refresh(inode, reply.payload)
+            file.refresh(inode, inline)
             if flags & os.O_TRUNC:
                 await file.setattr(m.SetAttr(who, ino, size_bytes=0, by_handle=True))
                 keep = False
@@ -286,10 +295,57 @@ class Vfs:
         self._seen(inode)
         return self._add(file, flags), _caching(flags, keep=keep)
 
-    async def _ask_open(self, who: m.Credentials, ino: InodeId, access: int) -> Answer[m.Opened]:
-        """Ask the service to open."""
+    def _open_here(self, ino: InodeId) -> m.Inode | None:
+        """The inode, if all that the leader would answer is known under a lease. The leader need not know of the open:
+        before the inode's last name goes, it asks those who hold a lease on it, and is told that it is open.
+
+        Permission was checked by the kernel, with attributes and access lists that are leased.
+        """
+        inode = self._metadata.known(ino)
+        file = self._data_path.find(ino)
+        if inode is None or file is None or not file.is_complete(inode) or self._unlinking[ino]:
+            return None
+        taken_back = self._releases.take_back(ino)
+        if taken_back is None:
+            return None
+        if taken_back:
+            self._handles.registered.add(ino)
+        self.opens_here += 1
+        return inode
+
+    async def _ask_open(self, who: m.Credentials, ino: InodeId, access: int) -> tuple[m.Inode, Buffer]:
+        """Have the leader open: the inode, and the bytes of a small file."""
+        await self._releases.settle(ino)
         request = m.Open(who, self._metadata.session, ino, access != os.O_WRONLY, access != os.O_RDONLY)
-        return await self._metadata.open(request)
+        reply = await self._metadata.open(request)
+        self._handles.registered.add(ino)
+        return reply.body.inode, reply.payload
+
+    @asynccontextmanager
+    async def _unlinked_here(self, who: m.Credentials, parent: InodeId, name: bytes) -> AsyncIterator[None]:
+        """While the block takes a name away: what it leads to, if it is open here, is known at the leader to be open,
+        because for a mutation of ours nobody asks us."""
+        if self._handles.has_unregistered():
+            await self._metadata.lookup(who, parent, name)
+        ino = self._metadata.cache.name(parent, name)
+        if not isinstance(ino, int):
+            yield  # then it is looked at afterwards, and the leader removes nothing so soon
+            return
+        self._unlinking[ino] += 1
+        try:
+            await self._register(ino)
+            yield
+        finally:
+            self._unlinking[ino] -= 1
+            if not self._unlinking[ino]:
+                del self._unlinking[ino]
+
+    async def _register(self, ino: InodeId) -> None:
+        """Tell the leader that the inode is open here, if it is and the leader does not know."""
+        if self._handles.holders(ino) and ino not in self._handles.registered:
+            session = self._metadata.session
+            await self._metadata.open(m.Open(m.ROOT_CREDENTIALS, session, ino, read=True, write=False, check=False))
+            self._handles.registered.add(ino)
 
     def _add(self, file: FileData, flags: int) -> int:
         access = flags & os.O_ACCMODE
@@ -373,7 +429,9 @@ class Vfs:
             else:
                 # What this mount committed is what the kernel wrote: it knows that size.
                 self._pages.valid_at(file.ino, file.committed_inode.data_version)
-            self._releases.add(file.ino)
+            if file.ino in self._handles.registered:
+                self._handles.registered.remove(file.ino)
+                self._releases.add(file.ino)
 
     # --- for locks ---------------------------------------------------------------------------------------------------
 

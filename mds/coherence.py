@@ -104,7 +104,10 @@ class Admission:
 class Coherence:
     """Leases and changes of one leadership. ``is_over`` when there is another; ``is_current`` says so."""
 
-    def __init__(self, nursery: trio.Nursery, sessions: SessionTable, is_current: Callable[[], bool]) -> None:
+    def __init__(
+        self, nursery: trio.Nursery, sessions: SessionTable, is_current: Callable[[], bool], now_ms: Callable[[], int]
+    ) -> None:
+        self._now_ms = now_ms
         self.table = LeaseTable(LEASES_PER_SESSION_MAX)
         self.recalls = Recalls(nursery, sessions, is_current)
         self._sessions = sessions
@@ -120,7 +123,7 @@ class Coherence:
     def looked_up(self, request: m.Lookup, inode: m.Inode | None) -> m.LookedUp:
         """The answer to a lookup of a session."""
         session = request.session
-        name_leased = self.table.lease_names(session, request.parent, request.name)
+        name_leased = self.table.lease_names(session, request.parent, request.name, self._now_ms())
         leased = inode is not None and self.table.lease_inode(session, inode.ino)
         self._relieve(session)
         return m.LookedUp(inode, leased, name_leased)
@@ -138,7 +141,7 @@ class Coherence:
         session = request.session
         if not session:
             return listing
-        leased = self.table.lease_names(session, request.ino)
+        leased = self.table.lease_names(session, request.ino, None, self._now_ms())
         for entry in listing.entries:
             if not entry.damaged:
                 leased &= self.table.lease_inode(session, _number.decode(entry.inode).ino)
@@ -171,7 +174,7 @@ class Coherence:
             return Admission(self, None, commands)
         if self._sessions.in_grace(session) or self.table.blocked(touched):
             return None
-        change = self.table.begin(session, touched)
+        change = self.table.begin(session, touched, self._now_ms())
         if change.recalls:
             self.end(change)
             return None
@@ -192,7 +195,7 @@ class Coherence:
             else:
                 break
             self._check_current()
-        change = self.table.begin(session, touched)
+        change = self.table.begin(session, touched, self._now_ms())
         if change.recalls:
             try:
                 await self._wait_recalled(change)

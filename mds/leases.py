@@ -33,19 +33,19 @@ from shoalfs.mds.touched import Name, Touched
 from shoalfs.transport.ids import InodeId, SessionId
 
 CONTENDED_NAMES: Final = 16
-COOL_LOOKUPS: Final = 64
+CONTENDED_MS: Final = 1_000
 """A directory that is **contended** is not leased: two sessions that fill it together would otherwise tell each other
-of every file, a round trip each. It becomes contended when one session had to be told of CONTENDED_NAMES changes, and
-ceases to be when COOL_LOOKUPS lookups in a row met no change."""
+of every file, a round trip each. It becomes contended when one session had to be told of CONTENDED_NAMES changes within
+CONTENDED_MS, and ceases to be when nothing has changed in it for so long."""
 _CONTENDED_MAX: Final = 65_536  # directories remembered as contended
 
 
 @dataclass(slots=True)
 class _Held:
-    """The leases of one session, the oldest first. ``names``: with the number of changes that it was told of."""
+    """The leases of one session, the oldest first. ``names``: with the changes that it was told of, and since when."""
 
     inodes: dict[InodeId, None] = field(default_factory=dict)
-    names: dict[InodeId, int] = field(default_factory=dict)
+    names: dict[InodeId, tuple[int, int]] = field(default_factory=dict)
 
 
 @dataclass(eq=False, slots=True)
@@ -74,7 +74,7 @@ class LeaseTable:
         self._names_changing_in: Counter[InodeId] = Counter()
         self._changing_inodes: Counter[InodeId] = Counter()
         self._changing_directories: Counter[InodeId] = Counter()
-        # Contended directories, with the lookups that are still to meet no change.
+        # Contended directories, and until when they are.
         self._contended: dict[InodeId, int] = {}
 
     # --- leases ------------------------------------------------------------------------------------------------------
@@ -93,16 +93,16 @@ class LeaseTable:
             self._inode_holders.setdefault(ino, set()).add(session)
         return True
 
-    def lease_names(self, session: SessionId, directory: InodeId, name: bytes | None = None) -> bool:
+    def lease_names(self, session: SessionId, directory: InodeId, name: bytes | None, now_ms: int) -> bool:
         """Give a lease on all names of ``directory``. False: what was found of ``name`` (None: of all of them) may
         not be cached."""
-        if directory in self._changing_directories or (self._contended and not self._cooled(directory)):
+        if directory in self._changing_directories or self._is_contended(directory, now_ms):
             return False
         held = self._held.setdefault(session, _Held())
         if directory not in held.names:
             if len(held.names) >= self._max:
                 return False
-            held.names[directory] = 0
+            held.names[directory] = (0, now_ms)
             self._names_holders.setdefault(directory, set()).add(session)
         if name is not None:
             return (directory, name) not in self._changing_names
@@ -136,7 +136,7 @@ class LeaseTable:
         """True if a name in ``touched`` is being changed: ask again when a change has ended."""
         return not self._changing_names.isdisjoint(touched.names)
 
-    def begin(self, session: SessionId, touched: Touched) -> Change:
+    def begin(self, session: SessionId, touched: Touched, now_ms: int) -> Change:
         """Admit a mutation of ``session``, which must not be blocked. What it touches is marked from now on."""
         assert not self.blocked(touched)
         change = Change(session, touched)
@@ -147,10 +147,10 @@ class LeaseTable:
         for name in touched.names:
             directory = name[0]
             if directory in self._contended:
-                self._contended[directory] = COOL_LOOKUPS
+                self._contended[directory] = now_ms + CONTENDED_MS
             for holder in self._names_holders.get(directory, ()):
                 if holder != session:
-                    self._recall_name(_of(change, holder), holder, name)
+                    self._recall_name(_of(change, holder), holder, name, now_ms)
                     if directory in change.recalls[holder].directories:
                         touched.directories.add(directory)
         self._mark(touched)
@@ -177,9 +177,6 @@ class LeaseTable:
             if directory in held.names:
                 del held.names[directory]
                 _discard(self._names_holders, directory, session)
-        for directory, _ in recall.names:
-            if directory in held.names:
-                held.names[directory] += 1
 
     def end(self, change: Change) -> None:
         """The mutation is applied, or never will be. More than once is as once."""
@@ -198,26 +195,28 @@ class LeaseTable:
         held = self._held.get(session)
         return 0 if held is None else len(held.inodes) + len(held.names)
 
-    def _recall_name(self, recall: Touched, holder: SessionId, name: Name) -> None:
+    def _recall_name(self, recall: Touched, holder: SessionId, name: Name, now_ms: int) -> None:
         directory = name[0]
-        if self._held[holder].names[directory] >= CONTENDED_NAMES:
-            recall.directories.add(directory)
-            self._contended[directory] = COOL_LOOKUPS
-            if len(self._contended) > _CONTENDED_MAX:
-                del self._contended[next(iter(self._contended))]
-        else:
+        told, since_ms = self._held[holder].names[directory]
+        if now_ms - since_ms > CONTENDED_MS:
+            told, since_ms = 0, now_ms
+        self._held[holder].names[directory] = (told + 1, since_ms)
+        if told < CONTENDED_NAMES:
             recall.names.add(name)
+            return
+        recall.directories.add(directory)
+        self._contended[directory] = now_ms + CONTENDED_MS
+        if len(self._contended) > _CONTENDED_MAX:
+            del self._contended[next(iter(self._contended))]
 
-    def _cooled(self, directory: InodeId) -> bool:
-        """One more lookup in it: whether it is not contended (any more)."""
-        left = self._contended.get(directory)
-        if left is None:
-            return True
-        if left:
-            self._contended[directory] = left - 1
+    def _is_contended(self, directory: InodeId, now_ms: int) -> bool:
+        until_ms = self._contended.get(directory)
+        if until_ms is None:
             return False
+        if now_ms < until_ms:
+            return True
         del self._contended[directory]
-        return True
+        return False
 
     def _mark(self, touched: Touched) -> None:
         self._changing_names |= touched.names

@@ -167,7 +167,9 @@ class MdsService:
         term = self._log.term_as_leader()
         if term and term != self._state.term:
             with self._store.read() as txn:
-                coherence = Coherence(self._pushes, self._state.sessions, lambda: self._log.term_as_leader() == term)
+                coherence = Coherence(
+                    self._pushes, self._state.sessions, lambda: self._log.term_as_leader() == term, self._now_ms
+                )
                 self._state.lead(txn, term, self._now_ms(), coherence)
 
     # --- reads under leases ------------------------------------------------------------------------------------------

@@ -129,6 +129,7 @@ class World:
 
         def session_lost() -> None:
             coherent.drop_everything()
+            handles.registered.clear()
             for data_path in lost:
                 data_path.lose_all(SessionGone())
 

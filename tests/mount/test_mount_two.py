@@ -7,6 +7,7 @@ at every moment: nothing here waits for a timeout.
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from random import Random
 
@@ -182,6 +183,19 @@ def test_two_mounts_hammer_one_directory_without_standing_still(mnt: Path, there
     ]
     assert all(int(process.communicate(timeout=60)[0]) > 0 for process in started)
     assert os.listdir(mnt) == os.listdir(there) == ["shared"]
+
+
+def test_what_was_read_once_is_read_again_without_asking_anybody(cluster: Cluster, mnt: Path, there: Path):
+    sizes = (10, 5_000, 100_000)
+    for size in sizes:
+        (mnt / f"{size}").write_bytes(b"x" * size)
+    for _ in range(2):  # the second time nothing is left to be learned
+        assert [len((there / f"{size}").read_bytes()) for size in sizes] == list(sizes)
+        time.sleep(0.3)
+    before = cluster.counters()["questions"]
+    for _ in range(10):
+        assert [len((there / f"{size}").read_bytes()) for size in sizes] == list(sizes)
+    assert cluster.counters()["questions"] - before <= 1
 
 
 def test_what_is_there_and_unchanged_is_not_asked_for_again(cluster: Cluster, mnt: Path, there: Path):

@@ -258,6 +258,72 @@ async def test_a_new_leader_waits_no_longer_than_a_ttl_for_a_mount_that_is_dead(
                 await one.vfs.setattr(m.SetAttr(ROOT, ino, mode=0o600))
 
 
+async def test_an_open_of_what_is_known_is_not_asked_for_and_neither_is_its_release(cluster):
+    async with cluster.client() as one, cluster.client() as two:
+        await leased(one, two)
+        for name, size in ((b"small", 100), (b"large", 100_000)):
+            await one.write_file(name, b"x" * size)
+            assert await two.read_file(name) == b"x" * size
+        await trio.sleep(0.2)  # the first releases are on their way
+        questions = asked(two)
+        for _ in range(5):
+            for name, size in ((b"small", 100), (b"large", 100_000)):
+                number, keep = await two.open(name, os.O_RDONLY)
+                assert keep, "and the kernel may keep its pages"
+                assert len(await two.vfs.read(number, 0, 1 << 20)) == size
+                await two.close(number)
+        await trio.sleep(0.2)
+        assert questions == []
+        assert two.vfs.opens_here == 10
+        assert (await live_sessions(cluster))[two.session.session].opens == 0
+
+
+async def opened_unknown_to_the_leader(client, name):
+    number, _ = await client.open(name, os.O_RDONLY)
+    assert await client.vfs.read(number, 0, 1)
+    await client.close(number)
+    await trio.sleep(0.2)
+    number, _ = await client.open(name, os.O_RDONLY)
+    assert not client.handles.registered
+    return number
+
+
+@pytest.mark.parametrize("by", ["the other", "itself", "the other's rename", "its own rename"])
+async def test_what_is_open_without_the_leader_knowing_outlives_its_last_name(cluster, by):
+    async with cluster.client() as one, cluster.client() as two:
+        await leased(one, two)
+        ino = await one.write_file(b"f", b"data" * 10_000)
+        await one.write_file(b"g", b"")
+        number = await opened_unknown_to_the_leader(two, b"f")
+        mutator = two if by in ("itself", "its own rename") else one
+        if by.endswith("rename"):
+            await mutator.vfs.rename(ROOT, ROOT_INODE, b"g", ROOT_INODE, b"f", 0)
+        else:
+            await mutator.vfs.unlink(ROOT, ROOT_INODE, b"f")
+        await trio.sleep(0.6)  # three rounds of the leader's duties
+        assert (await one.vfs.getattr(ino)).nlink == 0
+        assert bytes(await two.vfs.read(number, 0, 1 << 20)) == b"data" * 10_000
+        await two.close(number)
+        with trio.fail_after(5), pytest.raises(PosixError):
+            while True:
+                await one.vfs.getattr(ino)
+                await trio.sleep(0.05)
+
+
+async def test_a_leader_that_is_new_is_told_of_every_open(cluster):
+    async with cluster.client() as one, cluster.client() as two:
+        await leased(one, two)
+        ino = await one.write_file(b"f", b"data")
+        number = await opened_unknown_to_the_leader(two, b"f")
+        await cluster.stop_mds()
+        await cluster.start_mds()
+        await one.vfs.unlink(ROOT, ROOT_INODE, b"f")
+        await trio.sleep(0.6)
+        assert (await two.vfs.getattr(ino)).nlink == 0
+        assert bytes(await two.vfs.read(number, 0, 10)) == b"data"
+        await two.close(number)
+
+
 async def test_what_a_removed_inode_was_is_not_remembered(cluster):
     async with cluster.client() as one, cluster.client() as two:
         await leased(one, two)

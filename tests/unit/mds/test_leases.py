@@ -4,7 +4,7 @@ import pytest
 
 from harness.metadata import ALICE, ROOT, Metadata, command
 from shoalfs.mds import messages as m
-from shoalfs.mds.leases import CONTENDED_NAMES, COOL_LOOKUPS, LeaseTable
+from shoalfs.mds.leases import CONTENDED_MS, CONTENDED_NAMES, LeaseTable
 from shoalfs.mds.touched import _TOUCH, TOUCHES_NOTHING, Touched, touched_by
 from shoalfs.transport.ids import ROOT_INODE, InodeId, SessionId
 
@@ -25,8 +25,8 @@ def drop(table, change):
 def test_who_holds_a_lease_is_told_and_who_mutates_is_not(table):
     for session in (A, B):
         assert table.lease_inode(session, FILE)
-        assert table.lease_names(session, DIR, b"f")
-    change = table.begin(A, Touched({(DIR, b"f")}, {FILE, DIR}))
+        assert table.lease_names(session, DIR, b"f", 0)
+    change = table.begin(A, Touched({(DIR, b"f")}, {FILE, DIR}), 0)
     assert set(change.recalls) == {B}
     assert change.recalls[B].inodes == {FILE}
     assert change.recalls[B].names == {(DIR, b"f")}
@@ -34,45 +34,45 @@ def test_who_holds_a_lease_is_told_and_who_mutates_is_not(table):
 
 def test_nothing_is_told_to_those_who_know_nothing(table):
     assert table.lease_inode(B, OTHER)
-    assert table.lease_names(B, OTHER, b"f")
-    assert not table.begin(A, Touched({(DIR, b"f")}, {FILE, DIR})).recalls
+    assert table.lease_names(B, OTHER, b"f", 0)
+    assert not table.begin(A, Touched({(DIR, b"f")}, {FILE, DIR}), 0).recalls
 
 
 def test_what_is_being_changed_is_not_leased_to_anybody(table):
-    change = table.begin(A, Touched({(DIR, b"f")}, {FILE}))
+    change = table.begin(A, Touched({(DIR, b"f")}, {FILE}), 0)
     for session in (A, B):
         assert not table.lease_inode(session, FILE)
-        assert not table.lease_names(session, DIR, b"f")
-        assert not table.lease_names(session, DIR), "a listing has the name in it"
-        assert table.lease_names(session, DIR, b"g"), "another name of the directory"
+        assert not table.lease_names(session, DIR, b"f", 0)
+        assert not table.lease_names(session, DIR, None, 0), "a listing has the name in it"
+        assert table.lease_names(session, DIR, b"g", 0), "another name of the directory"
     table.end(change)
     table.end(change)
     assert table.lease_inode(B, FILE)
-    assert table.lease_names(B, DIR, b"f")
-    assert table.lease_names(B, DIR)
+    assert table.lease_names(B, DIR, b"f", 0)
+    assert table.lease_names(B, DIR, None, 0)
 
 
 def test_the_answer_to_a_mutation_is_leased_unless_another_one_is_on_its_way(table):
-    mine = table.begin(A, Touched(inodes={FILE}))
+    mine = table.begin(A, Touched(inodes={FILE}), 0)
     assert table.lease_inode(A, FILE, mine)
-    theirs = table.begin(B, Touched(inodes={FILE}))
+    theirs = table.begin(B, Touched(inodes={FILE}), 0)
     assert A in theirs.recalls, "what was leased at the end of the first is called back for the second"
     assert not table.lease_inode(A, FILE, mine)
     assert not table.lease_inode(B, FILE, theirs)
 
 
 def test_a_new_inode_is_leased_to_its_maker(table):
-    change = table.begin(A, Touched({(DIR, b"new")}, {DIR}))
+    change = table.begin(A, Touched({(DIR, b"new")}, {DIR}), 0)
     assert table.lease_inode(A, OTHER, change)
     table.end(change)
-    assert set(table.begin(B, Touched(inodes={OTHER})).recalls) == {A}
+    assert set(table.begin(B, Touched(inodes={OTHER}), 0).recalls) == {A}
 
 
 def test_a_name_is_changed_by_one_at_a_time_and_an_inode_by_many(table):
-    first = table.begin(A, Touched({(DIR, b"f")}, {DIR}))
+    first = table.begin(A, Touched({(DIR, b"f")}, {DIR}), 0)
     assert table.blocked(Touched({(DIR, b"f")}))
     assert not table.blocked(Touched({(DIR, b"g")}, {DIR}))
-    second = table.begin(B, Touched({(DIR, b"g")}, {DIR}))
+    second = table.begin(B, Touched({(DIR, b"g")}, {DIR}), 0)
     table.end(first)
     assert not table.lease_inode(C, DIR), "the second still changes it"
     table.end(second)
@@ -81,42 +81,56 @@ def test_a_name_is_changed_by_one_at_a_time_and_an_inode_by_many(table):
 
 def test_what_was_acknowledged_is_not_told_again_until_it_is_leased_again(table):
     table.lease_inode(B, FILE)
-    change = table.begin(A, Touched(inodes={FILE}))
+    change = table.begin(A, Touched(inodes={FILE}), 0)
     table.acknowledged(change, B)
     assert not change.recalls
     table.end(change)
-    assert not table.begin(A, Touched(inodes={FILE})).recalls
+    assert not table.begin(A, Touched(inodes={FILE}), 0).recalls
 
 
 def test_a_lease_on_names_outlives_the_recall_of_one_name(table):
-    table.lease_names(B, DIR, b"f")
-    change = table.begin(A, Touched({(DIR, b"f")}))
+    table.lease_names(B, DIR, b"f", 0)
+    change = table.begin(A, Touched({(DIR, b"f")}), 0)
     drop(table, change)
     table.end(change)
-    assert table.begin(A, Touched({(DIR, b"g")})).recalls[B].names == {(DIR, b"g")}
+    assert table.begin(A, Touched({(DIR, b"g")}), 0).recalls[B].names == {(DIR, b"g")}
 
 
-def test_a_directory_that_two_fill_is_not_leased_until_it_is_quiet(table):
-    table.lease_names(B, DIR, b"x")
-    for number in range(CONTENDED_NAMES):
-        change = table.begin(A, Touched({(DIR, b"%d" % number)}))
+def fill(table, began_ms, gap_ms, number=CONTENDED_NAMES):
+    """A makes names in a directory that B has leased; returns the last change."""
+    for count in range(number):
+        change = table.begin(A, Touched({(DIR, b"%d" % count)}), began_ms + count * gap_ms)
         assert change.recalls[B].names
         drop(table, change)
         table.end(change)
-    whole = table.begin(A, Touched({(DIR, b"last")}))
+    return began_ms + number * gap_ms
+
+
+def test_a_directory_that_two_fill_is_not_leased_until_it_is_quiet(table):
+    table.lease_names(B, DIR, b"x", 0)
+    now_ms = fill(table, 0, 10)
+    whole = table.begin(A, Touched({(DIR, b"last")}), now_ms)
     assert whole.recalls[B].directories == {DIR}
-    assert not table.lease_names(C, DIR, b"y"), "it is being called back"
+    assert not table.lease_names(C, DIR, b"y", now_ms), "it is being called back"
     drop(table, whole)
     table.end(whole)
-    assert not table.begin(A, Touched({(DIR, b"more")})).recalls, "from now on it costs nothing"
-    assert not any(table.lease_names(B, DIR, b"y") for _ in range(COOL_LOOKUPS))
-    assert table.lease_names(B, DIR, b"y")
+    assert not table.lease_names(B, DIR, b"y", now_ms)
+    more = table.begin(A, Touched({(DIR, b"more")}), now_ms + 500)
+    assert not more.recalls, "from now on it costs nothing"
+    table.end(more)
+    assert not table.lease_names(B, DIR, b"y", now_ms + 500 + CONTENDED_MS - 1)
+    assert table.lease_names(B, DIR, b"y", now_ms + 500 + CONTENDED_MS)
+
+
+def test_a_directory_that_changes_now_and_then_stays_leased(table):
+    table.lease_names(B, DIR, b"x", 0)
+    fill(table, 0, 100, number=200)
 
 
 def test_the_end_of_a_session_lets_those_go_who_wait_for_it(table):
     table.lease_inode(B, FILE)
-    table.lease_names(B, DIR)
-    change = table.begin(A, Touched({(DIR, b"f")}, {FILE}))
+    table.lease_names(B, DIR, None, 0)
+    change = table.begin(A, Touched({(DIR, b"f")}, {FILE}), 0)
     table.forget(B)
     table.acknowledged(change, B)
     assert not change.recalls
