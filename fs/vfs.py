@@ -480,7 +480,7 @@ class Vfs:
         file = self._data_path.find(inode.ino)
         if file is None:
             return inode
-        if file.changed_elsewhere(inode) and self._handles.holders(inode.ino):
-            self._kernel.forget_pages(inode.ino)
+        # The kernel is told nothing: it was when the leader pushed, or it was not to keep the attributes and drops its
+        # pages when it sees these. To be told now would make it ignore the answer that is being made of this.
         file.refresh(inode)
         return file.inode

@@ -210,3 +210,44 @@ def test_what_is_there_and_unchanged_is_not_asked_for_again(cluster: Cluster, mn
             assert not (root / "absent").exists()
     asked = cluster.counters()["questions"] - before
     assert asked <= 4, f"{asked} requests for two directories and a missing name in each"
+
+
+CHECKPOINTER = """
+import os, sys
+directory, rounds = sys.argv[1], int(sys.argv[2])
+for number in range(rounds):
+    with open(f"{directory}/new", "wb") as file:
+        file.write(b"%d " % number * 20_000)
+        file.flush()
+        os.fsync(file.fileno())
+    os.rename(f"{directory}/new", f"{directory}/checkpoint")
+"""
+
+
+def test_a_checkpoint_is_the_old_one_or_the_new_one_wherever_it_is_read(mnt: Path, there: Path):
+    rounds, seen = 15, -1
+    (mnt / "checkpoint").write_bytes(b"0 " * 20_000)
+    writer = subprocess.Popen([sys.executable, "-c", CHECKPOINTER, mnt, str(rounds)])
+    while writer.poll() is None:
+        words = (there / "checkpoint").read_bytes().split()
+        assert len(words) == 20_000
+        assert set(words) == {words[0]}
+        assert int(words[0]) >= seen, "an older one after a newer one"
+        seen = int(words[0])
+    assert writer.returncode == 0
+    assert int((there / "checkpoint").read_bytes().split()[0]) == rounds - 1
+
+
+@pytest.mark.parametrize("append", [True, False], ids=["O_APPEND", "fsync"])
+def test_a_log_is_tailed_elsewhere_through_one_open_file(mnt: Path, there: Path, append: bool):
+    """What an append or an fsync has returned for is read there by the next read, with no open in between."""
+    (mnt / "log").touch()
+    writer = os.open(mnt / "log", os.O_WRONLY | (os.O_APPEND if append else 0))
+    with open(there / "log", "rb", buffering=0) as tail:
+        for number in range(50):
+            record = (b"record %d " % number).ljust(3_000, b".")
+            os.write(writer, record)
+            if not append:
+                os.fsync(writer)
+            assert tail.read(10_000) == record, number
+    os.close(writer)
