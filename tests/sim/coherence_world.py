@@ -487,7 +487,16 @@ class World:
         state = LeaderState(SessionTable(TTL_MS))
         metadata = MdsService(self.group.store, log, batcher, state, _now_ms)
         metadata.install(service)
-        duties = Duties(self.group.store, log, batcher, state, now_ms=_now_ms, now_ns=lambda: 0, grace_ms=1_000_000_000)
+        duties = Duties(
+            self.group.store,
+            log,
+            batcher,
+            state,
+            now_ms=_now_ms,
+            now_ns=lambda: 0,
+            grace_ms=1_000_000_000,
+            out_ms=1_000_000_000,
+        )
         async with trio.open_nursery() as nursery:
             nursery.start_soon(metadata.run)
             nursery.start_soon(batcher.run)
