@@ -75,8 +75,11 @@ class NativeOps:
             Opcode.TMPFILE: self._tmpfile,
         }
         self._nursery: trio.Nursery | None = None
-        # Requests that are not answered yet, and what gives each up. Invariant: a request is in here until its answer.
-        self._open: dict[int, trio.CancelScope] = {}
+        # Requests that are not answered yet. Invariant: a request is in here until its answer.
+        self._open: set[int] = set()
+        # Those that a signal may end, and what ends each. The others are short, and who interrupts one would not know
+        # whether it has happened.
+        self._waiting: dict[int, trio.CancelScope] = {}
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -94,12 +97,14 @@ class NativeOps:
     def _take(self, opcode: int, unique: int, ino: int, uid: int, gid: int, pid: int, body: bytes) -> bool:
         """Called by the compiled part. False: not for us."""
         if opcode == Opcode.INTERRUPT:
-            scope = self._open.get(wire.interrupted(body))
-            if scope is not None:
-                scope.cancel()
-            return scope is not None
+            number = wire.interrupted(body)
+            if number in self._waiting:
+                self._waiting[number].cancel()
+            return number in self._open
         assert self._nursery is not None
-        self._open[unique] = trio.CancelScope()
+        self._open.add(unique)
+        if opcode == Opcode.SETLKW:
+            self._waiting[unique] = trio.CancelScope()
         request = wire.Request(opcode, unique, ino, uid, gid, pid, body)
         self._nursery.start_soon(self._carry_out, self._handlers[opcode], request)
         return True
@@ -107,7 +112,7 @@ class NativeOps:
     async def _carry_out(self, handler: Handler, request: wire.Request) -> None:
         failure, body = errno.EIO, b""
         try:
-            with self._open[request.unique] as scope:
+            with self._waiting.get(request.unique, trio.CancelScope()) as scope:
                 body = await handler(request)
                 failure = 0
             if scope.cancelled_caught:
@@ -118,7 +123,8 @@ class NativeOps:
             log.warning("%s: %s: %s", Opcode(request.opcode).name, type(error).__name__, error)
             failure = error.errno
         finally:
-            del self._open[request.unique]
+            self._waiting.pop(request.unique, None)
+            self._open.remove(request.unique)
             self._answer(request.unique, failure, body)
 
     def _answer(self, unique: int, failure: int, body: bytes) -> None:

@@ -1,15 +1,29 @@
-"""Random reads, writes, truncations, maps and reopenings of one file, each compared with a buffer in memory.
+"""Random reads, writes, truncations, holes, copies, maps and reopenings of one file, each compared with a buffer in
+memory.
 
     python tests/harness/exerciser.py FILE [OPERATIONS] [SEED]
 
 A difference is an AssertionError that names the operation; the same seed does the same again.
 """
 
+import errno
 import mmap
 import os
 import random
 import sys
 from collections.abc import Callable
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from harness.libc import (
+    FALLOC_FL_KEEP_SIZE,
+    FALLOC_FL_PUNCH_HOLE,
+    FALLOC_FL_ZERO_RANGE,
+    fallocate,
+    give_name,
+)
 
 SIZE_BYTES_MAX = 6_000_000
 _LENGTHS = (1, 100, 4_096, 70_000, 300_000, 1_500_000)
@@ -25,7 +39,8 @@ class Exerciser:
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
         self._operations: list[Callable[[], None]] = [
             *[self.write] * 3, *[self.read] * 3, self.truncate, self.read_map, self.write_map, self.reopen, self.sync,
-            self.append,
+            self.append, self.punch, self.zero, self.allocate, self.copy_within, self.copy_from, self.holes,
+            self.replace,
         ]  # fmt: skip
 
     def run(self, operations: int) -> None:
@@ -80,6 +95,91 @@ class Exerciser:
                 if self._chance.random() < 0.5:
                     mapped.flush()
 
+    # --- fallocate, holes, copies, files without a name --------------------------------------------------------------
+
+    def punch(self) -> None:
+        offset, length = self._offset(), self._length()
+        fallocate(self._fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length)
+        self._clear(offset, min(length, len(self._shadow) - offset))
+
+    def zero(self) -> None:
+        offset, length = self._offset(), self._length()
+        length = min(length, SIZE_BYTES_MAX - offset) or 1
+        if self._chance.random() < 0.5:
+            fallocate(self._fd, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE, offset, length)
+            self._clear(offset, min(length, len(self._shadow) - offset))
+        else:
+            fallocate(self._fd, FALLOC_FL_ZERO_RANGE, offset, length)
+            self._grow(offset + length)
+            self._clear(offset, length)
+
+    def allocate(self) -> None:
+        offset, length = self._offset(), self._length()
+        length = min(length, SIZE_BYTES_MAX - offset) or 1
+        fallocate(self._fd, 0, offset, length)
+        self._grow(offset + length)
+
+    def copy_within(self) -> None:
+        source, target, length = self._offset(), self._offset(), self._length()
+        length = min(length, len(self._shadow) - source, abs(target - source), SIZE_BYTES_MAX - target)
+        if length > 0:
+            self._copy(self._fd, self._fd, source, target, length)
+            self._put(target, self._shadow[source : source + length])
+
+    def copy_from(self) -> None:
+        """From another file, of which nothing is committed."""
+        target, data = self._offset(), self._data()
+        data = data[: SIZE_BYTES_MAX - target]
+        if data:
+            other = self._unnamed()
+            assert os.write(other, data) == len(data)
+            self._copy(other, self._fd, 0, target, len(data))
+            os.close(other)
+            self._put(target, data)
+
+    def holes(self) -> None:
+        """What lies before the data that is found is zeros, and data ends before the file does."""
+        offset = self._offset()
+        try:
+            data = os.lseek(self._fd, offset, os.SEEK_DATA)
+        except OSError as error:
+            assert error.errno == errno.ENXIO
+            data = max(offset, len(self._shadow))
+        else:
+            hole = os.lseek(self._fd, data, os.SEEK_HOLE)
+            assert data < hole <= len(self._shadow), (data, hole)
+        assert not any(self._shadow[offset:data]), f"data before {data}"
+
+    def replace(self) -> None:
+        """The file takes a new inode: made without a name, filled from the old one, named, and put in its place."""
+        new = self._unnamed()
+        self._copy(self._fd, new, 0, 0, len(self._shadow))
+        give_name(new, Path(self._path + ".new"))
+        os.rename(self._path + ".new", self._path)
+        os.close(self._fd)
+        self._fd = new
+
+    def _unnamed(self) -> int:
+        return os.open(os.path.dirname(self._path), os.O_TMPFILE | os.O_RDWR, 0o644)
+
+    def _copy(self, source: int, target: int, start: int, to: int, length: int) -> None:
+        done = 0
+        while done < length:
+            count = os.copy_file_range(source, target, length - done, start + done, to + done)
+            assert count, f"nothing copied at {done} of {length}"
+            done += count
+
+    def _put(self, offset: int, data: bytes) -> None:
+        self._grow(offset + len(data))
+        self._shadow[offset : offset + len(data)] = data
+
+    def _grow(self, size: int) -> None:
+        self._shadow.extend(bytes(max(0, size - len(self._shadow))))
+
+    def _clear(self, offset: int, length: int) -> None:
+        if length > 0:
+            self._shadow[offset : offset + length] = bytes(length)
+
     def reopen(self) -> None:
         os.close(self._fd)
         self._fd = os.open(self._path, os.O_RDWR)
@@ -106,5 +206,5 @@ class Exerciser:
 
 if __name__ == "__main__":
     count, seed = (int(argument) for argument in (*sys.argv[2:4], *("1000", "1")[len(sys.argv[2:4]) :]))
-    Exerciser(sys.argv[1], seed).run(count)
+    Exerciser(os.path.abspath(sys.argv[1]), seed).run(count)
     print(f"{count} operations with seed {seed}: no difference")
