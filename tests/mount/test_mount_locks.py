@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import json
 import os
 import signal
 import sqlite3
@@ -341,3 +342,37 @@ def test_a_killed_mount_gives_its_locks_back_when_its_session_ends(cluster: Clus
             assert waiting.stdout.readline() == "locked\n"
         assert time.monotonic() - began > 10, "within its TTL it may come back"
     subprocess.run(["umount", "-l", doomed], check=True)
+
+
+def test_a_mount_that_lost_its_session_does_not_go_on_under_the_lock(cluster: Cluster, mnt: Path):
+    point = cluster.mount("evicted")
+    try:
+        path = point / mnt.name / "f"
+        (mnt / "f").write_bytes(b"x" * 100)
+        (mnt / "g").write_bytes(b"y" * 100)
+        with open(path, "r+b", buffering=0) as locked, open(path.with_name("g"), "r+b", buffering=0) as free:
+            fcntl.lockf(locked, fcntl.LOCK_EX)
+            assert refused("fcntl", mnt / "f", "ex")
+            sessions = json.loads(cluster.run("session", "list", "--state", cluster.state, "-o", "json"))
+            (session,) = [row["id"] for row in sessions if row["client"].endswith(str(point))]
+            cluster.run("session", "evict", session, "--state", cluster.state)
+            assert not refused("fcntl", mnt / "f", "ex")
+            wait_until(lambda: reads_fail(locked), "the mount knows that its lock is gone", 15)
+            assert failing(os.pwrite, locked.fileno(), b"z", 0) == errno.EIO
+            assert failing(fcntl.lockf, locked, fcntl.LOCK_EX) == errno.EIO
+            assert os.pread(free.fileno(), 1, 0) == b"y"
+        with open(path, "r+b", buffering=0) as again:
+            fcntl.lockf(again, fcntl.LOCK_EX)
+            assert again.read(1) == b"x"
+    finally:
+        cluster.umount("evicted")
+
+
+def reads_fail(file: object) -> bool:
+    """Past the pages that the kernel has."""
+    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    try:
+        os.pread(file.fileno(), 1, 0)
+    except OSError as error:
+        return error.errno == errno.EIO
+    return False
