@@ -141,6 +141,7 @@ async def test_an_answer_that_nobody_waits_for_harms_nobody(ops, shim, ranges):
 async def test_a_signal_ends_a_wait_for_a_lock(ops, shim, locks):
     async with ops.running():
         shim.ask(Opcode.SETLKW, 2, LOCK.pack(3, 9, 0, 99, LockKind.WRITE, 4, 0, 0))
+        await settled()
         shim.ask(Opcode.SETLKW, 4, LOCK.pack(3, 9, 5, 6, LockKind.READ, 4, 1, 0))
         await settled()
         assert locks.asked == [
