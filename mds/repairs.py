@@ -67,6 +67,9 @@ class Lack:
     failures: int = 0
     not_before_ms: int = 0
 
+    def is_certain(self, now_ms: int) -> bool:
+        return self.deep or now_ms - self.since_ms >= LACK_CERTAIN_MS
+
 
 @dataclass
 class _View:
@@ -148,6 +151,8 @@ class Repairs:
         hashes = report.inventory_hashes
         here = {chunk: hashes[at * _HASH_BYTES : (at + 1) * _HASH_BYTES] for at, chunk in enumerate(report.inventory)}
         in_use: set[ChunkId] = set()
+        # While a target is compared for the first time, what its inventory lacks was hardly stored just now.
+        since_ms = now_ms - LACK_CERTAIN_MS if view.swept_epoch < index.needed_epoch(report.target) else now_ms
         before = report.inventory_after
         for chunk, use in _chunks_in_use(txn, index, report):
             if len(in_use) >= INVENTORY_ROWS_MAX or len(view.lacks) >= LACKS_PER_TARGET_MAX:
@@ -155,7 +160,9 @@ class Repairs:
             in_use.add(chunk)
             view.sweep_bytes[chunk_pg(chunk)] += use.chunk_bytes
             if use.chunk_hash and here.get(chunk) != use.chunk_hash:
-                view.add(chunk, Lack(use.chunk_bytes, use.chunk_hash, chunk in here, now_ms))
+                view.add(chunk, Lack(use.chunk_bytes, use.chunk_hash, chunk in here, since_ms))
+            elif (lack := view.lacks.get(chunk)) is not None and not lack.deep and not lack.ordered:
+                view.drop(chunk)  # it was stored while the inventory before was on its way
             before = chunk
         return report.inventory_through, in_use
 
@@ -230,7 +237,11 @@ class Repairs:
         return tuple(orders)
 
     def _choose(self, index: MapIndex, view: _View, count: int, now_ms: int, answers: Answers) -> list[ChunkId]:
-        due = [chunk for chunk, lack in view.lacks.items() if not lack.ordered and lack.not_before_ms <= now_ms]
+        due = [
+            chunk
+            for chunk, lack in view.lacks.items()
+            if not lack.ordered and lack.not_before_ms <= now_ms and lack.is_certain(now_ms)
+        ]
         copies = {chunk: self.good_copies(index, chunk, answers) for chunk in due}
         # A chunk without any good copy comes last: it can only be found to be here after all.
         due.sort(key=lambda chunk: len(copies[chunk]) or len(index.map.targets))
@@ -286,7 +297,7 @@ class Repairs:
             for target, view in self._views.items()
             if target in index.targets
             for chunk, lack in view.lacks.items()
-            if chunk_pg(chunk) in index.groups and (lack.deep or now_ms - lack.since_ms >= LACK_CERTAIN_MS)
+            if chunk_pg(chunk) in index.groups and lack.is_certain(now_ms)
         ]
         copies = Counter(min(2, len(self.good_copies(index, chunk, answers))) for chunk in dict(lacks))
         while self._recent and self._recent[0][0] <= now_ms - _SPEED_WINDOW_MS:
