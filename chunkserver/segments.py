@@ -281,6 +281,10 @@ class Segments:
 
     # --- the end -----------------------------------------------------------------------------------------------------
 
+    def is_sealed(self, number: int) -> bool:
+        with self._lock:
+            return number in self._sealed
+
     def remove(self, number: int) -> bool:
         """Unlink a sealed segment. False if it is not sealed: it stays until it is. Readers keep their descriptor."""
         with self._lock:

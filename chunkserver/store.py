@@ -313,8 +313,14 @@ class ChunkStore:
             )
 
     def _remove_empty(self, numbers: Iterable[int]) -> None:
-        """Unlink those segments that are sealed and hold nothing alive and nothing in quarantine."""
+        """Unlink those segments that are sealed and hold nothing alive and nothing in quarantine.
+
+        In this order: nothing comes into a segment that is sealed, so what is counted afterwards stays so. Counted
+        before, a segment may get a record and be sealed in between, and be removed with it.
+        """
         for number in numbers:
+            if not self._segments.is_sealed(number):
+                continue
             empty = not self._index.segment(number).live_records and not self._index.has_quarantine(number)
             if empty and self._segments.remove(number):
                 with self._index.write() as changes:

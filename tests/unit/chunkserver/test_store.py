@@ -389,6 +389,30 @@ def test_threads_put_and_sync_side_by_side(make_rig):
     assert rig.rows() == rows
 
 
+def test_a_segment_that_is_filled_while_it_is_found_empty_is_not_removed(make_rig, monkeypatch):
+    """Between the look at the index and the removal, another thread stores a chunk there and seals the segment."""
+    rig = make_rig(segment_bytes_max=20_000)
+    rig.put(1, content(1, 1000))
+    look, meanwhile = rig.store._index.segment, []
+
+    def fill_and_seal():
+        if not meanwhile:
+            meanwhile.append(True)
+            rig.put(2, content(2, 1000))
+            rig.put(3, content(3, 30_000))  # begins the next segment
+            rig.store.sync_round()
+
+    def slow_look(number):
+        seen = look(number)
+        fill_and_seal()
+        return seen
+
+    monkeypatch.setattr(rig.store._index, "segment", slow_look)
+    rig.store.delete([ChunkId(1)])
+    fill_and_seal()
+    assert rig.get(2) == content(2, 1000)
+
+
 def test_a_block_is_not_served_by_hashes_that_are_damaged_elsewhere(rig):
     rig.put(1, content(1, 3 * BLOCK_BYTES))
     flip(rig, 1, 100 + 2 * 8)  # the hash of block 2
