@@ -48,7 +48,10 @@ def run(
     from shoalfs.chunkserver import server
     from shoalfs.transport.carrier import Carriers
 
-    daemon.run(partial(server.run, server_options(chosen), Carriers.standard(chosen.tls.paths)), context.obj)
+    daemon.run(
+        partial(server.run, server_options(chosen), Carriers.standard(chosen.tls.paths, chosen.net.transport)),
+        context.obj,
+    )
 
 
 def server_options(config: Config) -> "ServerOptions":

@@ -50,7 +50,10 @@ def run(
     from shoalfs.mds import server
     from shoalfs.transport.carrier import Carriers
 
-    daemon.run(partial(server.run, server_options(chosen), Carriers.standard(chosen.tls.paths)), context.obj)
+    daemon.run(
+        partial(server.run, server_options(chosen), Carriers.standard(chosen.tls.paths, chosen.net.transport)),
+        context.obj,
+    )
 
 
 @app.command()
@@ -78,7 +81,7 @@ def join(
     address = str(_address("--advertise", advertise)) if advertise else options.listen
     from shoalfs.transport.carrier import Carriers
 
-    carriers = Carriers.standard(chosen.tls.paths)
+    carriers = Carriers.standard(chosen.tls.paths, chosen.net.transport)
     daemon.run(partial(_join_and_run, asked, address, options, carriers), context.obj)
 
 

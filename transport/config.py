@@ -189,6 +189,12 @@ class TlsTable(_Table, frozen=True, kw_only=True):
         return TlsPaths(self.ca, self.cert, self.key) if self.ca else None
 
 
+class NetTable(_Table, frozen=True, kw_only=True):
+    """``transport`` between machines: see docs/rdma.md. Verbs are not encrypted, so somebody has to ask for them."""
+
+    transport: Literal["auto", "rdma", "tcp"] = "tcp"
+
+
 class Config(_Table, frozen=True, kw_only=True):
     """The whole file."""
 
@@ -197,6 +203,7 @@ class Config(_Table, frozen=True, kw_only=True):
     chunkserver: ChunkserverTable = ChunkserverTable()
     mount: MountTable = MountTable()
     tls: TlsTable = TlsTable()
+    net: NetTable = NetTable()
 
 
 def load(path: str | None, overrides: Mapping[str, object] | None = None) -> Config:

@@ -54,6 +54,17 @@ TCP_USER_TIMEOUT_MS: Final = 20_000  # unacknowledged bytes older than this brea
 TCP_KEEPALIVE_IDLE_S: Final = 10
 TCP_KEEPALIVE_INTERVAL_S: Final = 5
 TCP_KEEPALIVE_PROBES: Final = 3  # an idle connection to a dead host is noticed after 10 + 3 * 5 s
+RDMA_SETUP_BYTES_MAX: Final = 1_024  # one message of the set-up; before the hello
+RDMA_PROBE_MS: Final = 2_000  # a verbs path that carries nothing in this time is not used
+RDMA_CREDITS: Final = 32  # messages on the way in one direction: receives posted for one peer
+RDMA_CREDITS_KEPT: Final = 4  # of these, for giving back credits and slots
+RDMA_MESSAGE_BYTES: Final = 4 * KIB  # a receive buffer: header and what rides in the message
+RDMA_BULK_SLOTS: Final = 8  # per direction; 2 MiB on the way fill 100 Gbit/s at 160 us round trip
+RDMA_BULK_SLOT_BYTES: Final = 256 * KIB  # 15 us of Python for each: not the limit below 16 GB/s
+RDMA_BULK_BYTES_MIN: Final = 8 * KIB  # less rides in messages, whose bytes cost no second operation
+RDMA_SIGNAL_EVERY: Final = 8  # sends for one completion
+RDMA_CONNECTIONS_MAX: Final = 128  # per process: 4.5 MiB of registered memory each; further peers use TCP
+RDMA_LINGER_MS: Final = 2_000  # a closed connection waits so long until the peer has what it was sent
 LISTEN_BACKLOG: Final = 1_024
 ACCEPT_PAUSE_MS: Final = 100  # after the process ran out of descriptors
 REQUEST_TIMEOUT_MS_DEFAULT: Final = 10_000
@@ -179,6 +190,8 @@ PREFETCHES_IN_FLIGHT_MAX: Final = 8
 
 assert HELLO_BYTES_MAX < RECEIVE_SCRATCH_BYTES // 2 < CONTROL_BYTES_MAX
 assert CREDITS_DEFAULT <= CREDITS_MAX
+assert RDMA_BULK_SLOTS + RDMA_CREDITS_KEPT < RDMA_CREDITS
+assert RDMA_SIGNAL_EVERY < RDMA_CREDITS
 assert BLOCK_BYTES <= CHUNK_BYTES_MIN <= CHUNK_BYTES_DEFAULT <= CHUNK_BYTES_MAX
 assert CHUNK_BYTES_MAX <= PAYLOAD_BYTES_MAX <= PAYLOAD_IN_FLIGHT_BYTES_MAX
 assert INLINE_BYTES_DEFAULT <= INLINE_BYTES_MAX < COMMAND_BYTES_MAX <= ENTRY_BYTES_MAX < CONTROL_BYTES_MAX

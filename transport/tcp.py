@@ -1,5 +1,7 @@
 """The tcp carrier: "tcp:host:port", "tcp:[::1]:7400", port 0 for any.
 
+With ``transport`` "auto" or "rdma" a connection may go on over verbs: see rdma_setup.
+
 Without certificates it serves loopback addresses only, on both sides: what crosses a network is authenticated.
 """
 
@@ -19,6 +21,7 @@ from shoalfs.transport.limits import (
     TCP_USER_TIMEOUT_MS,
 )
 from shoalfs.transport.link import Link
+from shoalfs.transport.rdma_setup import Accepted, Choice, Dialled, Transport
 from shoalfs.transport.socket_link import SocketLink, connect
 from shoalfs.transport.tls import TlsContexts, TlsLink, TlsPaths
 
@@ -28,8 +31,9 @@ _Endpoint = tuple[socket.AddressFamily, tuple[str, int] | tuple[str, int, int, i
 class TcpCarrier:
     scheme: Final = "tcp"
 
-    def __init__(self, tls: TlsPaths | None) -> None:
+    def __init__(self, tls: TlsPaths | None, transport: Transport = Transport.TCP) -> None:
         self._tls = TlsContexts(tls) if tls is not None else None
+        self._choice = Choice(transport)
 
     async def dial(self, place: str) -> Link:
         host, port = _parse(place)
@@ -46,8 +50,10 @@ class TcpCarrier:
             except BaseException:
                 sock.close()
                 raise
-            link = _link(sock, f"tcp:{place}")
-            return link if self._tls is None else TlsLink(link, self._tls.dialler, host)
+            link: Link = _link(sock, f"tcp:{place}")
+            if self._tls is not None:
+                link = TlsLink(link, self._tls.dialler, host)
+            return link if self._choice.transport is Transport.TCP else Dialled(link, sock, self._choice)
         raise PeerUnreachable(f"tcp:{place}: {failure.strerror if failure else 'no address'}") from failure
 
     async def listen(self, place: str) -> "TcpListener":
@@ -66,7 +72,7 @@ class TcpCarrier:
             sock.close()
             raise UserError(f"cannot listen on tcp:{place}: {error.strerror}") from error
         sock.setblocking(False)
-        return TcpListener(sock, self._tls)
+        return TcpListener(sock, self._tls, self._choice)
 
     def _check_loopback(self, place: str, ip: str) -> None:
         if self._tls is None and not ipaddress.ip_address(ip.partition("%")[0]).is_loopback:
@@ -77,9 +83,10 @@ class TcpCarrier:
 
 
 class TcpListener:
-    def __init__(self, sock: socket.socket, tls: TlsContexts | None) -> None:
+    def __init__(self, sock: socket.socket, tls: TlsContexts | None, choice: Choice) -> None:
         self._sock = sock
         self._tls = tls
+        self._choice = choice
         self._address = _format(sock.getsockname())
 
     @property
@@ -88,8 +95,10 @@ class TcpListener:
 
     async def accept(self) -> Link:
         sock, peer = await socket_link.accept(self._sock)
-        link = _link(sock, _format(peer))
-        return link if self._tls is None else TlsLink(link, self._tls.acceptor, None)
+        link: Link = _link(sock, _format(peer))
+        if self._tls is not None:
+            link = TlsLink(link, self._tls.acceptor, None)
+        return Accepted(link, sock, self._choice)
 
     def close(self) -> None:
         trio.lowlevel.notify_closing(self._sock)

@@ -43,12 +43,13 @@ class Reach:
     mds: tuple[str, ...]
     cluster_id: bytes = b""
     tls: TlsTable = field(default_factory=TlsTable)
+    transport: str = "tcp"
 
     def carriers(self) -> "Carriers":
         """What may be dialled. Raises UserError if a TLS file is missing or wrong."""
         from shoalfs.transport.carrier import Carriers
 
-        return Carriers.standard(self.tls.paths)
+        return Carriers.standard(self.tls.paths, self.transport)
 
 
 @dataclass(frozen=True)
@@ -63,12 +64,12 @@ def locate(mds: list[str] | None, config: str | None, state: str | None, mount: 
     """The cluster that is meant. Raises UserError, with what to give, if that is not clear."""
     file = load(config) if config is not None else Config()
     if mds:
-        return Reach(tuple(_address(text) for text in mds), file.cluster.id_bytes, file.tls)
+        return Reach(tuple(_address(text) for text in mds), file.cluster.id_bytes, file.tls, file.net.transport)
     if mount is not None:
-        return Reach(mount.mds, file.cluster.id_bytes, file.tls)
+        return Reach(mount.mds, file.cluster.id_bytes, file.tls, file.net.transport)
     if config is not None:
         known = file.mount.mds or file.chunkserver.mds or tuple(file.mds.peers.values())
-        return Reach(tuple(map(str, known or (file.mds.listen,))), file.cluster.id_bytes, file.tls)
+        return Reach(tuple(map(str, known or (file.mds.listen,))), file.cluster.id_bytes, file.tls, file.net.transport)
     return _of_state(StateDir(state))
 
 

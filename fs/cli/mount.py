@@ -151,7 +151,7 @@ def _serve(config: Config, point: str, readiness: daemon.Readiness) -> None:
     from shoalfs.fs import mount as mounting
     from shoalfs.transport.carrier import Carriers
 
-    carriers = Carriers.standard(config.tls.paths)
+    carriers = Carriers.standard(config.tls.paths, config.net.transport)
     daemon.run(partial(mounting.run, mount_options(config, point), carriers), readiness)
 
 

@@ -1,5 +1,6 @@
 """Every carrier in turn, and certificates for the one that needs them."""
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -25,7 +26,12 @@ def tls_paths(tmp_path_factory: pytest.TempPathFactory) -> TlsPaths:
     return TlsPaths(str(folder / "ca.pem"), str(folder / "cert.pem"), str(folder / "key.pem"))
 
 
-@pytest.fixture(params=["memory", "unix", "tcp", "tls"])
+CARRIERS = ["memory", "unix", "tcp", "tls"]
+if "SHOAL_TEST_RDMA" in os.environ:  # an address that a device carries: set in the guest of tests/rdma
+    CARRIERS = ["rdma"]
+
+
+@pytest.fixture(params=CARRIERS)
 def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, nursery: trio.Nursery) -> Place:
     if request.param == "memory":
         return Place(Carriers(MemoryFabric()), "memory:server", nursery)
@@ -33,6 +39,8 @@ def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         return Place(Carriers.standard(), f"unix:{tmp_path_factory.mktemp('u')}/s", nursery)
     if request.param == "tcp":
         return Place(Carriers.standard(), "tcp:127.0.0.1:0", nursery)
+    if request.param == "rdma":
+        return Place(Carriers.standard(None, "rdma"), "tcp:127.0.0.1:0", nursery)
     paths = request.getfixturevalue("tls_paths")
     return Place(Carriers.standard(paths), "tcp:127.0.0.1:0", nursery)
 

@@ -15,6 +15,7 @@ from shoalfs.transport.errors import NotAllowed, PeerUnreachable, UserError
 from shoalfs.transport.limits import MIB
 from shoalfs.transport.link import buffers_of, size_of, unsent_part
 from shoalfs.transport.memory import MemoryFabric
+from shoalfs.transport.rdma_setup import Accepted
 from shoalfs.transport.socket_link import SocketLink
 from shoalfs.transport.tls import TlsPaths
 
@@ -167,7 +168,7 @@ async def test_a_port_that_is_taken_or_closed():
 async def test_tcp_connections_notice_dead_peers_and_do_not_wait_for_company():
     ours, theirs, listener = await linked(PLAIN, "tcp:127.0.0.1:0")
     for link in (ours, theirs):
-        assert isinstance(link, SocketLink)
+        assert isinstance(link, SocketLink | Accepted)
         assert link._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
         assert link._sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
         assert link._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 20_000
