@@ -87,7 +87,9 @@ trio.run(main)
 @pytest.mark.parametrize("killed_at_ms", [20, 150])
 async def test_the_peer_dies_in_the_middle_of_a_bulk_transfer(place, killed_at_ms):
     environment = os.environ | {"PYTHONPATH": f"{os.environ.get('PYTHONPATH', '')}:tests"}
-    with subprocess.Popen([sys.executable, "-c", PEER], stdout=subprocess.PIPE, env=environment) as peer:
+    with subprocess.Popen(  # noqa: ASYNC220 - it starts before anything else runs
+        [sys.executable, "-c", PEER], stdout=subprocess.PIPE, env=environment
+    ) as peer:
         address = (await trio.to_thread.run_sync(peer.stdout.readline)).decode().strip()
         async with place.network() as network:
             await network.call(address, ECHO, Number(1))
@@ -130,6 +132,15 @@ async def test_a_key_that_is_revoked_during_a_read_path():
     assert "rem access" in text, text
     theirs.close()
     ours.close()
+
+
+def break_pair(link):
+    """As if the device had found a fault."""
+    from pyverbs.qp import QPAttr
+
+    from shoalfs.transport.rdma_ports import verbs
+
+    link._path._pair._pair.modify(QPAttr(qp_state=verbs.IBV_QPS_ERR), verbs.IBV_QP_STATE)
 
 
 def rogue_message(link):
@@ -176,7 +187,7 @@ async def test_a_peer_that_ignores_its_credits_is_cut_off():
 async def test_retries_that_are_exceeded():
     """The other queue pair is gone, its TCP connection is not: as if the fabric had lost the path."""
     ours, theirs = await linked()
-    theirs._path._pair._pair.close()
+    break_pair(theirs)
 
     async def ask():
         await send(ours, b"are you there")
@@ -224,7 +235,7 @@ async def test_a_connection_that_broke_is_dialled_again(place):
     async with place.network() as network:
         await network.call(server.address, ECHO, Number(1))
         connection = network._peers[server.address].connection
-        connection._link._path._pair._pair.close()
+        break_pair(connection._link)
         with pytest.raises(PeerUnreachable):
             await network.call(server.address, KEEP, Number(2), timeout_ms=8000)
         with trio.fail_after(10):
@@ -269,7 +280,18 @@ async def test_auto_takes_tcp_where_the_peer_declines(nursery):
 
 
 async def test_memory_comes_back_after_many_connections(place):
+    from shoalfs.transport.rdma import process_verbs
+
     server = await place.start()
-    for n in range(140):  # more than RDMA_CONNECTIONS_MAX
+    free = process_verbs().pool._free
+    async with place.network() as network:
+        await network.call(server.address, ECHO, Number(0))  # the shared receives keep a block
+    with trio.fail_after(5):
+        while len(free) < 127:
+            await trio.sleep(0.05)
+    for n in range(20):
         async with place.network() as network:
             await network.call(server.address, ECHO, Number(n), bytes(20 * KIB))
+    with trio.fail_after(5):
+        while len(free) < 127:
+            await trio.sleep(0.05)
