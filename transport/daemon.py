@@ -59,13 +59,34 @@ class Readiness:
 
 
 def set_up_logging(level: str) -> None:
-    """Log to stderr, which is a file when the process was started in the background. SIGUSR1 adds all
-    stacks."""
+    """Log to stderr, which is a file when the process was started in the background. SIGUSR1 adds the stacks of all
+    threads, and of all tasks of the event loop."""
     logging.basicConfig(
         level=level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     faulthandler.enable()
-    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    signal.signal(signal.SIGUSR1, _write_tasks)
+    faulthandler.register(signal.SIGUSR1, all_threads=True, chain=True)
+
+
+def _write_tasks(_number: int, _frame: object) -> None:
+    """Where each task waits, the innermost call last. Called between two steps of the program, so it sees a state that
+    there really was."""
+    import trio
+
+    try:
+        root = trio.lowlevel.current_root_task()
+    except RuntimeError:  # no event loop runs (any more)
+        return
+    waiting = [root] if root is not None else []
+    while waiting:
+        task = waiting.pop()
+        print(f"Task {task.name}:", file=sys.stderr)
+        for frame, line in task.iter_await_frames():
+            code = frame.f_code
+            print(f'  File "{code.co_filename}", line {line} in {code.co_qualname}', file=sys.stderr)
+        waiting += [child for nursery in task.child_nurseries for child in nursery.child_tasks]
+    sys.stderr.flush()
 
 
 def run(serve: Callable[..., Awaitable[Any]], readiness: Readiness) -> None:

@@ -101,10 +101,29 @@ static ssize_t io_writev(int fd, struct iovec *parts, int count, void *userdata)
     return writev(fd, parts, count);
 }
 
+/*
+ * What poll(2) saw may be gone when it is read: the program was killed, or its interrupt came too late. The descriptor
+ * does not block, or the whole process would stand still until the kernel has something else to say. pyfuse3 takes
+ * EINTR, and not EAGAIN, for "nothing came, go on".
+ */
+static ssize_t nothing_came(ssize_t count)
+{
+    if (count < 0 && errno == EAGAIN)
+        errno = EINTR;
+    return count;
+}
+
 static ssize_t io_read(int fd, void *buffer, size_t size, void *userdata)
 {
     (void)userdata;
-    return read(fd, buffer, size);
+    return nothing_came(read(fd, buffer, size));
+}
+
+static ssize_t io_receive(int in, off_t *in_offset, int out, off_t *out_offset, size_t size, unsigned int flags,
+                          void *userdata)
+{
+    (void)userdata;
+    return nothing_came(splice(in, in_offset, out, out_offset, size, flags));
 }
 
 static ssize_t io_splice(int in, off_t *in_offset, int out, off_t *out_offset, size_t size, unsigned int flags,
@@ -120,14 +139,16 @@ static void begin_session(struct fuse_session *session, const struct fuse_in_hea
                           size_t size)
 {
     static const struct fuse_custom_io io = {
-        .writev = io_writev, .read = io_read, .splice_receive = io_splice, .splice_send = io_splice};
+        .writev = io_writev, .read = io_read, .splice_receive = io_receive, .splice_send = io_splice};
 
     shim.fd = fuse_session_fd(session);
     if (size < offsetof(struct fuse_init_in, flags) + sizeof shim.offered || !fuse_session_custom_io)
         return;
     memcpy(&shim.offered, (const char *)body + offsetof(struct fuse_init_in, flags), sizeof shim.offered);
-    if (!fuse_session_custom_io(session, &io, shim.fd))
+    if (!fuse_session_custom_io(session, &io, shim.fd)) {
         shim.init_unique = header->unique;
+        fcntl(shim.fd, F_SETFL, fcntl(shim.fd, F_GETFL) | O_NONBLOCK);
+    }
 }
 
 /* Ask Python. True: it will be answered by reply(), or has been here. The lock is held. */

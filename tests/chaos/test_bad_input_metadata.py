@@ -142,7 +142,7 @@ def test_damaged_inline_bytes_are_not_returned(made: Cluster):
 
 def test_a_store_that_is_none_is_refused(made: Cluster):
     data, checkpoint = store(made) / "data.mdb", store(made) / "checkpoint"
-    with replaced(data, Random(1).randbytes(100_000)):
+    with replaced(data, Random(1).randbytes(data.stat().st_size)):
         assert "not an LMDB file, or its first pages are damaged" in refusal_of_up(made)
     with flipped(data, 16):  # the magic in the first meta page
         assert "not an LMDB file, or its first pages are damaged" in refusal_of_up(made)

@@ -127,6 +127,7 @@ def test_a_node_is_drained_and_removed_under_load(three: Cluster, load: Workload
     for name, content in data.items():
         assert (point / name).read_bytes() == content
     load.verify()
+    wait_until(lambda: is_whole(three), "what was written as the node went has all its copies", 60.0)
     three.fsck()
 
 

@@ -100,6 +100,16 @@ class MdsGroup:
         leader = self.leader()
         return [host for host in self.hosts.hosts if host is not leader]
 
+    def wait_equal(self) -> None:
+        """Until all nodes have applied the same; a member that was away has much to fetch."""
+        give_up = time.monotonic() + SERVES_S
+        while True:
+            status = self.status()
+            if len(status) == len(self.addresses) and len({row["applied_index"] for row in status}) == 1:
+                return
+            assert time.monotonic() < give_up, f"not equal: {status}"
+            time.sleep(0.2)
+
     def fsck(self) -> None:
         done = self.command("fsck", "-o", "json")
         assert done.returncode == 0, done.stdout + done.stderr
@@ -187,7 +197,7 @@ def check_all(group: MdsGroup, load: Load) -> dict[str, Any]:
     """The end of every test: what was acknowledged is there, the check is clean, all nodes are equal."""
     report = load.finish()
     group.fsck()
-    time.sleep(1.0)  # followers learn with a heartbeat what is committed
+    group.wait_equal()
     group.stop()
     group.check_stores_equal()
     return report

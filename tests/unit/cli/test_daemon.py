@@ -97,3 +97,21 @@ def test_a_server_that_fails_is_never_called_ready(pipe):
     assert child.returncode == 1
     assert "no room" in err
     assert os.read(reading, 100) == b""
+
+
+def test_its_tasks_are_told_on_demand_and_it_goes_on(pipe):
+    reading, writing = pipe
+    child = start("serves", writing)
+    assert os.read(reading, 100) == b"ready\n"
+    child.send_signal(signal.SIGUSR1)
+    lines = []
+    while not any("in serve" in line for line in lines):
+        line = child.stderr.readline()
+        assert line, lines
+        lines.append(line)
+    assert any(line.startswith("Task ") for line in lines)
+    child.send_signal(signal.SIGTERM)
+    told, rest = child.communicate(timeout=20)
+    assert child.returncode == 0
+    assert "cleaned up" in told
+    assert "Current thread" in rest or any("Current thread" in line for line in lines)
