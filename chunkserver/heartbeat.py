@@ -19,7 +19,7 @@ from shoalfs.chunkserver.client import ChunkClient
 from shoalfs.chunkserver.membership import Condition, Membership
 from shoalfs.chunkserver.scrubber import Scrubber
 from shoalfs.chunkserver.target import Target
-from shoalfs.mds.client import Leader
+from shoalfs.mds.leader import Leader
 from shoalfs.mds.messages import HEARTBEAT, MUTATE, Command, Mutate, Op, RegisterTarget, TargetRegistered
 from shoalfs.transport.errors import (
     ProtocolViolation,

@@ -26,7 +26,7 @@ from shoalfs.chunkserver.index import IndexDamaged
 from shoalfs.chunkserver.service import ChunkService
 from shoalfs.chunkserver.store import ChunkStore
 from shoalfs.chunkserver.target import Target, open_target
-from shoalfs.mds.client import Leader
+from shoalfs.mds.leader import Leader
 from shoalfs.mds.messages import CHUNKSERVER, GET_MAP, GetMap
 from shoalfs.transport.carrier import Carriers
 from shoalfs.transport.errors import PeerUnreachable, TargetDown, UserError

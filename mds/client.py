@@ -1,4 +1,4 @@
-"""The client's stub of the metadata service: one session, found leader, retries, at most once.
+"""The client's stub of the metadata service: one session, retries, at most once.
 
 Whoever uses it sees a service that is sometimes slow and never ambiguous. A call is repeated, with the same (slot,
 sequence), at whichever node leads, until it is answered or ``patience_ms`` is over; the state machine applies it once.
@@ -15,7 +15,6 @@ client does.
 
 import logging
 import os
-import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -24,6 +23,7 @@ from typing import TypeVar
 import msgspec
 import trio
 
+from shoalfs.mds.leader import PATIENCE_MS, Leader
 from shoalfs.mds.lock_client import LockClient
 from shoalfs.mds.messages import (
     GET_MAP,
@@ -44,10 +44,6 @@ from shoalfs.mds.messages import (
 )
 from shoalfs.mds.mutations import Mutations
 from shoalfs.transport.errors import (
-    DeadlineExceeded,
-    NotLeader,
-    PeerUnreachable,
-    Retry,
     SessionGone,
     ShoalError,
     from_wire,
@@ -64,10 +60,6 @@ Q = TypeVar("Q", bound=msgspec.Struct)
 A = TypeVar("A", bound=msgspec.Struct)
 M = TypeVar("M", bound=Message)
 
-PATIENCE_MS = 120_000  # how long a call stalls through failovers before it fails
-_ATTEMPT_MS = 10_000
-_PAUSE_MIN_S, _PAUSE_MAX_S = 0.02, 1.0
-_PAUSE_SHARE = 1 / 8
 _RANGE = 1024  # chunk numbers reserved at a time
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -75,77 +67,6 @@ _encode = msgspec.msgpack.Encoder().encode
 def boot_time() -> float:
     """Seconds on the clock of leases, which goes on while the machine sleeps (CLOCK_BOOTTIME, clock_gettime(2))."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
-def pause_after(stalled_s: float) -> float:
-    """How long a caller rests that has met no leader for so long: a share of that, so that it comes back at most so
-    much later than it could have, and so that a long stall costs few questions."""
-    return min(_PAUSE_MAX_S, max(_PAUSE_MIN_S, stalled_s * _PAUSE_SHARE))
-
-
-class Leader:
-    """Finds the leader among the members and repeats calls there. Knows nothing of sessions.
-
-    ``addresses`` must not be empty; further members are learned from redirects.
-    """
-
-    def __init__(self, network: Network, addresses: Sequence[str], patience_ms: int = PATIENCE_MS) -> None:
-        assert addresses
-        self._network = network
-        self._addresses = list(addresses)
-        self._at = 0
-        self._patience_ms = patience_ms
-
-    @property
-    def address(self) -> str:
-        """The member that is asked next."""
-        return self._addresses[self._at]
-
-    async def wait_broken(self) -> None:
-        """Return when there is no connection to the member that is asked next: it may have ended."""
-        await self._network.wait_broken(self.address)
-
-    async def call(self, method: Method[Q, A], request: Q, attempt_ms: int = _ATTEMPT_MS) -> Reply[A]:
-        """Ask the leader; stall while there is none; ask again after ``attempt_ms`` without an answer.
-
-        Raises what the service answers, and the last transport error
-        once the patience is over. Cancelled: a mutation may still be applied."""
-        began = trio.current_time()
-        give_up = began + self._patience_ms / 1000
-        hints = 0
-        while True:
-            left_ms = int((give_up - trio.current_time()) * 1000)
-            try:
-                return await self._network.call(
-                    self.address, method, request, timeout_ms=max(1, min(attempt_ms, left_ms))
-                )
-            except NotLeader as error:
-                hinted = self._follow(str(error))
-                failure: ShoalError = PeerUnreachable("the metadata service has no leader")
-            except (PeerUnreachable, DeadlineExceeded) as error:
-                self._at = (self._at + 1) % len(self._addresses)
-                hinted, failure = False, error
-            except ShoalError as error:
-                if error.retry is not Retry.SAME:
-                    raise
-                hinted, failure = False, error
-            if trio.current_time() >= give_up:
-                raise failure
-            # Two members may each hold the other for the leader, so not every hint is followed at once.
-            hints = hints + 1 if hinted else 0
-            if hints % len(self._addresses) == 0:
-                pause_s = pause_after(trio.current_time() - began)
-                await trio.sleep(pause_s * random.uniform(0.5, 1.0))  # noqa: S311 - spreads retries, no secret
-
-    def _follow(self, address: str) -> bool:
-        """Go where a member says the leader is. False if that tells nothing new."""
-        if not address or address == self.address:
-            self._at = (self._at + 1) % len(self._addresses)
-            return False
-        if address not in self._addresses:
-            self._addresses.append(address)
-        self._at = self._addresses.index(address)
-        return True
 
 
 class _Slots:
@@ -256,8 +177,9 @@ class MdsClient:
             return self._next_sequence - 1
 
     async def run(self) -> None:
-        """Carry mutations and keep the session alive until cancelled."""
+        """Carry mutations, watch the leader and keep the session alive until cancelled."""
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._leader.watch)
             nursery.start_soon(self._mutations.run)
             nursery.start_soon(self.renew_forever)
 
@@ -290,7 +212,7 @@ class MdsClient:
             if reply.body.map_epoch > self._map.epoch:
                 await self.refresh_map()
             with trio.move_on_after(max(0, sent + self.ttl_ms / SESSION_RENEWALS_PER_TTL / 1000 - boot_time())):
-                await self._leader.wait_broken()
+                await self._leader.wait_doubtful()
 
     async def close(self) -> None:
         """End the session: its locks and reservations are free at once."""

@@ -12,12 +12,15 @@ from shoalfs.mds.group_messages import (
     JOIN,
     LEAVE,
     TRANSFER_LEADER,
+    WHO_LEADS,
     GetGroup,
     GroupStatus,
     Join,
     Joined,
+    LeaderIs,
     Leave,
     TransferLeader,
+    WhoLeads,
 )
 from shoalfs.mds.raft_members import Members, with_learner, without
 from shoalfs.mds.raft_node import RaftNode
@@ -33,7 +36,7 @@ LOG_ID_BYTES: Final = 16
 
 
 class GroupService:
-    """Answers JOIN, LEAVE and TRANSFER_LEADER while this node leads, and GET_GROUP always."""
+    """Answers JOIN, LEAVE and TRANSFER_LEADER while this node leads, GET_GROUP and WHO_LEADS always."""
 
     def __init__(self, raft: RaftNode, cluster_id: bytes) -> None:
         self._raft = raft
@@ -44,6 +47,7 @@ class GroupService:
         service.add(LEAVE, self._leave)
         service.add(TRANSFER_LEADER, self._transfer_leader)
         service.add(GET_GROUP, self._get_group)
+        service.add(WHO_LEADS, self._who_leads)
 
     async def _join(self, call: Call, request: Join, payload: memoryview) -> Joined:
         """Raises as RaftNode.change_members, and NotAllowed."""
@@ -94,3 +98,6 @@ class GroupService:
 
     async def _get_group(self, call: Call, request: GetGroup, payload: memoryview) -> GroupStatus:
         return self._raft.group_status()
+
+    async def _who_leads(self, call: Call, request: WhoLeads, payload: memoryview) -> LeaderIs:
+        return LeaderIs(self._raft.leader_address(), self._raft.term)

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from shoalfs.mds.messages import ADMIN, MDS
+from shoalfs.mds.messages import ADMIN, ANY_CLIENT, MDS
 from shoalfs.mds.raft_members import Members
 from shoalfs.transport.ids import NodeId
 from shoalfs.transport.method import Message, Method, Nothing
@@ -38,6 +38,15 @@ class GetGroup(Message, frozen=True):
     """Answered by every member, from what it knows."""
 
 
+class WhoLeads(Message, frozen=True):
+    """Answered by every member, from what it knows, for clients that hear nothing of the leader."""
+
+
+class LeaderIs(Message, frozen=True):
+    address: str  # for clients; empty if there is none in this term
+    term: int
+
+
 class FollowerStatus(Message, frozen=True):
     node: NodeId
     match_index: int  # on its disk, as far as the leader knows
@@ -64,3 +73,4 @@ JOIN: Final = Method(310, "group.join", Join, Joined, roles=frozenset({MDS}))
 LEAVE: Final = Method(311, "group.leave", Leave, Nothing, roles=_OPERATORS)
 TRANSFER_LEADER: Final = Method(312, "group.transfer_leader", TransferLeader, Nothing, roles=_OPERATORS)
 GET_GROUP: Final = Method(313, "group.get", GetGroup, GroupStatus, roles=frozenset({ADMIN, MDS}))
+WHO_LEADS: Final = Method(314, "group.who_leads", WhoLeads, LeaderIs, roles=ANY_CLIENT)

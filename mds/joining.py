@@ -26,12 +26,12 @@ from typing import Final
 import trio
 
 from shoalfs.mds import catch_up
-from shoalfs.mds.client import Leader
 from shoalfs.mds.group import LOG_ID_BYTES
 from shoalfs.mds.group_messages import JOIN, Join, Joined
 from shoalfs.mds.install import INSTALLING, LOG, STORE
 from shoalfs.mds.journal import create_journal, read_owner
 from shoalfs.mds.journal_files import sync_directory
+from shoalfs.mds.leader import Leader
 from shoalfs.mds.messages import MDS
 from shoalfs.mds.raft_messages import peer_name
 from shoalfs.transport.carrier import Carriers

@@ -1151,10 +1151,10 @@ CHUNKSERVER: Final = "chunkserver"
 MDS: Final = "mds"
 ADMIN: Final = "admin"
 _CLIENTS: Final = frozenset({CLIENT, ADMIN})
-_ANY: Final = frozenset({CLIENT, CHUNKSERVER, ADMIN})
+ANY_CLIENT: Final = frozenset({CLIENT, CHUNKSERVER, ADMIN})
 _BULK: Final = 1 << 20
 
-MUTATE: Final = Method(100, "mds.mutate", Mutate, Mutated, roles=_ANY)
+MUTATE: Final = Method(100, "mds.mutate", Mutate, Mutated, roles=ANY_CLIENT)
 LOOKUP: Final = Method(101, "mds.lookup", Lookup, LookedUp, roles=_CLIENTS)
 LOOKUP_MANY: Final = Method(102, "mds.lookup_many", LookupMany, FoundMany, 0, _BULK, _CLIENTS)
 GETATTR: Final = Method(103, "mds.getattr", GetAttr, Entry, roles=_CLIENTS)
@@ -1167,7 +1167,7 @@ GET_EXTENTS: Final = Method(109, "mds.get_extents", GetExtents, ExtentMap, 0, _B
 GETXATTR: Final = Method(110, "mds.getxattr", GetXattr, XattrValue, roles=_CLIENTS)
 LISTXATTR: Final = Method(111, "mds.listxattr", ListXattr, XattrNames, roles=_CLIENTS)
 STATFS: Final = Method(112, "mds.statfs", StatFs, FsStat, roles=_CLIENTS)
-GET_MAP: Final = Method(113, "mds.get_map", GetMap, ClusterMap, roles=_ANY)
+GET_MAP: Final = Method(113, "mds.get_map", GetMap, ClusterMap, roles=ANY_CLIENT)
 RENEW: Final = Method(114, "mds.renew", Renew, Renewed, roles=_CLIENTS)
 SET_LOCK: Final = Method(115, "mds.set_lock", SetLock, LockAnswer, roles=_CLIENTS)
 GET_LOCK: Final = Method(116, "mds.get_lock", GetLock, LockAnswer, roles=_CLIENTS)

@@ -169,6 +169,10 @@ class RaftNode:
         member = None if leader is None else self._guard.members.get(leader)
         return "" if member is None else member.client_address
 
+    @property
+    def term(self) -> int:
+        return self._guard.term
+
     def snapshot_source(self) -> str | None:
         """The address of the leader if its log does not reach back to where this one ends, else None."""
         source = self._guard.snapshot_source

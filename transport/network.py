@@ -8,6 +8,7 @@ that dial met: whether another peer will do is for the caller to say.
 import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from math import inf
 from typing import Final
 
 import trio
@@ -49,7 +50,7 @@ class _Peer:
         self.scope = trio.CancelScope()  # of the task that dials and then runs the connection
         self.failure: ShoalError | UserError | None = None  # of the last dial
         self.failures = 0
-        self.rests_until = -float("inf")
+        self.rests_until = -inf
 
 
 class Network:
@@ -119,6 +120,11 @@ class Network:
             await peer.connection.notify(method, request, payload)
         except PeerUnreachable:
             self.counters["notifications_dropped"] += 1
+
+    def heard_at(self, address: str) -> float:
+        """When anything was last received from this address, on trio's clock; -inf if there is no connection."""
+        peer = self._peers.get(address)
+        return -inf if peer is None or peer.connection is None else peer.connection.heard_at
 
     async def wait_broken(self, address: str) -> None:
         """Return when the connection to this address has ended; at once if there is none."""

@@ -88,6 +88,7 @@ class Connection:
         self._decoder = Decoder(self._session.admit)
         self._scope = trio.CancelScope()
         self._ended: str | None = None  # why; set once
+        self.heard_at = trio.current_time()  # when the peer last sent anything
         self._fault: ShoalError | None = None  # what a send met; ends the connection
         # Calls:
         self._waiting: dict[int, _Waiter] = {}  # by request id
@@ -290,6 +291,7 @@ class Connection:
             decoder.end()
             return False
         decoder.received(count)
+        self.heard_at = trio.current_time()
         return True
 
     async def _make_room(self) -> None:

@@ -19,7 +19,7 @@ from shoalfs.transport.config import Address, Config, TlsTable, load
 from shoalfs.transport.errors import UserError
 
 if TYPE_CHECKING:
-    from shoalfs.mds.client import Leader
+    from shoalfs.mds.leader import Leader
     from shoalfs.transport.carrier import Carriers
     from shoalfs.transport.network import Network
 
@@ -86,7 +86,7 @@ def call(reach: Reach, work: "Callable[[Operator], Awaitable[T]]") -> T:
 
 @asynccontextmanager
 async def connect(reach: Reach) -> AsyncIterator[Operator]:
-    from shoalfs.mds.client import Leader
+    from shoalfs.mds.leader import Leader
     from shoalfs.mds.messages import ADMIN
     from shoalfs.transport.network import open_network
     from shoalfs.transport.session import Hello

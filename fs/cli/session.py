@@ -54,7 +54,7 @@ def evict(
     that answers drops what it caches at once; one that does not is waited for until its lease is over."""
 
     async def ask(operator: Operator) -> None:
-        from shoalfs.mds.client import Leader
+        from shoalfs.mds.leader import Leader
         from shoalfs.mds.messages import EVICT, EvictSession
         from shoalfs.transport.ids import SessionId
 

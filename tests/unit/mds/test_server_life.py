@@ -8,7 +8,8 @@ import pytest
 import trio
 
 from shoalfs.mds import messages as m
-from shoalfs.mds.client import Leader, open_session
+from shoalfs.mds.client import open_session
+from shoalfs.mds.leader import Leader
 from shoalfs.mds.server import MdsOptions, run
 from shoalfs.transport.carrier import Carriers
 from shoalfs.transport.errors import NotAllowed, PosixError, SessionGone, UserError, WrongCluster
