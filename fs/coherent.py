@@ -13,7 +13,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import msgspec
 import trio
@@ -34,6 +34,14 @@ log = logging.getLogger("shoal.fs.coherent")
 M = TypeVar("M", bound=Message)
 
 _LOOK_S = 0.1  # how late it may be noticed that the lease clock has run out; the kernel needs no notice
+
+
+class FetchedFile(NamedTuple):
+    """All that an open of this file would bring, as of its data version. ``inode`` None: it is not known."""
+
+    inode: m.Inode | None
+    data: bytes
+    extents: tuple[m.Extent, ...]
 
 
 class Kernel(Protocol):
@@ -63,6 +71,8 @@ class Coherent:
     def __init__(self, kernel: Kernel, handles: Handles, clock: Callable[[], float] = boot_time) -> None:
         self.cache = LeaseCache()
         self.hits = 0  # questions answered here
+        # Told of each name that had to be asked for and was found: who prefetches draws conclusions.
+        self.on_looked_up: Callable[[m.Credentials, InodeId, m.Inode], None] = lambda who, directory, inode: None
         self._kernel = kernel
         self._handles = handles
         self._clock = clock
@@ -141,7 +151,9 @@ class Coherent:
                 self.cache.learn_name(asking, parent, name, None if found.inode is None else found.inode.ino)
             if found.leased and found.inode is not None:
                 self._learn(asking, found.inode)
-            return found.inode
+        if found.inode is not None:
+            self.on_looked_up(who, parent, found.inode)
+        return found.inode
 
     async def getattr(self, ino: InodeId) -> m.Inode:
         """The attributes. Raises ShoalError."""
@@ -165,6 +177,22 @@ class Coherent:
                         self.cache.learn_name(asking, request.ino, entry.name, entry.inode.ino)
                         self._learn(asking, entry.inode)
             return listing
+
+    async def fetch_files(self, inos: tuple[InodeId, ...]) -> list[FetchedFile]:
+        """What these files hold, for opens to come: of those that are leased now. May stop early: ask for the rest.
+        Raises ShoalError."""
+        with self._asking() as asking:
+            reply = await self._repeated(m.FETCH_FILES, m.FetchFiles(self.session, inos))
+            found, start = [], 0
+            for item in reply.body.items:
+                data = bytes(reply.payload[start : start + item.data_bytes])
+                start += item.data_bytes
+                if item.inode is None or not item.leased or not asking.may_learn_inode(item.inode.ino):
+                    found.append(FetchedFile(None, b"", ()))
+                else:
+                    self._learn(asking, item.inode)
+                    found.append(FetchedFile(item.inode, data, item.extents))
+            return found
 
     async def open(self, request: m.Open) -> Reply[m.Opened]:
         """Open at the leader. Raises ShoalError."""

@@ -74,6 +74,11 @@ class DataPath:
         """The data of this file if it is kept, open or not. For rename: what of it needs an fsync?"""
         return self._files.get(ino)
 
+    def is_complete(self, ino: InodeId) -> bool:
+        """True if nothing would have to be asked for to read the file as it was last known."""
+        file = self._files.get(ino)
+        return file is not None and file.is_complete(file.committed_inode)
+
     async def run(self) -> None:
         """Write-back, readahead and reports of bad copies, until cancelled. Call :meth:`flush_all` before the end."""
         async with trio.open_nursery() as nursery:

@@ -150,6 +150,11 @@ class FileData:
         the file is kept if its data version is the same; what is dirty is always kept."""
         self._contents.learn(inode, inline)
 
+    def fetched(self, inode: Inode, inline: bytes, extents: tuple[Extent, ...]) -> None:
+        """Take in all that the file held at ``inode.data_version``."""
+        if self._contents.learn(inode, inline) and not self._contents.is_inline:
+            self._contents.learn_page(inode, extents, 0, None)
+
     # --- reading --------------------------------------------------------------------------------------------
 
     async def read(self, offset_bytes: int, size_bytes: int) -> Buffer:
@@ -159,6 +164,10 @@ class FileData:
         end = min(offset_bytes + size_bytes, self.size_bytes)
         if offset_bytes >= end:
             return b""
+        inline = self._contents.inline
+        if inline is not None and end <= len(inline) and self._contents.is_inline and not self.is_dirty:
+            # A small file, unchanged here: most reads of most datasets. No task is started for it.
+            return inline[offset_bytes:end]
         self._read_ahead(offset_bytes, end)
         pieces, gaps = self._in_memory(offset_bytes, end)
         for found in await all_of([partial(self._committed, *gap) for gap in gaps]):
@@ -250,6 +259,11 @@ class FileData:
         """Commit everything written before this call, here or through other handles of this mount. If
         ``durable``, it is on the disks of ``min_ack`` targets and of a quorum of the metadata service when
         this returns."""
+        if not (self.needs_fsync if durable else self.is_dirty):
+            # Nor is anything on its way: bytes leave the backlog with the commit's answer. The close of a file that was
+            # only read comes here, and must not cost a task switch.
+            self._raise_if_lost()
+            return
         async with self._committing():
             self._take(self._dirty.take_all())
             await self._committer.commit(durable=durable or self._syncs_long)

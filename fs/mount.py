@@ -28,6 +28,7 @@ from shoalfs.fs.native_ops import NativeOps
 from shoalfs.fs.operations import Operations
 from shoalfs.fs.pages import KernelPages
 from shoalfs.fs.releases import Releases
+from shoalfs.fs.scans import Scans
 from shoalfs.fs.vfs import Vfs
 from shoalfs.mds.client import MdsClient, open_session
 from shoalfs.mds.messages import CLIENT, INVALIDATE
@@ -143,10 +144,13 @@ async def _serve(
     """Put the parts together and run them; at the end, in the order that the module describes."""
     session.locks.on_lost = handles.lose
     releases = Releases(coherent)
-    vfs = Vfs(coherent, data_path, handles, releases, KernelPages(), kernel, durable_close=options.durable_close)
+    scans = Scans(coherent, data_path.is_complete, data_path.counters)
+    coherent.on_looked_up = scans.looked_up
+    vfs = Vfs(coherent, data_path, handles, releases, scans, KernelPages(), kernel, durable_close=options.durable_close)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(data_path.run)
         nursery.start_soon(releases.run)
+        nursery.start_soon(scans.run)
         nursery.start_soon(coherent.run)
         nursery.start_soon(kernel.run)
         try:

@@ -27,6 +27,7 @@ from shoalfs.fs.handles import DirHandle, FileHandle, Handles
 from shoalfs.fs.pages import KernelPages
 from shoalfs.fs.ports import Buffer
 from shoalfs.fs.releases import Releases
+from shoalfs.fs.scans import Scans
 from shoalfs.mds import messages as m
 from shoalfs.transport.errors import PosixError, ShoalError
 from shoalfs.transport.ids import InodeId
@@ -65,6 +66,7 @@ class Vfs:
         data_path: DataPath,
         handles: Handles,
         releases: Releases,
+        scans: Scans,
         pages: KernelPages,
         kernel: Kernel,
         *,
@@ -74,6 +76,7 @@ class Vfs:
         self._data_path = data_path
         self._handles = handles
         self._releases = releases
+        self._scans = scans
         self._pages = pages
         self._kernel = kernel
         self._durable_close = durable_close
@@ -228,6 +231,7 @@ class Vfs:
         request = m.ReadDir(handle.who, handle.ino, cookie, READDIR_ENTRIES_MAX)
         listing = await self._metadata.readdir(request)
         handle.page, handle.page_after, handle.page_eof = listing.entries, cookie, listing.eof
+        self._scans.listed(handle.ino, listing.entries)
         for entry in listing.entries:
             if not entry.damaged:
                 self._seen(entry.inode)
@@ -276,7 +280,11 @@ class Vfs:
         """Open an existing file. Returns the handle, and what the kernel may cache. If the file changed since the
         kernel was last told of its attributes, it is made to ask again: it would believe an old size otherwise."""
         inode, inline = self._open_here(ino), None
+        if inode is None and (coming := self._scans.coming(ino)) is not None:
+            await coming.wait()
+            inode = self._open_here(ino)
         if inode is None:
+            self._scans.missed(ino)
             inode, inline = await self._ask_open(who, ino, flags & os.O_ACCMODE)
         file = self._data_path.file(inode)
         coherent = not file.changed_elsewhere(inode) and not file.is_mixed
@@ -302,8 +310,7 @@ class Vfs:
         Permission was checked by the kernel, with attributes and access lists that are leased.
         """
         inode = self._metadata.known(ino)
-        file = self._data_path.find(ino)
-        if inode is None or file is None or not file.is_complete(inode) or self._unlinking[ino]:
+        if inode is None or ino in self._unlinking or not self._has_bytes(inode):
             return None
         taken_back = self._releases.take_back(ino)
         if taken_back is None:
@@ -312,6 +319,17 @@ class Vfs:
             self._handles.registered.add(ino)
         self.opens_here += 1
         return inode
+
+    def _has_bytes(self, inode: m.Inode) -> bool:
+        """True if all that an open would bring beside the inode is known."""
+        file = self._data_path.find(inode.ino)
+        if file is not None and file.is_complete(inode):
+            return True
+        fetched = self._scans.take(inode)
+        if fetched is None or not inode.is_file:
+            return False
+        self._data_path.file(inode).fetched(inode, fetched.data, fetched.extents)
+        return True
 
     async def _ask_open(self, who: m.Credentials, ino: InodeId, access: int) -> tuple[m.Inode, Buffer]:
         """Have the leader open: the inode, and the bytes of a small file."""

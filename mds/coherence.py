@@ -24,7 +24,7 @@ import trio
 
 from shoalfs.mds import messages as m
 from shoalfs.mds.leases import Change, LeaseTable
-from shoalfs.mds.reads import StoredListing
+from shoalfs.mds.reads import StoredFetchedMany, StoredListing
 from shoalfs.mds.recalls import Recalls
 from shoalfs.mds.sessions import SessionTable
 from shoalfs.mds.touched import TOUCHES_NOTHING, Touched, touched_by
@@ -147,6 +147,19 @@ class Coherence:
                 leased &= self.table.lease_inode(session, _number.decode(entry.inode).ino)
         self._relieve(session)
         return msgspec.structs.replace(listing, leased=leased)
+
+    def fetched(self, request: m.FetchFiles, answer: StoredFetchedMany) -> StoredFetchedMany:
+        """The answer to a fetch."""
+        items = tuple(
+            item
+            if item.inode is None
+            else msgspec.structs.replace(
+                item, leased=self.table.lease_inode(request.session, _number.decode(item.inode).ino)
+            )
+            for item in answer.items
+        )
+        self._relieve(request.session)
+        return StoredFetchedMany(items)
 
     def lease_outcomes(
         self, change: Change, commands: Sequence[m.Command], outcomes: Sequence[m.Outcome]

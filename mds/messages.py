@@ -665,6 +665,30 @@ class FoundMany(Message, frozen=True):
     items: tuple[Found, ...]
 
 
+class FetchFiles(Message, frozen=True):
+    """What these files are and hold, for a session that expects to open them soon. Nothing is noted as open."""
+
+    session: SessionId
+    inos: tuple[InodeId, ...]
+
+
+class Fetched(Message, frozen=True):
+    """Answer to one. ``inode`` None: ask for this one by itself (it is gone, damaged, no file, or has many extents).
+    ``data_bytes``: its inline bytes' share of the payload. ``extents``: all of the file. ``leased``: the session may
+    cache all of it."""
+
+    inode: Inode | None = None
+    data_bytes: int = 0
+    extents: tuple[Extent, ...] = ()
+    leased: bool = False
+
+
+class FetchedMany(Message, frozen=True):
+    """May be shorter than the request when the reply would grow too large."""
+
+    items: tuple[Fetched, ...]
+
+
 class GetAttr(Message, frozen=True):
     ino: InodeId
     session: SessionId = SessionId(0)  # wants a lease on the inode
@@ -1175,6 +1199,7 @@ CANCEL_LOCK: Final = Method(117, "mds.cancel_lock", CancelLock, Nothing, roles=_
 TELL_LOCKS: Final = Method(118, "mds.tell_locks", TellLocks, LocksTold, roles=_CLIENTS)
 INVALIDATE: Final = Method(119, "client.invalidate", Invalidate, Invalidated, roles=frozenset({MDS}))
 EVICT: Final = Method(121, "mds.evict", EvictSession, Nothing, roles=frozenset({ADMIN}))
+FETCH_FILES: Final = Method(140, "mds.fetch_files", FetchFiles, FetchedMany, 0, _BULK, _CLIENTS)
 HEARTBEAT: Final = Method(120, "mds.heartbeat", Heartbeat, HeartbeatReply, roles=frozenset({CHUNKSERVER}))
 REPORT_REPLICAS: Final = Method(122, "mds.report_replicas", ReportReplicas, Nothing, roles=_CLIENTS)
 STATUS: Final = Method(130, "mds.status", GetStatus, MdsStatus, roles=_CLIENTS)

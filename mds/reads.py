@@ -19,6 +19,8 @@ from shoalfs.transport.errors import BadMessage, DamagedRecord, PosixError, Shoa
 from shoalfs.transport.ids import ROOT_INODE, ChunkId, InodeId, SessionId, TargetId, chunk_sequence
 from shoalfs.transport.limits import (
     CHUNK_LIST_MAX,
+    FETCH_BATCH_MAX,
+    FETCH_EXTENTS_MAX,
     FILE_SIZE_BYTES_MAX,
     LISTING_BYTES_MAX,
     LOOKUP_BATCH_MAX,
@@ -66,6 +68,21 @@ class _StoredFoundMany(Message, frozen=True):
     """A FoundMany."""
 
     items: tuple[_StoredFound, ...]
+
+
+class StoredFetched(Message, frozen=True):
+    """A Fetched."""
+
+    inode: msgspec.Raw | None = None
+    data_bytes: int = 0
+    extents: tuple[m.Extent, ...] = ()
+    leased: bool = False
+
+
+class StoredFetchedMany(Message, frozen=True):
+    """A FetchedMany."""
+
+    items: tuple[StoredFetched, ...]
 
 
 # --- names --------------------------------------------------------------------------------------------------
@@ -213,6 +230,40 @@ def open_(txn: ReadTxn, request: m.Open) -> tuple[m.Opened, bytes]:
         mask = permission.READ * request.read | permission.WRITE * request.write
         permission.check(request.who, inode, mask)
     return m.Opened(inode), _inline_bytes(txn, inode)
+
+
+def fetch_files(txn: ReadTxn, request: m.FetchFiles) -> tuple[StoredFetchedMany, list[bytes]]:
+    """As many of the files as fit the reply, at least one. Permissions are the client's to check, with the attributes
+    that come with the bytes, as for everything that it caches."""
+    if len(request.inos) > FETCH_BATCH_MAX:
+        raise BadMessage(f"at most {FETCH_BATCH_MAX} files are fetched at a time")
+    found: list[StoredFetched] = []
+    payload: list[bytes] = []
+    payload_bytes = size_bytes = 0
+    for ino in request.inos:
+        item, data = _fetched(txn, ino)
+        payload_bytes += len(data)
+        size_bytes += len(bytes(item.inode or b"")) + len(item.extents) * _EXTENT_BYTES + _ITEM_BYTES
+        if found and (payload_bytes > m.FETCH_FILES.reply_payload_bytes_max or size_bytes > LISTING_BYTES_MAX):
+            break
+        found.append(item)
+        payload.append(data)
+    return StoredFetchedMany(tuple(found)), payload
+
+
+def _fetched(txn: ReadTxn, ino: InodeId) -> tuple[StoredFetched, bytes]:
+    try:
+        stored = _stored_inode(txn, ino)
+        inode = records.INODE.decode(keys.inode(ino), stored)
+        if not inode.is_file:
+            return StoredFetched(), b""
+        if _is_inline(inode):
+            data = inline.load(txn, ino)
+            return StoredFetched(msgspec.Raw(stored), len(data)), data
+        linked = tuple(islice(extents.overlapping(txn, ino, 0, FILE_SIZE_BYTES_MAX), FETCH_EXTENTS_MAX + 1))
+    except ShoalError:
+        return StoredFetched(), b""  # who opens it is told the error
+    return (StoredFetched() if len(linked) > FETCH_EXTENTS_MAX else StoredFetched(msgspec.Raw(stored), 0, linked)), b""
 
 
 def get_extents(txn: ReadTxn, request: m.GetExtents) -> tuple[m.ExtentMap, bytes]:

@@ -51,7 +51,7 @@ _OPS_OF_ROLE = {
     m.CHUNKSERVER: frozenset({m.Op.REGISTER_TARGET}),
 }
 """Which operations a peer may send. The rest is proposed by the leader itself."""
-_OF_SESSION = m.Open | m.Renew | m.Release
+_OF_SESSION = m.Open | m.FetchFiles | m.Renew | m.Release
 """Questions of a session that must be alive."""
 _LEASING = m.Lookup | m.GetAttr | m.ReadDir
 """Questions that wish for leases if they name a session."""
@@ -95,6 +95,7 @@ class MdsService:
             (m.STATFS, self._statfs),
             (m.STATUS, self._status),
             (m.OPEN, self._open),
+            (m.FETCH_FILES, self._fetch_files),
             (m.RENEW, self._renew),
             (m.RELEASE, self._release),
             (m.HEARTBEAT, self._heartbeats.heartbeat),
@@ -195,6 +196,11 @@ class MdsService:
     def _readdir(self, txn: ReadTxn, request: m.ReadDir) -> reads.StoredListing:
         self.counters["questions"] += 1
         return self._coherence.listed(request, reads.readdir(txn, request))
+
+    def _fetch_files(self, txn: ReadTxn, request: m.FetchFiles) -> tuple[reads.StoredFetchedMany, Payload]:
+        self.counters["questions"] += 1
+        answer, payload = reads.fetch_files(txn, request)
+        return self._coherence.fetched(request, answer), payload
 
     # --- sessions ----------------------------------------------------------------------------------------------------
 

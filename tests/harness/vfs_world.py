@@ -16,6 +16,7 @@ from shoalfs.fs.data_path import DataPath
 from shoalfs.fs.handles import Handles
 from shoalfs.fs.pages import KernelPages
 from shoalfs.fs.releases import Releases
+from shoalfs.fs.scans import Scans
 from shoalfs.fs.vfs import Vfs
 from shoalfs.mds.client import MdsClient, open_session
 from shoalfs.mds.messages import CLIENT, INVALIDATE, ROOT_CREDENTIALS
@@ -152,10 +153,13 @@ class World:
             data_path = DataPath(coherent, ChunkClient(network))
             lost.append(data_path)
             releases = Releases(coherent)
-            vfs = Vfs(coherent, data_path, handles, releases, KernelPages(), kernel)
+            scans = Scans(coherent, data_path.is_complete, data_path.counters)
+            coherent.on_looked_up = scans.looked_up
+            vfs = Vfs(coherent, data_path, handles, releases, scans, KernelPages(), kernel)
             nursery.start_soon(coherent.run)
             nursery.start_soon(data_path.run)
             nursery.start_soon(releases.run)
+            nursery.start_soon(scans.run)
             yield Client(vfs, session, data_path, handles, kernel, coherent)
             nursery.cancel_scope.cancel()
 

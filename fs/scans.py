@@ -1,0 +1,244 @@
+"""Scans: notices that a program goes through the files of a directory, and fetches what it will open before it asks.
+
+Training jobs read every file of a directory once, in no order. Asked for one by one, each costs a round trip or two to
+the metadata leader, which is most of what such a read costs. So when several names of one directory had to be asked
+for, the directory is listed; when several of its files had to, the next ones are fetched in bulk: attributes, inline
+bytes, extents, all under leases.
+
+A hint and no more: what is here is used only if the inode is leased, at just the data version that was fetched. So
+nothing here has to be told when something changes.
+
+**Waste is bounded.** A directory's window begins small; it grows while what was fetched is used, and a directory of
+which little is used has to be missed twice as often before the next window. Bytes that were fetched and not opened are
+at most SCAN_BYTES_MAX: when that is full nothing is fetched, except in the place of what is older than a minute.
+"""
+
+import logging
+from collections import Counter, OrderedDict
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Final
+
+import trio
+
+from shoalfs.fs.coherent import Coherent, FetchedFile
+from shoalfs.mds import messages as m
+from shoalfs.transport.errors import ShoalError
+from shoalfs.transport.ids import InodeId
+from shoalfs.transport.limits import FETCH_BATCH_MAX, READDIR_ENTRIES_MAX, SCAN_BYTES_MAX, SCAN_FILES_MAX
+
+log = logging.getLogger("shoal.fs.scans")
+
+_NAMES_MISSED: Final = 6  # of one directory, before it is listed
+_FILES_MISSED: Final = 3  # of one directory, before the first window is fetched
+_MISSES_MAX: Final = 1 << 16  # however little is used
+_WINDOW_MIN: Final = 64
+_WINDOW_MAX: Final = 4_096
+_USED_SHARE: Final = 8  # at least one in so many files of a window was opened: the next may be larger
+_OLD_S: Final = 60.0
+_FILE_COST_BYTES: Final = 512  # what one fetched file takes beside its bytes
+_QUEUED_MAX: Final = 64
+_AT_ONCE: Final = 2  # so that a long listing does not keep other directories waiting
+
+_Work = Callable[[], Awaitable[None]]
+
+
+@dataclass(slots=True)
+class _Directory:
+    """``files``: in the order in which they were listed; ``next``: the first one that no window has reached."""
+
+    files: list[InodeId] = field(default_factory=list)
+    next: int = 0
+    window: int = _WINDOW_MIN
+    threshold: int = _FILES_MISSED
+    missed: int = 0
+    fetched: int = 0  # in the last window
+    used: int = 0  # of these
+    busy: bool = False
+
+
+@dataclass(slots=True)
+class _Ready:
+    file: FetchedFile
+    directory: InodeId
+    since: float
+
+
+class Scans:
+    """``is_complete`` says that an inode's bytes are known already. :meth:`run` must be running."""
+
+    def __init__(
+        self, metadata: Coherent, is_complete: Callable[[InodeId], bool], counters: Counter[str] | None = None
+    ) -> None:
+        self.counters: Counter[str] = Counter() if counters is None else counters
+        self._metadata = metadata
+        self._is_complete = is_complete
+        self._directories: OrderedDict[InodeId, _Directory] = OrderedDict()
+        self._directory_of: dict[InodeId, InodeId] = {}  # of the files in _directories; the sum of their lengths
+        self._ready: OrderedDict[InodeId, _Ready] = OrderedDict()
+        self._ready_bytes = 0  # Invariant: what _ready costs, at most SCAN_BYTES_MAX and one answer
+        self._coming: dict[InodeId, trio.Event] = {}  # on their way
+        self._names_missed: Counter[InodeId] = Counter()
+        self._send, self._receive = trio.open_memory_channel[_Work](_QUEUED_MAX)
+
+    # --- what is seen ------------------------------------------------------------------------------------------------
+
+    def listed(self, directory: InodeId, entries: Iterable[m.DirEntry]) -> None:
+        """A page of a listing came."""
+        known = self._directories.get(directory)
+        if known is None:
+            known = self._directories[directory] = _Directory()
+        for entry in entries:
+            if entry.inode.is_file and not entry.damaged and entry.inode.ino not in self._directory_of:
+                known.files.append(entry.inode.ino)
+                self._directory_of[entry.inode.ino] = directory
+        self._names_missed.pop(directory, None)
+        while len(self._directory_of) > SCAN_FILES_MAX:
+            _, oldest = self._directories.popitem(last=False)
+            for ino in oldest.files:
+                self._directory_of.pop(ino, None)
+
+    def looked_up(self, who: m.Credentials, directory: InodeId, inode: m.Inode) -> None:
+        """A name had to be asked for."""
+        if not inode.is_file or directory in self._directories:
+            return
+        self._names_missed[directory] += 1
+        if self._names_missed[directory] == _NAMES_MISSED:
+            self._ask(lambda: self._list(who, directory))
+        if len(self._names_missed) > SCAN_FILES_MAX:
+            self._names_missed.clear()
+
+    def missed(self, ino: InodeId) -> None:
+        """An open had to ask."""
+        number = self._directory_of.get(ino)
+        if number is None:
+            return
+        directory = self._directories[number]
+        directory.missed += 1
+        if directory.missed < directory.threshold or directory.busy:
+            return
+        directory.missed = 0
+        if directory.fetched:
+            if directory.used * _USED_SHARE >= directory.fetched:
+                directory.window = min(2 * directory.window, _WINDOW_MAX)
+                directory.threshold = _FILES_MISSED
+            else:
+                directory.window = max(directory.window // 2, _WINDOW_MIN)
+                directory.threshold = min(2 * directory.threshold, _MISSES_MAX)
+        directory.busy = self._ask(lambda: self._fetch(number, directory))
+
+    # --- what is had -------------------------------------------------------------------------------------------------
+
+    def take(self, inode: m.Inode) -> FetchedFile | None:
+        """What ``inode``, which is leased, holds, if that was fetched and is still so. Its next reader has it from the
+        file or the kernel."""
+        ready = self._ready.pop(inode.ino, None)
+        if ready is None:
+            return None
+        self._ready_bytes -= _cost(ready.file)
+        directory = self._directories.get(ready.directory)
+        if directory is not None:
+            directory.used += 1
+        assert ready.file.inode is not None
+        if ready.file.inode.data_version != inode.data_version:
+            return None
+        self.counters["scanned_used"] += 1
+        return ready.file
+
+    def coming(self, ino: InodeId) -> trio.Event | None:
+        """Set once what is on its way of this file is here, or will not come."""
+        return self._coming.get(ino)
+
+    # --- fetching ----------------------------------------------------------------------------------------------------
+
+    def _ask(self, work: _Work) -> bool:
+        try:
+            self._send.send_nowait(work)
+        except trio.WouldBlock:
+            return False
+        return True
+
+    async def run(self) -> None:
+        """Fetch until cancelled."""
+        async with trio.open_nursery() as nursery:
+            for _ in range(_AT_ONCE):
+                nursery.start_soon(self._work)
+
+    async def _work(self) -> None:
+        async for work in self._receive:
+            try:
+                await work()
+            except ShoalError as error:
+                # Whoever opens or looks up next asks by itself, and is told.
+                log.debug("a scan was not prefetched: %s", error)
+
+    async def _list(self, who: m.Credentials, directory: InodeId) -> None:
+        cookie, count, eof = 0, 0, False
+        while not eof and count < SCAN_FILES_MAX // 4:
+            listing = await self._metadata.readdir(m.ReadDir(who, directory, cookie, READDIR_ENTRIES_MAX))
+            self.listed(directory, listing.entries)
+            self.counters["scanned_pages"] += 1
+            eof = listing.eof or not listing.entries
+            cookie = listing.entries[-1].cookie if listing.entries else cookie
+            count += len(listing.entries)
+
+    async def _fetch(self, number: InodeId, directory: _Directory) -> None:
+        """The next window of the directory."""
+        try:
+            self._drop_old()
+            directory.fetched = directory.used = 0
+            left = directory.window
+            while left > 0 and self._ready_bytes < SCAN_BYTES_MAX:
+                inos = self._next(directory, min(left, FETCH_BATCH_MAX))
+                if not inos:
+                    return
+                left -= len(inos)
+                while inos:
+                    inos = inos[await self._fetch_some(number, directory, inos) :]
+        finally:
+            directory.busy = False
+
+    def _next(self, directory: _Directory, count: int) -> tuple[InodeId, ...]:
+        """The next files of which nothing is known yet, going round at most once."""
+        found: list[InodeId] = []
+        for _ in range(min(len(directory.files), 4 * _WINDOW_MAX)):
+            ino = directory.files[directory.next % len(directory.files)]
+            directory.next = (directory.next + 1) % len(directory.files)
+            if ino not in self._ready and ino not in self._coming and not self._is_complete(ino):
+                found.append(ino)
+                if len(found) == count:
+                    break
+        return tuple(found)
+
+    async def _fetch_some(self, number: InodeId, directory: _Directory, inos: tuple[InodeId, ...]) -> int:
+        """Returns how many of them were answered."""
+        here = trio.Event()
+        self._coming.update(dict.fromkeys(inos, here))
+        try:
+            files = await self._metadata.fetch_files(inos)
+        finally:
+            for ino in inos:
+                del self._coming[ino]
+            here.set()
+        now = trio.current_time()
+        self.counters["scanned_requests"] += 1
+        for file in files:
+            if file.inode is not None:
+                self._ready[file.inode.ino] = _Ready(file, number, now)
+                self._ready_bytes += _cost(file)
+                directory.fetched += 1
+        self.counters["scanned_files"] += len(files)
+        return max(1, len(files))
+
+    def _drop_old(self) -> None:
+        before = trio.current_time() - _OLD_S
+        while self._ready:
+            ready = next(iter(self._ready.values()))
+            if ready.since >= before:
+                return
+            self._ready.popitem(last=False)
+            self._ready_bytes -= _cost(ready.file)
+
+
+def _cost(file: FetchedFile) -> int:
+    return len(file.data) + _FILE_COST_BYTES

@@ -1,0 +1,191 @@
+"""Scans over real services: a directory that is read is fetched in bulk, and what was fetched is never used when it is
+old."""
+
+import os
+
+import pytest
+import trio
+import trio.testing
+
+from harness.vfs_world import world
+from shoalfs.fs import scans as scans_module
+from shoalfs.fs.coherent import FetchedFile
+from shoalfs.fs.scans import Scans
+from shoalfs.mds import messages as m
+from shoalfs.mds.messages import ROOT_CREDENTIALS as ROOT
+from shoalfs.transport.ids import ROOT_INODE, InodeId
+
+FILES = 40
+
+
+@pytest.fixture
+async def cluster(tmp_path):
+    async with world(tmp_path, chunkservers=1, replicas=1) as running:
+        yield running
+
+
+def content(number):
+    # Every fourth is too large for its inode.
+    return b"%06d" % number * (5_000 if number % 4 == 0 else 50)
+
+
+async def filled(client):
+    made = []
+    for number in range(FILES):
+        made.append(await client.write_file(b"f%d" % number, content(number)))
+    return made
+
+
+def asked(client):
+    counted = []
+    original = client.session.read
+
+    async def read(method, request):
+        counted.append(method.name)
+        return await original(method, request)
+
+    client.session.read = read
+    return counted
+
+
+async def leased(client):
+    with trio.fail_after(5):
+        while not client.coherent.left_s():
+            await trio.sleep(0.01)
+
+
+async def read_all(client, numbers):
+    for number in numbers:
+        handle, _ = await client.open(b"f%d" % number, os.O_RDONLY)
+        assert bytes(await client.vfs.read(handle, 0, 1 << 20)) == content(number)
+        await client.vfs.flush(handle)
+        await client.vfs.release(handle)
+
+
+async def list_root(client):
+    number = client.vfs.opendir(ROOT, ROOT_INODE)
+    cookie = 0
+    while entries := await client.vfs.readdir(number, cookie):
+        cookie = entries[-1].cookie
+    client.vfs.releasedir(number)
+
+
+async def test_a_listed_directory_is_opened_with_few_questions(cluster):
+    async with cluster.client() as one, cluster.client() as two:
+        await leased(one)
+        await leased(two)
+        await filled(one)
+        await list_root(two)
+        questions = asked(two)
+        await read_all(two, range(4))
+        with trio.fail_after(5):
+            while not two.data_path.counters["scanned_files"]:
+                await trio.sleep(0.01)
+        del questions[:]
+        await read_all(two, range(4, FILES))
+        assert set(questions) <= {"mds.release", "mds.renew"}, questions
+
+
+async def test_names_that_are_asked_for_one_by_one_are_listed(cluster):
+    async with cluster.client() as one, cluster.client() as two:
+        await leased(one)
+        await leased(two)
+        await filled(one)
+        questions = asked(two)
+        await read_all(two, range(FILES))
+        with trio.fail_after(5):
+            while not two.data_path.counters["scanned_pages"]:
+                await trio.sleep(0.01)
+        assert questions.count("mds.lookup") < FILES
+        assert questions.count("mds.open") < FILES
+
+
+async def test_what_was_fetched_and_changed_elsewhere_is_not_used(cluster):
+    async with cluster.client() as one, cluster.client() as two:
+        await leased(one)
+        await leased(two)
+        await filled(one)
+        await list_root(two)
+        await read_all(two, range(4))
+        with trio.fail_after(5):
+            while not two.data_path.counters["scanned_files"]:
+                await trio.sleep(0.01)
+        for number in (5, 8):  # one inline, one in chunks
+            handle, _ = await one.open(b"f%d" % number, os.O_WRONLY)
+            await one.vfs.write(handle, 0, b"new")
+            await one.vfs.flush(handle)
+            await one.vfs.release(handle)
+            handle, _ = await two.open(b"f%d" % number, os.O_RDONLY)
+            assert bytes(await two.vfs.read(handle, 0, 1 << 20)) == b"new" + content(number)[3:]
+            await two.vfs.release(handle)
+
+
+async def test_an_unlinked_file_that_was_opened_from_what_was_fetched_stays(cluster):
+    """The leader was not told of the open; it asks when the name goes."""
+    async with cluster.client() as one, cluster.client() as two:
+        await leased(one)
+        await leased(two)
+        await filled(one)
+        await list_root(two)
+        await read_all(two, range(4))
+        with trio.fail_after(5):
+            while not two.data_path.counters["scanned_files"]:
+                await trio.sleep(0.01)
+        questions = asked(two)
+        handle, _ = await two.open(b"f8", os.O_RDONLY)
+        assert "mds.open" not in questions
+        await one.vfs.unlink(ROOT, ROOT_INODE, b"f8")
+        await trio.sleep(0.3)
+        assert bytes(await two.vfs.read(handle, 0, 1 << 20)) == content(8)
+        await two.vfs.release(handle)
+
+
+class Fake:
+    """Answers fetches from nothing."""
+
+    def __init__(self):
+        self.asked = []
+
+    async def fetch_files(self, inos):
+        self.asked.append(inos)
+        await trio.lowlevel.checkpoint()
+        return [FetchedFile(inode(ino), b"x" * 1000, ()) for ino in inos]
+
+
+def inode(number):
+    return m.Inode(InodeId(number), 0o100644, 1, 0, 0, 0, 1000, 0, 0, 0, 0, 0, version=1, data_version=1)
+
+
+async def test_a_directory_of_which_little_is_used_is_fetched_less_and_less(monkeypatch):
+    fake = Fake()
+    seen = Scans(fake, lambda ino: False)
+    numbers = range(10, 100_010)
+    seen.listed(InodeId(2), [m.DirEntry(n, b"%d" % n, inode(n)) for n in numbers])
+    monkeypatch.setattr(scans_module, "SCAN_BYTES_MAX", 1 << 30)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(seen.run)
+        for n in range(50_000, 50_600):  # far from where the windows are
+            assert seen.take(inode(n)) is None
+            seen.missed(InodeId(n))
+            await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    assert sum(map(len, fake.asked)) <= 600
+
+
+async def test_what_was_fetched_and_not_opened_is_bounded(monkeypatch):
+    monkeypatch.setattr(scans_module, "SCAN_BYTES_MAX", 200_000)
+    fake = Fake()
+    opened = set()
+    seen = Scans(fake, opened.__contains__)
+    seen.listed(InodeId(2), [m.DirEntry(n, b"%d" % n, inode(n)) for n in range(10, 5_010)])
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(seen.run)
+        for n in range(10, 3_000):
+            if seen.take(inode(n)) is None:
+                seen.missed(InodeId(n))
+            opened.add(n)
+            await trio.testing.wait_all_tasks_blocked()
+            assert seen._ready_bytes <= 200_000 + 256 * 1_512
+            assert seen._ready_bytes == sum(1_512 for _ in seen._ready)
+        nursery.cancel_scope.cancel()
+    assert sum(map(len, fake.asked)) >= 2_000, "a scan goes on being fetched"
