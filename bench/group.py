@@ -9,6 +9,7 @@ its own; of 256 and 1,000 operations in flight 16 clients have an equal share. L
 import argparse
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -52,6 +53,14 @@ class Nodes:
             command = [sys.executable, "-m", "shoalfs", "mds", "run", "--config", str(config)]
             with open(directory / f"{n}.log", "wb") as log:
                 self.processes.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log))
+
+    def cpu_s(self) -> list[float]:
+        """CPU time of the clients' process and of each node: steadier than a rate where other work runs (proc(5))."""
+        spent = [time.process_time()]
+        for process in self.processes:
+            fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+            spent.append((int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"))
+        return spent
 
     def log_bytes(self) -> int:
         """Of the first node's log."""
@@ -119,9 +128,10 @@ async def clients_of(stack: AsyncExitStack, nodes: Nodes, count: int) -> list[Cl
 
 
 async def measure(
-    work: Callable[[Client], Awaitable[Any]], clients: list[Client], in_flight: int, seconds: float
-) -> dict[str, float]:
-    """Operations per second, and the median and 99th percentile of their latency."""
+    nodes: Nodes, work: Callable[[Client], Awaitable[Any]], clients: list[Client], in_flight: int, seconds: float
+) -> dict[str, Any]:
+    """Operations per second, the median and 99th percentile of their latency, and the CPU time that one takes: of the
+    clients, and of each node, the busiest first."""
     latencies: list[float] = []
     end = time.perf_counter() + seconds
 
@@ -130,17 +140,19 @@ async def measure(
             await work(client)
             latencies.append(time.perf_counter() - began)
 
-    began = time.perf_counter()
+    began, before = time.perf_counter(), nodes.cpu_s()
     async with trio.open_nursery() as nursery:
         for number in range(in_flight):
             nursery.start_soon(loop, clients[number % len(clients)])
     seconds = time.perf_counter() - began
+    ours, *theirs = [after - since for after, since in zip(nodes.cpu_s(), before, strict=True)]
     latencies.sort()
     count = len(latencies)
     return {
         "per_s": round(count / seconds),
         "p50_ms": round(latencies[count // 2] * 1e3, 3),
         "p99_ms": round(latencies[count * 99 // 100] * 1e3, 3),
+        "cpu_us": "+".join(f"{1e6 * spent / count:.0f}" for spent in (ours, *sorted(theirs, reverse=True))),
     }
 
 
@@ -149,17 +161,17 @@ async def creates(nodes: Nodes, in_flight: list[int], seconds: float, say: Calla
         clients = await clients_of(stack, nodes, CLIENTS_MAX)
         for count in in_flight:
             some = clients[: min(count, CLIENTS_MAX)]
-            await measure(Client.create, some, count, seconds / 5)
-            say(f"create, {count} in flight", **await measure(Client.create, some, count, seconds))
+            await measure(nodes, Client.create, some, count, seconds / 5)
+            say(f"create, {count} in flight", **await measure(nodes, Client.create, some, count, seconds))
         before_bytes, before = nodes.log_bytes(), clients[0].count
-        await measure(Client.create, clients[:1], 1, seconds / 3)
+        await measure(nodes, Client.create, clients[:1], 1, seconds / 3)
         say(
             "log bytes per create, one in an entry",
             bytes=(nodes.log_bytes() - before_bytes) // (clients[0].count - before),
         )
-        say("create with 4 KiB, 64 in flight", **await measure(Client.create_with_bytes, clients, 64, seconds))
+        say("create with 4 KiB, 64 in flight", **await measure(nodes, Client.create_with_bytes, clients, 64, seconds))
         before_bytes, before = nodes.log_bytes(), clients[0].count
-        await measure(Client.create_with_bytes, clients[:1], 1, seconds / 3)
+        await measure(nodes, Client.create_with_bytes, clients[:1], 1, seconds / 3)
         say("log bytes per 4 KiB file", bytes=(nodes.log_bytes() - before_bytes) // (clients[0].count - before))
 
 
@@ -219,11 +231,11 @@ async def reads(nodes: Nodes, seconds: float, say: Callable[..., None]) -> None:
                     return
                 cookie = page.body.entries[-1].cookie
 
-        say("lookup, 1 in flight", **await measure(lookup, clients[:1], 1, seconds))
-        say("lookup, 256 in flight", **await measure(lookup, clients, 256, seconds))
-        many = await measure(lookup_many, clients, 8, seconds)
+        say("lookup, 1 in flight", **await measure(nodes, lookup, clients[:1], 1, seconds))
+        say("lookup, 256 in flight", **await measure(nodes, lookup, clients, 256, seconds))
+        many = await measure(nodes, lookup_many, clients, 8, seconds)
         say("lookup, 256 in a request, 8 requests in flight", per_s=many["per_s"] * 256)
-        pages = await measure(listing, clients, 2, seconds)
+        pages = await measure(nodes, listing, clients, 2, seconds)
         say("entries listed with attributes, 2 clients", per_s=round(pages["per_s"] * LISTED))
 
 
@@ -240,10 +252,11 @@ def main() -> None:
     for count in arguments.nodes:
         with group(arguments.directory, count) as nodes:
 
-            def say(what: str, count: int = count, **figures: float) -> None:
+            def say(what: str, count: int = count, **figures: float | str) -> None:
                 rows.append({"nodes": count, "what": what, **figures})
                 if not arguments.json:
-                    told = "  ".join(f"{name} {value:>10,}" for name, value in figures.items())
+                    words = {name: value if isinstance(value, str) else f"{value:,}" for name, value in figures.items()}
+                    told = "  ".join(f"{name} {word:>10}" for name, word in words.items())
                     print(f"{count} node(s)  {what:50} {told}", flush=True)
 
             trio.run(creates, nodes, arguments.in_flight, arguments.seconds, say)
