@@ -39,6 +39,7 @@ something_is_missing() {
         command -v "$command" >/dev/null || return 0
     done
     ! pkg-config --exists fuse3 ||
+        ! python3 -c 'import ctypes; ctypes.CDLL("libisal.so.2")' 2>/dev/null ||
         ! python3 -c 'import ensurepip, os, sysconfig, sys
 sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))' 2>/dev/null
 }
@@ -76,5 +77,5 @@ install_python() {
 }
 
 COMMANDS=(gcc pkg-config fusermount3 python3)
-PACKAGES=(python3-venv python3-dev gcc libc6-dev pkg-config libfuse3-dev fuse3)
+PACKAGES=(python3-venv python3-dev gcc libc6-dev pkg-config libfuse3-dev fuse3 libisal2)
 mkdir -p "$WORK"

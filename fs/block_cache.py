@@ -6,17 +6,20 @@ held.
 """
 
 from collections import OrderedDict
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from shoalfs.transport.ids import ChunkId
 from shoalfs.transport.limits import BLOCK_BYTES
 
+PieceId: TypeAlias = ChunkId | tuple[ChunkId, int]
+"""A chunk, or the fragment of one at a place."""
+
 
 class Run(NamedTuple):
-    """``data`` is the chunk's bytes from block ``first`` on: whole blocks, the chunk's last one may be
+    """``data`` is the chunk's (or the fragment's) bytes from block ``first`` on: whole blocks, its last one may be
     short."""
 
-    chunk: ChunkId
+    chunk: PieceId
     first: int
     data: memoryview
 
@@ -36,17 +39,23 @@ class BlockCache:
     def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes = limit_bytes
         self.size_bytes = 0
-        self._runs: OrderedDict[tuple[ChunkId, int], Run] = OrderedDict()
-        self._by_block: dict[tuple[ChunkId, int], Run] = {}
+        self._runs: OrderedDict[tuple[PieceId, int], Run] = OrderedDict()
+        self._by_block: dict[tuple[PieceId, int], Run] = {}
 
-    def get(self, chunk: ChunkId, block: int) -> memoryview | None:
+    def get(self, chunk: PieceId, block: int) -> memoryview | None:
         run = self._by_block.get((chunk, block))
         if run is None:
             return None
         self._runs.move_to_end((chunk, run.first))
         return run.block(block)
 
-    def __contains__(self, key: tuple[ChunkId, int]) -> bool:
+    def whole(self, chunk: PieceId, length_bytes: int) -> bytes | None:
+        """All of it, if it is here."""
+        views = [self.get(chunk, block) for block in range(-(-length_bytes // BLOCK_BYTES))]
+        found = [view for view in views if view is not None]
+        return b"".join(found) if len(found) == len(views) else None
+
+    def __contains__(self, key: tuple[PieceId, int]) -> bool:
         return key in self._by_block
 
     def put(self, run: Run) -> None:

@@ -34,6 +34,7 @@ def cut(extent: Extent, start: int, end: int) -> Extent:
         chunk_offset_bytes=extent.chunk_offset_bytes + start - extent.offset_bytes,
         chunk_bytes=extent.chunk_bytes,
         chunk_hash=extent.chunk_hash,
+        fragments=extent.fragments,
     )
 
 

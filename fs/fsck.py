@@ -16,6 +16,7 @@ from typing import Final, NamedTuple
 from shoalfs.chunkserver.messages import ListedChunk, VerifiedChunk
 from shoalfs.mds import messages as mds
 from shoalfs.transport.errors import ChunkMissing
+from shoalfs.transport.fragments import fragment_bytes, fragment_hash
 from shoalfs.transport.ids import ChunkId, InodeId, PgId, TargetId, chunk_pg
 
 NO_INODE: Final = InodeId(0)
@@ -85,6 +86,13 @@ class Expected(NamedTuple):
     ino: InodeId
     chunk_bytes: int
     chunk_hash: bytes
+    fragments: bytes = b""
+
+    def of(self, place: int | None, data: int) -> tuple[int, bytes]:
+        """Length and hash of what a target has of it: all, or the fragment at ``place``; it takes ``data`` to read."""
+        if place is None or not self.fragments:
+            return self.chunk_bytes, self.chunk_hash
+        return fragment_bytes(self.chunk_bytes, data), fragment_hash(self.fragments, place)
 
 
 class Replica(NamedTuple):
@@ -104,7 +112,7 @@ def expected_chunks(
     expected: dict[ChunkId, Expected] = {}
     findings = []
     for ino, extent in extents:
-        said = Expected(ino, extent.chunk_bytes, extent.chunk_hash)
+        said = Expected(ino, extent.chunk_bytes, extent.chunk_hash, extent.fragments)
         first = expected.setdefault(extent.chunk, said)
         if first[1:] != said[1:]:
             text = f"chunk {extent.chunk:016x} has another length or hash in inode {first.ino}"
@@ -127,6 +135,23 @@ def leaving(map_: mds.ClusterMap) -> dict[PgId, frozenset[TargetId]]:
     return {group.id: frozenset(group.leaving) for group in map_.groups if group.leaving}
 
 
+class Fragments(NamedTuple):
+    """Of a group whose targets have a fragment each: how many are needed, and who has which."""
+
+    data: int
+    places: dict[TargetId, int]
+
+
+def fragmented(map_: mds.ClusterMap) -> dict[PgId, Fragments]:
+    """The groups of pools of fragments."""
+    data = {pool.id: pool.data for pool in map_.pools}
+    return {
+        group.id: Fragments(data[group.pool], {target: group.place(target) for target in group.holders})
+        for group in map_.groups
+        if data.get(group.pool, 1) > 1
+    }
+
+
 def replicas(
     expected: Mapping[ChunkId, Expected], groups: Mapping[PgId, Sequence[TargetId]]
 ) -> tuple[dict[TargetId, list[ChunkId]], list[Finding]]:
@@ -143,21 +168,35 @@ def replicas(
     return dict(by_target), findings
 
 
-def fault(said: Expected, answer: VerifiedChunk) -> Kind | None:
-    """What is wrong with one replica, if anything."""
+def fault(said: Expected, answer: VerifiedChunk, place: int | None = None, data: int = 1) -> Kind | None:
+    """What is wrong with one replica, if anything; or with the fragment at ``place``."""
     if answer.code == ChunkMissing.code:
         return Kind.MISSING_REPLICA
     if answer.code:
         return Kind.DAMAGED_REPLICA
-    if (answer.chunk_bytes, answer.chunk_hash) != (said.chunk_bytes, said.chunk_hash):
+    if (answer.chunk_bytes, answer.chunk_hash) != said.of(place, data):
         return Kind.WRONG_REPLICA
     return None
 
 
-def suspects(expected: Mapping[ChunkId, Expected], answers: Mapping[Replica, VerifiedChunk]) -> list[ChunkId]:
+def suspects(
+    expected: Mapping[ChunkId, Expected],
+    answers: Mapping[Replica, VerifiedChunk],
+    fragmented: Mapping[PgId, Fragments] | None = None,
+) -> list[ChunkId]:
     """Chunks with a bad replica: the metadata have to be asked whether they still link to them."""
-    bad = {replica.chunk for replica, answer in answers.items() if fault(expected[replica.chunk], answer)}
+    known = fragmented or {}
+    bad = {
+        replica.chunk for replica, answer in answers.items() if _fault(expected[replica.chunk], replica, answer, known)
+    }
     return sorted(bad)
+
+
+def _fault(
+    said: Expected, replica: Replica, answer: VerifiedChunk, fragmented: Mapping[PgId, Fragments]
+) -> Kind | None:
+    group = fragmented.get(chunk_pg(replica.chunk))
+    return fault(said, answer) if group is None else fault(said, answer, group.places[replica.target], group.data)
 
 
 def judge(
@@ -166,19 +205,24 @@ def judge(
     answers: Mapping[Replica, VerifiedChunk],
     linked: Collection[ChunkId],
     leaving: Mapping[PgId, Collection[TargetId]] | None = None,
+    fragmented: Mapping[PgId, Fragments] | None = None,
 ) -> list[Finding]:
     """Findings about the chunks in ``linked``, which are the suspects that are still in use.
 
     A replica without an answer is on a target that could not be asked: it is neither good nor bad. A chunk is
-    lost only if every replica was asked and none is good. What a target in ``leaving`` lacks is no finding of its own.
+    lost only if every replica was asked and none is good; where there are fragments, if too few are good or were not
+    asked. What a target in ``leaving`` lacks is no finding of its own.
     """
     findings = []
     for chunk in linked:
         said, targets = expected[chunk], groups[chunk_pg(chunk)]
-        asked = {target: answers[Replica(target, chunk)] for target in targets if Replica(target, chunk) in answers}
-        faults = {target: found for target, answer in asked.items() if (found := fault(said, answer))}
-        if len(faults) == len(targets):
-            text = f"no good copy of chunk {chunk:016x}: " + ", ".join(
+        asked = [Replica(target, chunk) for target in targets if Replica(target, chunk) in answers]
+        faults = {r.target: found for r in asked if (found := _fault(said, r, answers[r], fragmented or {}))}
+        group = (fragmented or {}).get(chunk_pg(chunk))
+        left = {target if group is None else group.places[target] for target in targets if target not in faults}
+        if len(left) < (1 if group is None else group.data):
+            what = "no good copy" if group is None else f"{len(left)} good fragments, of {group.data} that it takes,"
+            text = f"{what} of chunk {chunk:016x}: " + ", ".join(
                 f"{_short(found)} on target {target}" for target, found in faults.items()
             )
             findings.append(Finding(Kind.LOST_CHUNK, text, said.ino, chunk))

@@ -33,9 +33,18 @@ class Placement:
     def min_ack(self, pool: PoolId) -> int:
         """Receipts that a commit needs for each chunk. Raises TargetDown for a pool that the map does not
         have."""
+        return self.pool(pool).min_ack
+
+    def pool(self, pool: PoolId) -> Pool:
+        """Raises TargetDown for a pool that the map does not have."""
         if pool not in self._pools:
             raise TargetDown(f"the cluster map has no pool {pool}")
-        return self._pools[pool].min_ack
+        return self._pools[pool]
+
+    def pool_of(self, chunk: ChunkId) -> Pool | None:
+        """The pool of the chunk's group; None: the map has no such group."""
+        group = self._groups.get(chunk_pg(chunk))
+        return None if group is None else self._pools[group.pool]
 
     def group_for(
         self, pool: PoolId, ino: InodeId, index: int, avoid: Collection[TargetId], *, least: int | None = None
@@ -51,9 +60,9 @@ class Placement:
                 return group
         return None
 
-    def targets(self, group: PlacementGroup) -> list[Target]:
-        """The targets of the group that can be written to."""
-        return [self._targets[target] for target in group.targets if self._is_up(target)]
+    def targets(self, group: PlacementGroup) -> list[tuple[int, Target]]:
+        """The targets of the group that can be written to, with their places in it."""
+        return [(place, self._targets[t]) for place, t in enumerate(group.targets) if self._is_up(t)]
 
     def target(self, target: TargetId) -> Target | None:
         return self._targets.get(target)
@@ -70,6 +79,27 @@ class Placement:
         turned = group.targets[start:] + group.targets[:start] + group.leaving
         found = [self._targets[target] for target in turned if target in self._targets]
         return sorted(found, key=lambda target: (_LAST_ASKED.get(target.state, 0), target.id in avoid))
+
+    def fragments(self, chunk: ChunkId, avoid: Collection[TargetId]) -> dict[int, list[Target]]:
+        """Who may have each fragment of a chunk, by place, in the order in which to ask. Places whose first target
+        probably answers come first, those of ``avoid`` after them."""
+        group = self._groups.get(chunk_pg(chunk))
+        if group is None:
+            return {}
+        holders: dict[int, list[Target]] = {}
+        for target in group.holders:
+            if target in self._targets:
+                holders.setdefault(group.place(target), []).append(self._targets[target])
+
+        def rank(target: Target) -> tuple[int, bool]:
+            return _LAST_ASKED.get(target.state, 0), target.id in avoid
+
+        asked = {place: sorted(targets, key=rank) for place, targets in holders.items()}
+        return dict(sorted(asked.items(), key=lambda item: (rank(item[1][0]), item[0])))
+
+    def is_doubtful(self, target: Target, avoid: Collection[TargetId]) -> bool:
+        """It probably does not answer, or lacks much."""
+        return target.id in avoid or target.state in _LAST_ASKED
 
     def may_come_back(self, targets: Collection[TargetId]) -> bool:
         """Whether one of them counts as up, so that it is worth waiting for one that does not answer."""

@@ -20,11 +20,12 @@ from shoalfs.transport.limits import DIRTY_RUN_COST_BYTES, FILE_SIZE_BYTES_MAX
 
 
 class Stored(NamedTuple):
-    """A chunk that at least ``min_ack`` targets have taken."""
+    """A chunk that at least ``min_ack`` targets have taken. ``fragments``: as in its extents."""
 
     chunk: ChunkId
     chunk_hash: bytes
     receipts: tuple[Receipt, ...]
+    fragments: bytes = b""
 
     @property
     def durable_receipts(self) -> int:
@@ -87,7 +88,7 @@ class Unit:
             spans.append((start, within, length))
         chunk = self.stored
         return [
-            Extent(start, length, chunk.chunk, within, self.payload_bytes, chunk.chunk_hash)
+            Extent(start, length, chunk.chunk, within, self.payload_bytes, chunk.chunk_hash, chunk.fragments)
             for start, within, length in spans
         ]
 

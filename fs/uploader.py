@@ -13,10 +13,10 @@ from functools import partial
 
 import trio
 
-from shoalfs.chunkserver.client import hash_chunk
 from shoalfs.fs.avoided import Avoided
 from shoalfs.fs.parallel import settle_all
 from shoalfs.fs.pauses import Pauses
+from shoalfs.fs.pieces import Pieces, prepare
 from shoalfs.fs.placement import Placement
 from shoalfs.fs.ports import Chunks, Metadata
 from shoalfs.fs.units import Stored
@@ -55,7 +55,7 @@ class Uploader:
         for other reasons. Cancelled: some targets may have the chunk; nothing will use it.
         """
         async with self._slots:
-            digest = await hash_chunk(payload)
+            pieces: Pieces | None = None
             index = offset_bytes // inode.chunk_bytes
             pauses = Pauses()
             errors: list[ShoalError] = []
@@ -66,10 +66,12 @@ class Uploader:
                     errors = [error]
                     await self._recover(errors, pauses)
                     continue
+                if pieces is None:
+                    pieces = await prepare(payload, self._current().pool(inode.pool))
                 chunk = chunk_id(group.id, await self._metadata.chunk_sequence())
-                receipts, errors = await self._put(group, chunk, inode, offset_bytes, payload, digest, durable=durable)
+                receipts, errors = await self._put(group, chunk, inode, offset_bytes, pieces, durable=durable)
                 if len(receipts) >= self.min_ack(inode.pool):
-                    return Stored(chunk, digest, receipts)
+                    return Stored(chunk, pieces.chunk_hash, receipts, pieces.fragments)
                 await self._recover(errors, pauses)
         raise errors[0] if errors else TargetDown("too few targets answered for min_ack")
 
@@ -144,14 +146,14 @@ class Uploader:
         chunk: ChunkId,
         inode: Inode,
         offset_bytes: int,
-        payload: Sequence[memoryview],
-        digest: bytes,
+        pieces: Pieces,
         *,
         durable: bool,
     ) -> tuple[tuple[Receipt, ...], list[ShoalError]]:
         """One chunk to all targets of one group at the same time: the receipts and the errors."""
 
-        async def put(target: Target) -> Receipt:
+        async def put(place: int, target: Target) -> Receipt:
+            payload, digest = pieces.at(place)
             try:
                 return await self._chunks.put(
                     target,
@@ -170,7 +172,7 @@ class Uploader:
                 self._failed.add(target)
                 raise
 
-        results = await settle_all([partial(put, target) for target in self._current().targets(group)])
+        results = await settle_all([partial(put, *member) for member in self._current().targets(group)])
         errors = [result for result in results if isinstance(result, ShoalError)]
         self._counters["puts_failed"] += len(errors)
         return tuple(result for result in results if isinstance(result, Receipt)), errors

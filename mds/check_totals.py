@@ -26,12 +26,12 @@ def check(txn: ReadTxn, findings: Findings) -> None:
 def _check_chunks(txn: ReadTxn, findings: Findings) -> None:
     """Each chunk is counted as often as extents use it, with its length, and none of them is garbage."""
     extents: Counter[ChunkId] = Counter()
-    chunks: dict[ChunkId, tuple[int, bytes]] = {}
+    chunks: dict[ChunkId, tuple[int, bytes, bytes]] = {}
     for key, value in findings.rows(txn, *keys.all_of(b"X")):
         extent = findings.decoded(records.EXTENT, key, value, InodeId(keys.first_field(key)))
         if extent is not None:
             extents[extent.chunk] += 1
-            chunks.setdefault(extent.chunk, (extent.chunk_bytes, extent.chunk_hash))
+            chunks.setdefault(extent.chunk, (extent.chunk_bytes, extent.chunk_hash, extent.fragments))
     for key, value in findings.rows(txn, *keys.all_of(b"K"), _NONE):
         use = findings.decoded(records.CHUNK_USE, key, value, _NONE)
         chunk = ChunkId(keys.first_field(key))
@@ -40,7 +40,7 @@ def _check_chunks(txn: ReadTxn, findings: Findings) -> None:
             findings.add("wrong-chunk-count", _NONE, f"chunk {chunk} counts {use.extents} extents, there are {used}")
         if use is not None and used and use.chunk_bytes != chunks[chunk][0]:
             findings.add("wrong-chunk-length", _NONE, f"chunk {chunk} is noted with {use.chunk_bytes} bytes")
-        if use is not None and used and use.chunk_hash not in (b"", chunks[chunk][1]):
+        if use is not None and used and use.chunk_hash and (use.chunk_hash, use.fragments) != chunks[chunk][1:]:
             findings.add("wrong-chunk-hash", _NONE, f"chunk {chunk} is noted with another hash than its extents have")
         if findings.get(txn, keys.garbage(chunk), _NONE) is not None:
             findings.add("used-chunk-is-garbage", _NONE, f"chunk {chunk} is used and would be deleted")

@@ -1,7 +1,7 @@
 """The cluster map in the store: pools, targets, placement groups, and the epoch that every change raises. Pure."""
 
 from shoalfs.mds import keys, records
-from shoalfs.mds.messages import ClusterMap, PlacementGroup, Target, Upkeep
+from shoalfs.mds.messages import ClusterMap, PlacementGroup, Pool, Target, Upkeep
 from shoalfs.mds.txn import ReadTxn, Txn
 
 
@@ -13,10 +13,14 @@ def load_map(txn: ReadTxn) -> ClusterMap:
     return ClusterMap(
         cluster_id=records.FORMAT.require(txn, keys.FORMAT).cluster_id,
         epoch=load_epoch(txn),
-        pools=tuple(records.POOL.decode(*row) for row in txn.range(*keys.all_of(b"P"))),
+        pools=load_pools(txn),
         targets=load_targets(txn),
         groups=load_groups(txn),
     )
+
+
+def load_pools(txn: ReadTxn) -> tuple[Pool, ...]:
+    return tuple(records.POOL.decode(*row) for row in txn.range(*keys.all_of(b"P")))
 
 
 def load_targets(txn: ReadTxn) -> tuple[Target, ...]:
@@ -29,6 +33,10 @@ def load_groups(txn: ReadTxn) -> tuple[PlacementGroup, ...]:
 
 def load_upkeep(txn: ReadTxn) -> Upkeep:
     return records.UPKEEP.load(txn, keys.UPKEEP) or Upkeep(rebalance_paused=False, scrub_requested_ns=0)
+
+
+def store_pool(txn: Txn, pool: Pool) -> None:
+    records.POOL.store(txn, keys.pool(pool.id), pool)
 
 
 def store_target(txn: Txn, target: Target) -> None:

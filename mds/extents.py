@@ -25,15 +25,15 @@ class ChunkDelta:
 
     def __init__(self) -> None:
         self._extents: Counter[ChunkId] = Counter()
-        self._chunks: dict[ChunkId, tuple[int, bytes]] = {}  # length and hash
+        self._chunks: dict[ChunkId, tuple[int, bytes, bytes]] = {}  # length, hash, hashes of its fragments
 
     def add(self, extent: Extent) -> None:
         self._extents[extent.chunk] += 1
-        self._chunks[extent.chunk] = (extent.chunk_bytes, extent.chunk_hash)
+        self._chunks[extent.chunk] = (extent.chunk_bytes, extent.chunk_hash, extent.fragments)
 
     def drop(self, extent: Extent) -> None:
         self._extents[extent.chunk] -= 1
-        self._chunks[extent.chunk] = (extent.chunk_bytes, extent.chunk_hash)
+        self._chunks[extent.chunk] = (extent.chunk_bytes, extent.chunk_hash, extent.fragments)
 
     def settle(self, txn: Txn, now_ns: int) -> None:
         """Bring the chunks' counts up to date; a chunk that no extent uses any more becomes garbage as of

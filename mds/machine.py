@@ -68,6 +68,8 @@ SERVICE_OPS: Final = frozenset(
         Op.SETTLE_GROUP,
         Op.REMOVE_TARGET,
         Op.SET_UPKEEP,
+        Op.CREATE_POOL,
+        Op.SET_POOL,
     }
 )
 """What runs without a session (session 0), hence without a recorded outcome: each of them may be repeated.
@@ -262,7 +264,7 @@ def format_store(
     them. ``created_ns`` is the time on the root directory; ``members`` are the founders of the group.
     """
     assert pools, "a filesystem has at least one pool"
-    assert all(1 <= pool.min_ack <= pool.replicas for pool in pools), pools
+    assert all(1 <= pool.data <= pool.min_ack <= pool.replicas for pool in pools), pools
     with store.read() as reader:
         before = records.FORMAT.load(reader, keys.FORMAT)
     if before is not None:

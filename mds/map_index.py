@@ -1,9 +1,12 @@
 """The cluster map, indexed for the leader's decisions. Pure; made anew for each epoch."""
 
 from collections import defaultdict
+from collections.abc import Iterable
 
 from shoalfs.mds.messages import ClusterMap, PlacementGroup, Pool, Target
-from shoalfs.transport.ids import PgId, PoolId, TargetId
+from shoalfs.mds.records import ChunkUse
+from shoalfs.transport.fragments import fragment_bytes, fragment_hash
+from shoalfs.transport.ids import ChunkId, PgId, PoolId, TargetId, chunk_pg
 
 
 class MapIndex:
@@ -27,6 +30,26 @@ class MapIndex:
         """It may hold chunks of the group: it is a member, or leaving."""
         found = self.groups.get(group)
         return found is not None and target in found.holders
+
+    def pool_of(self, group: PgId) -> Pool:
+        return self.pools[self.groups[group].pool]
+
+    def piece(self, target: TargetId, chunk: ChunkId, use: ChunkUse) -> tuple[int, bytes]:
+        """Length and hash of what a holder of the chunk's group should have of it: all, or its fragment."""
+        if not use.fragments:
+            return use.chunk_bytes, use.chunk_hash
+        group = self.groups[chunk_pg(chunk)]
+        length = fragment_bytes(use.chunk_bytes, self.pools[group.pool].data)
+        return length, fragment_hash(use.fragments, group.place(target))
+
+    def spare(self, chunk: ChunkId, holders: Iterable[TargetId]) -> int:
+        """How many targets may still be lost, and one more, if these have what they should of a chunk; 0: it cannot be
+        read any more."""
+        data = self.pool_of(chunk_pg(chunk)).data
+        if data == 1:
+            return len(list(holders))
+        group = self.groups[chunk_pg(chunk)]
+        return max(0, len({group.place(target) for target in holders}) + 1 - data)
 
     def needed_epoch(self, target: TargetId) -> int:
         """What was seen of the target before this epoch of the map says too little about one of its groups."""

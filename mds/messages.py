@@ -91,6 +91,7 @@ class Extent(Message, frozen=True):
 
     ``chunk_hash`` is the 16-byte hash of the *whole* chunk, whose length is ``chunk_bytes``: a reader verifies the
     blocks it fetched against it. Extents of a file never overlap; what no extent covers below the size is a hole.
+    ``fragments``: in a pool of fragments, their hashes (transport/fragments.py); ``chunk_hash`` is the hash of these.
     """
 
     offset_bytes: int
@@ -99,6 +100,7 @@ class Extent(Message, frozen=True):
     chunk_offset_bytes: int
     chunk_bytes: int
     chunk_hash: bytes
+    fragments: bytes = b""
 
     @property
     def end_bytes(self) -> int:
@@ -106,8 +108,8 @@ class Extent(Message, frozen=True):
 
 
 class Receipt(Message, frozen=True):
-    """A target's word that it stored a chunk with this hash. Counts only while ``target_epoch`` is the target's current
-    epoch."""
+    """A target's word that it stored a chunk, or its fragment of one, with this hash. Counts only while
+    ``target_epoch`` is the target's current epoch."""
 
     chunk: ChunkId
     target: TargetId
@@ -143,7 +145,8 @@ class PlacementGroup(Message, frozen=True):
     together are distinct.
 
     New chunks go to ``targets``. ``leaving`` were members before, and are read from until every member was seen to hold
-    every chunk of the group. ``epoch``: the map's when ``targets`` last changed.
+    every chunk of the group. ``epoch``: the map's when ``targets`` last changed. In a pool of fragments, the member at
+    place i of ``targets`` has fragment i of every chunk, and ``leaving_places`` says which one each that leaves has.
     """
 
     id: PgId
@@ -151,6 +154,13 @@ class PlacementGroup(Message, frozen=True):
     targets: tuple[TargetId, ...]
     leaving: tuple[TargetId, ...] = ()
     epoch: int = 0
+    leaving_places: tuple[int, ...] = ()  # empty in a pool of replicas, else as long as ``leaving``
+
+    def place(self, target: TargetId) -> int:
+        """Which fragment a holder has; where there are replicas it means nothing."""
+        if target in self.targets:
+            return self.targets.index(target)
+        return self.leaving_places[self.leaving.index(target)] if self.leaving_places else 0
 
     @property
     def holders(self) -> tuple[TargetId, ...]:
@@ -159,12 +169,27 @@ class PlacementGroup(Message, frozen=True):
 
 
 class Pool(Message, frozen=True):
-    """A storage class. A commit needs ``min_ack`` receipts per chunk; 1 <= min_ack <= replicas."""
+    """A storage class: ``replicas`` targets per group, any ``data`` of which are enough to read a chunk.
+
+    ``data`` 1: each has all of it. More: each has one fragment (docs/erasure.md). A commit needs ``min_ack`` receipts
+    per chunk; data <= min_ack <= replicas. ``data`` and ``replicas`` never change.
+    """
 
     id: PoolId
     name: str
     replicas: int
     min_ack: int
+    data: int = 1
+
+    @property
+    def parity(self) -> int:
+        """How many targets of a group may be lost."""
+        return self.replicas - self.data
+
+    @property
+    def redundancy(self) -> str:
+        """For people: "2 replicas", "4+2"."""
+        return f"{self.data}+{self.parity}" if self.data > 1 else f"{self.replicas} replicas"
 
 
 class ClusterMap(Message, frozen=True):
@@ -221,6 +246,8 @@ class Op(enum.IntEnum):
     SETTLE_GROUP = 55
     REMOVE_TARGET = 56
     SET_UPKEEP = 57
+    CREATE_POOL = 60
+    SET_POOL = 61
 
 
 class Command(Message, frozen=True):
@@ -583,6 +610,28 @@ class Upkeep(Message, frozen=True):
     scrub_requested_ns: int | None = None  # verify everything that was not verified since; -1 in a request: now
 
 
+class CreatePool(Message, frozen=True):
+    """Make a pool, with groups on the targets that there are. ``min_ack`` 0: the usual one (mds/pools.py)."""
+
+    name: str
+    replicas: int
+    data: int = 1
+    min_ack: int = 0
+
+
+class SetPool(Message, frozen=True):
+    """Change what is not None. What was acknowledged before stays as it was."""
+
+    name: str
+    new_name: str | None = None
+    min_ack: int | None = None
+
+
+class PoolChanged(Message, frozen=True):
+    pool: Pool
+    map_epoch: int
+
+
 class ChunkList(Message, frozen=True):
     """Request of ADD_GARBAGE (chunks that no file uses and no live session can commit) and DROP_GARBAGE (deleted)."""
 
@@ -618,6 +667,8 @@ OP_TYPES: Final[dict[Op, tuple[type[Message], type[Message]]]] = {
     Op.SETTLE_GROUP: (SettleGroup, MapChanged),
     Op.REMOVE_TARGET: (RemoveTarget, MapChanged),
     Op.SET_UPKEEP: (Upkeep, Upkeep),
+    Op.CREATE_POOL: (CreatePool, PoolChanged),
+    Op.SET_POOL: (SetPool, PoolChanged),
 }
 """Request and reply struct of each operation. A test holds it complete."""
 
@@ -1001,15 +1052,34 @@ class CopySource(Message, frozen=True):
     address: str
 
 
+class FragmentSource(Message, frozen=True):
+    """Who has another fragment of a chunk, and its hash; it is as long as the one that is wanted."""
+
+    place: int
+    target: TargetId
+    address: str
+    fragment_hash: bytes
+
+
+class Rebuild(Message, frozen=True):
+    """How the fragment at ``place`` is had when nobody has it: from any ``data`` of ``sources``, best first."""
+
+    place: int
+    data: int
+    parity: int
+    sources: tuple[FragmentSource, ...]
+
+
 class CopyOrder(Message, frozen=True):
-    """Have this chunk, with exactly this length and hash: if it is not here intact, fetch it from the first of
-    ``sources`` that gives it. What is here instead is set aside, not deleted."""
+    """Have this chunk, or this fragment of it, with exactly this length and hash: if it is not here intact, fetch it
+    from the first of ``sources`` that gives it, or ``rebuild`` it. What is here instead is set aside, not deleted."""
 
     chunk: ChunkId
     chunk_bytes: int
     chunk_hash: bytes
     sources: tuple[CopySource, ...]
     deep: bool = True  # read what is here; else its row will do: it was only not in the inventory
+    rebuild: Rebuild | None = None
 
 
 class ScrubOrder(Message, frozen=True):

@@ -58,15 +58,19 @@ def with_replacements(
     map_: ClusterMap, group: PlacementGroup, replaced: Collection[TargetId], memberships: Mapping[TargetId, int]
 ) -> tuple[TargetId, ...]:
     """The group's members with others in the place of ``replaced``, as far as there are any that take new data;
-    everyone else stays where it is. ``memberships``: how many groups each target is a member of."""
+    everyone else stays where it is. ``memberships``: how many groups each target is a member of. Of fragments, one that
+    is leaving comes back to its own place only."""
     targets = {target.id: target for target in map_.targets}
     staying = [targets[t] for t in group.targets if t in targets and t not in replaced]
     free = [t for t in map_.targets if t.state in TAKES_NEW_DATA and t.id not in group.targets and t.id not in replaced]
     members = list(group.targets)
     for place, member in enumerate(group.targets):
-        if member not in replaced or not free:
+        fitting = [
+            t for t in free if not group.leaving_places or t.id not in group.leaving or group.place(t.id) == place
+        ]
+        if member not in replaced or not fitting:
             continue
-        ranked = _ranked(group.id, free)
+        ranked = _ranked(group.id, fitting)
         roomy = [target for target in ranked if not _is_crowded(target, map_, memberships)]
         chosen = _most_apart([*roomy, *(target for target in ranked if target not in roomy)], staying)
         members[place] = chosen.id

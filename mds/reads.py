@@ -297,7 +297,7 @@ def getxattr(txn: ReadTxn, request: m.GetXattr) -> m.XattrValue:
         return m.XattrValue(inode.access_lists[request.name])
     xattr.check_read(request.who, inode, request.name)
     if layout.is_layout(request.name):
-        return m.XattrValue(layout.read(inode, request.name))
+        return m.XattrValue(layout.read(inode, request.name, cluster.load_pools(txn)))
     value = txn.get(keys.xattr(inode.ino, request.name))
     if value is None:
         raise PosixError(errno.ENODATA)
@@ -335,7 +335,8 @@ def statfs(txn: ReadTxn, usage: Mapping[TargetId, tuple[int, int]]) -> m.FsStat:
         capacity_bytes += capacity
         free_bytes += max(0, capacity - used)
     count = counts(txn).inodes
-    return m.FsStat(capacity_bytes // pool.replicas, free_bytes // pool.replicas, count, INODES_MAX - count)
+    fits = (pool.data * capacity_bytes // pool.replicas, pool.data * free_bytes // pool.replicas)
+    return m.FsStat(*fits, count, INODES_MAX - count)
 
 
 def counts(txn: ReadTxn) -> records.Counters:

@@ -42,6 +42,7 @@ class ChunkUse(Message, frozen=True):
     extents: int
     chunk_bytes: int
     chunk_hash: bytes = b""
+    fragments: bytes = b""  # as in the extents
 
 
 class GarbageRow(Message, frozen=True):

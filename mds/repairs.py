@@ -25,7 +25,9 @@ from shoalfs.mds.messages import (
     CopyFailed,
     CopyOrder,
     CopySource,
+    FragmentSource,
     PlacementGroup,
+    Rebuild,
     RepairStatus,
     TargetReport,
     TargetState,
@@ -38,6 +40,7 @@ from shoalfs.transport.limits import (
     COPY_RETRY_MS_MAX,
     COPY_RETRY_MS_MIN,
     COPY_SOURCES_MAX,
+    COPY_SOURCES_PER_ORDER,
     INVENTORY_HURRIED_MAX,
     INVENTORY_PER_HEARTBEAT_MAX,
     INVENTORY_ROWS_MAX,
@@ -158,9 +161,10 @@ class Repairs:
             if len(in_use) >= INVENTORY_ROWS_MAX or len(view.lacks) >= LACKS_PER_TARGET_MAX:
                 return before, in_use
             in_use.add(chunk)
-            view.sweep_bytes[chunk_pg(chunk)] += use.chunk_bytes
-            if use.chunk_hash and here.get(chunk) != use.chunk_hash:
-                view.add(chunk, Lack(use.chunk_bytes, use.chunk_hash, chunk in here, since_ms))
+            piece_bytes, piece_hash = index.piece(report.target, chunk, use)
+            view.sweep_bytes[chunk_pg(chunk)] += piece_bytes
+            if piece_hash and here.get(chunk) != piece_hash:
+                view.add(chunk, Lack(piece_bytes, piece_hash, chunk in here, since_ms))
             elif (lack := view.lacks.get(chunk)) is not None and not lack.deep and not lack.ordered:
                 view.drop(chunk)  # it was stored while the inventory before was on its way
             before = chunk
@@ -175,7 +179,7 @@ class Repairs:
             return
         use = records.CHUNK_USE.load(txn, keys.chunk_use(chunk))
         if use is not None and use.chunk_hash:
-            view.add(chunk, Lack(use.chunk_bytes, use.chunk_hash, True, now_ms))
+            view.add(chunk, Lack(*index.piece(target, chunk, use), True, now_ms))
 
     def _note_copy(self, copied_bytes: int, now_ms: int) -> None:
         self.copied_chunks += 1
@@ -220,20 +224,18 @@ class Repairs:
         wanted = [chunk for chunk, lack in view.lacks.items() if lack.ordered]
         if len(wanted) < count and self._room(view, now_ms) > 0:
             wanted += self._choose(index, view, count - len(wanted), now_ms, answers)
-        orders = []
+        orders: list[CopyOrder] = []
+        room = count * COPY_SOURCES_PER_ORDER
         for chunk in wanted:
+            if room <= 0:
+                break  # they stay ordered, and are told of when others are done
             use = records.CHUNK_USE.load(txn, keys.chunk_use(chunk))
             if use is None or chunk_pg(chunk) not in index.groups:
                 view.drop(chunk)
                 continue
-            lack = view.lacks[chunk]
-            sources = [source for source in self.good_copies(index, chunk, answers) if source != target]
-            # What those who are leaving hold is not compared, so any of them may be the only one: after a failure
-            # others are named.
-            first = lack.failures * COPY_SOURCES_MAX % max(1, len(sources))
-            named = [*sources[first:], *sources[:first]][:COPY_SOURCES_MAX]
-            asked = tuple(CopySource(source, index.targets[source].address) for source in named)
-            orders.append(CopyOrder(chunk, use.chunk_bytes, use.chunk_hash, asked, lack.deep))
+            good = [source for source in self.good_copies(index, chunk, answers) if source != target]
+            orders.append(_order(index, target, chunk, use, view.lacks[chunk], good))
+            room -= len(good)
         return tuple(orders)
 
     def _choose(self, index: MapIndex, view: _View, count: int, now_ms: int, answers: Answers) -> list[ChunkId]:
@@ -244,19 +246,20 @@ class Repairs:
         ]
         copies = {chunk: self.good_copies(index, chunk, answers) for chunk in due}
         # A chunk without any good copy comes last: it can only be found to be here after all.
-        due.sort(key=lambda chunk: len(copies[chunk]) or len(index.map.targets))
+        due.sort(key=lambda chunk: index.spare(chunk, copies[chunk]) or len(index.map.targets))
         chosen: list[ChunkId] = []
         for chunk in due:
             if len(chosen) >= count or view.room_bytes <= 0:
                 break
-            source = self._views.get(copies[chunk][0]) if copies[chunk] else None
-            if source is not None and self._room(source, now_ms) <= 0:
+            # All that are read from: one, or as many fragments as it takes to rebuild one.
+            asked = copies[chunk][: index.pool_of(chunk_pg(chunk)).data]
+            sources = [self._views[source] for source in asked if source in self._views]
+            if any(self._room(source, now_ms) <= 0 for source in sources):
                 continue
             lack = view.lacks[chunk]
             lack.ordered = True
-            view.room_bytes -= lack.chunk_bytes
-            if source is not None:
-                source.room_bytes -= lack.chunk_bytes
+            for busy in (view, *sources):
+                busy.room_bytes -= lack.chunk_bytes
             chosen.append(chunk)
         return chosen
 
@@ -268,7 +271,8 @@ class Repairs:
         return view.room_bytes
 
     def good_copies(self, index: MapIndex, chunk: ChunkId, answers: Answers) -> list[TargetId]:
-        """Who has the chunk intact, as far as is known, and can be asked; the best source first."""
+        """Who has the chunk, or its fragment of it, intact, as far as is known, and can be asked; the best source
+        first."""
         group = index.groups[chunk_pg(chunk)]
         found = [
             t
@@ -299,7 +303,7 @@ class Repairs:
             for chunk, lack in view.lacks.items()
             if chunk_pg(chunk) in index.groups and lack.is_certain(now_ms)
         ]
-        copies = Counter(min(2, len(self.good_copies(index, chunk, answers))) for chunk in dict(lacks))
+        copies = Counter(min(2, index.spare(chunk, self.good_copies(index, chunk, answers))) for chunk in dict(lacks))
         while self._recent and self._recent[0][0] <= now_ms - _SPEED_WINDOW_MS:
             self._recent.popleft()
         since_ms = now_ms - self._recent[0][0] if self._recent else 0
@@ -331,6 +335,33 @@ class Repairs:
             return 1.0
         groups = index.member_of(target)
         return sum(group < view.expected >> CHUNK_SEQUENCE_BITS for group in groups) / len(groups)
+
+
+def _order(
+    index: MapIndex, target: TargetId, chunk: ChunkId, use: records.ChunkUse, lack: Lack, good: list[TargetId]
+) -> CopyOrder:
+    """What the target is told about a chunk of which ``good`` have what they should."""
+    piece = index.piece(target, chunk, use)
+    exact = [source for source in good if index.piece(source, chunk, use) == piece]
+    # What those who are leaving hold is not compared, so any of them may be the only one: after a failure others are
+    # named.
+    first = lack.failures * COPY_SOURCES_MAX % max(1, len(exact))
+    named = [*exact[first:], *exact[:first]][:COPY_SOURCES_MAX]
+    asked = tuple(CopySource(source, index.targets[source].address) for source in named)
+    return CopyOrder(chunk, *piece, asked, lack.deep, _rebuild(index, target, chunk, use, good))
+
+
+def _rebuild(
+    index: MapIndex, target: TargetId, chunk: ChunkId, use: records.ChunkUse, good: list[TargetId]
+) -> Rebuild | None:
+    if not use.fragments:
+        return None
+    group, pool = index.groups[chunk_pg(chunk)], index.pool_of(chunk_pg(chunk))
+    sources = tuple(
+        FragmentSource(group.place(source), source, index.targets[source].address, index.piece(source, chunk, use)[1])
+        for source in good
+    )
+    return Rebuild(group.place(target), pool.data, pool.parity, sources)
 
 
 def _chunks_in_use(txn: ReadTxn, index: MapIndex, report: TargetReport) -> Iterator[tuple[ChunkId, records.ChunkUse]]:

@@ -44,10 +44,13 @@ _CLIENT_OPS = frozenset(m.Op) - {
     m.Op.SETTLE_GROUP,
     m.Op.REMOVE_TARGET,
     m.Op.SET_UPKEEP,
+    m.Op.CREATE_POOL,
+    m.Op.SET_POOL,
 }
 _OPS_OF_ROLE = {
     m.CLIENT: _CLIENT_OPS,
-    m.ADMIN: _CLIENT_OPS | {m.Op.SET_TARGET_STATE, m.Op.REMOVE_TARGET, m.Op.SET_UPKEEP},
+    m.ADMIN: _CLIENT_OPS
+    | {m.Op.SET_TARGET_STATE, m.Op.REMOVE_TARGET, m.Op.SET_UPKEEP, m.Op.CREATE_POOL, m.Op.SET_POOL},
     m.CHUNKSERVER: frozenset({m.Op.REGISTER_TARGET}),
 }
 """Which operations a peer may send. The rest is proposed by the leader itself."""

@@ -140,6 +140,8 @@ TOUCHES_NOTHING: Final = frozenset(
         m.Op.SETTLE_GROUP,
         m.Op.REMOVE_TARGET,
         m.Op.SET_UPKEEP,
+        m.Op.CREATE_POOL,
+        m.Op.SET_POOL,
     }
 )
 """Operations that change nothing which a client may cache under a lease. A test holds the two lists complete."""

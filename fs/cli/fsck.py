@@ -115,10 +115,11 @@ class _Targets:
     """The chunkservers' targets. One that does not answer is reported once and not asked again."""
 
     def __init__(self, operator: Operator, map_: "ClusterMap", report: Report) -> None:
-        from shoalfs.fs.fsck import holders, leaving
+        from shoalfs.fs.fsck import fragmented, holders, leaving
 
         self.groups = holders(map_)
         self.leaving = leaving(map_)
+        self.fragmented = fragmented(map_)
         self._network = operator.network
         self._by_id = {target.id: target for target in map_.targets}
         self._lost: set[TargetId] = set()
@@ -192,10 +193,10 @@ async def _check_page(
     async with trio.open_nursery() as nursery:
         for target, chunks in by_target.items():
             nursery.start_soon(partial(_verify, targets, target, chunks, answers, deep=deep))
-    suspects = judging.suspects(expected, answers)
+    suspects = judging.suspects(expected, answers, targets.fragmented)
     classes = await _classify(operator, suspects)
     linked = [chunk for chunk, known in zip(suspects, classes, strict=True) if known == ChunkClass.LINKED]
-    report.add(judging.judge(expected, targets.groups, answers, linked, targets.leaving))
+    report.add(judging.judge(expected, targets.groups, answers, linked, targets.leaving, targets.fragmented))
     report.inodes += page.inodes
     report.extents += len(page.extents)
     report.replicas += len(answers)

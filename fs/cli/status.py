@@ -117,7 +117,10 @@ def as_json(found: "MdsStatus", members: Mapping[int, bool], health: Health) -> 
         "members": [
             {"node": node, "address": address, "up": members.get(node, False)} for node, address in found.raft.members
         ],
-        "pools": [{"id": p.id, "name": p.name, "replicas": p.replicas, "min_ack": p.min_ack} for p in found.map.pools],
+        "pools": [
+            {"id": p.id, "name": p.name, "replicas": p.replicas, "min_ack": p.min_ack, "redundancy": p.redundancy}
+            for p in found.map.pools
+        ],
         "targets": [
             {
                 "id": target.id,
@@ -165,8 +168,8 @@ def _print(found: "MdsStatus", members: Mapping[int, bool], health: Health) -> N
     )
     screen.print()
     print_table(
-        ("pool", "name", "replicas", "min_ack"),
-        [(p["id"], p["name"], p["replicas"], p["min_ack"]) for p in exact["pools"]],
+        ("pool", "name", "redundancy", "min_ack"),
+        [(p["id"], p["name"], p["redundancy"], p["min_ack"]) for p in exact["pools"]],
     )
     screen.print()
     print_table(

@@ -18,7 +18,8 @@ from shoalfs.transport.ids import PG_MAX, PgId
 
 
 def change_group(txn: Txn, context: Context, request: ChangeGroup) -> MapChanged:
-    """Raises ENOENT, EAGAIN (it has changed meanwhile), BadMessage, and EINVAL for a member that takes no new data."""
+    """Raises ENOENT, EAGAIN (it has changed meanwhile), BadMessage, and EINVAL for a member that takes no new data.
+    Where there are fragments, whoever has some keeps the place."""
     group = _as_expected(txn, request.group, request.epoch)
     members = request.targets
     if len(set(members)) != len(members) or len(members) != len(group.targets):
@@ -29,7 +30,13 @@ def change_group(txn: Txn, context: Context, request: ChangeGroup) -> MapChanged
             raise PosixError(errno.EINVAL, f"target {member} cannot join group {group.id}: it is not up")
     epoch = cluster.load_epoch(txn) + 1
     leaving = tuple(target for target in group.holders if target not in members)
-    cluster.store_group(txn, msgspec.structs.replace(group, targets=members, leaving=leaving, epoch=epoch))
+    places: tuple[int, ...] = ()
+    if records.POOL.require(txn, keys.pool(group.pool)).data > 1:
+        places = tuple(group.place(target) for target in leaving)
+        if any(members.index(target) != group.place(target) for target in set(members) & set(group.holders)):
+            raise BadMessage(f"group {group.id} is of fragments: who stays in it, or comes back, keeps its place")
+    changed = msgspec.structs.replace(group, targets=members, leaving=leaving, leaving_places=places, epoch=epoch)
+    cluster.store_group(txn, changed)
     cluster.store_epoch(txn, epoch)
     return MapChanged(epoch)
 
@@ -40,7 +47,7 @@ def settle_group(txn: Txn, context: Context, request: SettleGroup) -> MapChanged
     epoch = cluster.load_epoch(txn)
     if not group.leaving:
         return MapChanged(epoch)
-    cluster.store_group(txn, msgspec.structs.replace(group, leaving=()))
+    cluster.store_group(txn, msgspec.structs.replace(group, leaving=(), leaving_places=()))
     cluster.store_epoch(txn, epoch + 1)
     return MapChanged(epoch + 1)
 

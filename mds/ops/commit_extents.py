@@ -15,15 +15,15 @@ import msgspec
 
 from shoalfs.mds import extents, inline, keys, privileges, records
 from shoalfs.mds import inode as inodes
-from shoalfs.mds.messages import CommitExtents, Committed, Extent, Inode, Receipt, Storage
+from shoalfs.mds.messages import CommitExtents, Committed, Extent, Inode, Pool, Receipt, Storage
 from shoalfs.mds.ops.commit_inline import load_file
 from shoalfs.mds.ops.context import Context
 from shoalfs.mds.txn import ReadTxn, Txn
+from shoalfs.transport.checksum import CHUNK_HASH_BYTES, chunk_hash
 from shoalfs.transport.errors import BadMessage, ChunkNotReserved, LayoutConflict, PosixError, StaleReceipt
+from shoalfs.transport.fragments import fragment_hash
 from shoalfs.transport.ids import ChunkId, SessionId, TargetId, chunk_pg, chunk_sequence
 from shoalfs.transport.limits import CHUNK_BYTES_MAX, EXTENTS_PER_COMMIT_MAX, FILE_SIZE_BYTES_MAX
-
-_CHUNK_HASH_BYTES = 16
 
 
 def commit_extents(txn: Txn, context: Context, request: CommitExtents) -> Committed:
@@ -79,7 +79,7 @@ def _check_extents(request: CommitExtents, placed: list[Extent], size_bytes: int
     for asked, extent in zip(request.extents, placed, strict=True):
         inside = extent.chunk_offset_bytes >= 0 and extent.length_bytes > 0 and asked.offset_bytes >= 0
         fits = extent.chunk_offset_bytes + extent.length_bytes <= extent.chunk_bytes <= CHUNK_BYTES_MAX
-        if not inside or not fits or len(extent.chunk_hash) != _CHUNK_HASH_BYTES:
+        if not inside or not fits or len(extent.chunk_hash) != CHUNK_HASH_BYTES:
             raise BadMessage("an extent does not lie within its chunk")
         size_bytes = max(size_bytes, extent.end_bytes)
     if request.size_bytes is not None:
@@ -97,20 +97,21 @@ def _check_chunks(txn: ReadTxn, session: SessionId, request: CommitExtents) -> N
     for receipt in request.receipts:
         receipts[receipt.chunk].append(receipt)
     epochs: dict[TargetId, int] = {}
-    known: dict[ChunkId, tuple[int, bytes]] = {}
+    known: dict[ChunkId, tuple[int, bytes, bytes]] = {}
     for extent in request.extents:
         chunk = extent.chunk
         if chunk not in known:
             use = _check_reserved(txn, session, chunk)
-            known[chunk] = (use.chunk_bytes, use.chunk_hash or extent.chunk_hash) if use else _identity(extent)
-            stored = [receipt for receipt in receipts[chunk] if receipt.chunk_hash == extent.chunk_hash]
-            _check_receipts(txn, chunk, stored, epochs, durable=request.durable)
+            known[chunk] = (
+                (use.chunk_bytes, use.chunk_hash or extent.chunk_hash, use.fragments) if use else _identity(extent)
+            )
+            _check_receipts(txn, extent, receipts[chunk], epochs, durable=request.durable)
         if _identity(extent) != known[chunk]:
             raise BadMessage(f"chunk {chunk} has two lengths or two hashes")
 
 
-def _identity(extent: Extent) -> tuple[int, bytes]:
-    return extent.chunk_bytes, extent.chunk_hash
+def _identity(extent: Extent) -> tuple[int, bytes, bytes]:
+    return extent.chunk_bytes, extent.chunk_hash, extent.fragments
 
 
 def _check_reserved(txn: ReadTxn, session: SessionId, chunk: ChunkId) -> records.ChunkUse | None:
@@ -139,21 +140,36 @@ def reserved_by(txn: ReadTxn, chunk: ChunkId) -> SessionId | None:
 
 
 def _check_receipts(
-    txn: ReadTxn, chunk: ChunkId, receipts: list[Receipt], epochs: dict[TargetId, int], *, durable: bool
+    txn: ReadTxn, extent: Extent, receipts: list[Receipt], epochs: dict[TargetId, int], *, durable: bool
 ) -> None:
-    """Raises StaleReceipt unless ``min_ack`` targets of the chunk's group hold it, as of their current
-    epochs."""
+    """Raises StaleReceipt unless ``min_ack`` targets of the chunk's group hold what they should, as of their current
+    epochs; BadMessage if the extent is not of a chunk of that pool."""
+    chunk = extent.chunk
     group = records.GROUP.load(txn, keys.group(chunk_pg(chunk)))
     if group is None:
         raise StaleReceipt(f"chunk {chunk} is of an unknown placement group")
+    pool = records.POOL.require(txn, keys.pool(group.pool))
+    _check_fragments(extent, pool)
     holders: set[TargetId] = set()
     for receipt in receipts:
         if receipt.target not in group.targets or (durable and not receipt.durable):
+            continue
+        place = group.place(receipt.target)
+        expected = fragment_hash(extent.fragments, place) if pool.data > 1 else extent.chunk_hash
+        if receipt.chunk_hash != expected:
             continue
         if receipt.target not in epochs:
             epochs[receipt.target] = records.TARGET.require(txn, keys.target(receipt.target)).epoch
         if receipt.target_epoch == epochs[receipt.target]:
             holders.add(receipt.target)
-    min_ack = records.POOL.require(txn, keys.pool(group.pool)).min_ack
-    if len(holders) < min_ack:
-        raise StaleReceipt(f"chunk {chunk} has {len(holders)} valid receipts and needs {min_ack}")
+    if len(holders) < pool.min_ack:
+        raise StaleReceipt(f"chunk {chunk} has {len(holders)} valid receipts and needs {pool.min_ack}")
+
+
+def _check_fragments(extent: Extent, pool: Pool) -> None:
+    """Raises BadMessage unless the extent names the fragments that a chunk of this pool has."""
+    wanted = pool.replicas * CHUNK_HASH_BYTES if pool.data > 1 else 0
+    if len(extent.fragments) != wanted:
+        raise BadMessage(f"chunk {extent.chunk} is of a pool of {pool.redundancy}, its extent is not")
+    if wanted and chunk_hash(extent.fragments) != extent.chunk_hash:
+        raise BadMessage(f"the hash of chunk {extent.chunk} is not that of its fragments")

@@ -2,7 +2,7 @@
 
 import errno
 
-from shoalfs.mds import acl_attributes, keys, layout, xattr
+from shoalfs.mds import acl_attributes, cluster, keys, layout, xattr
 from shoalfs.mds import inode as inodes
 from shoalfs.mds.messages import ACL_NAMES, Entry, SetXattr, XattrFlags
 from shoalfs.mds.ops.context import Context
@@ -23,7 +23,7 @@ def setxattr(txn: Txn, context: Context, request: SetXattr) -> Entry:
         return Entry(inodes.store_if_changed(txn, inode, context.now_ns, **fields))
     xattr.check_write(request.who, inode, request.name)
     if layout.is_layout(request.name):
-        fields = layout.change(inode, request.name, request.value)
+        fields = layout.change(inode, request.name, request.value, cluster.load_pools(txn))
         return Entry(inodes.store_if_changed(txn, inode, context.now_ns, **fields))
     key = keys.xattr(inode.ino, request.name)
     before = txn.get(key)

@@ -12,6 +12,7 @@ from shoalfs.mds.ops.commit_extents import commit_extents
 from shoalfs.mds.ops.commit_inline import commit_inline
 from shoalfs.mds.ops.context import Context
 from shoalfs.mds.ops.create import create
+from shoalfs.mds.ops.create_pool import create_pool, set_pool
 from shoalfs.mds.ops.drop_garbage import drop_garbage
 from shoalfs.mds.ops.end_session import end_session
 from shoalfs.mds.ops.link import link
@@ -65,4 +66,6 @@ OPERATIONS: Final[dict[Op, Operation]] = {
     Op.SETTLE_GROUP: settle_group,
     Op.REMOVE_TARGET: remove_target,
     Op.SET_UPKEEP: set_upkeep,
+    Op.CREATE_POOL: create_pool,
+    Op.SET_POOL: set_pool,
 }
