@@ -224,7 +224,7 @@ class Committer:
         await all_of([partial(store, unit) for unit in units])
         if not durable or not units:
             return
-        need = self._uploader.min_ack(self._contents.inode.pool)
+        need = await self._uploader.min_ack(self._contents.inode.pool)
         volatile = {unit.stored.chunk: unit for unit in units if unit.stored and unit.stored.durable_receipts < need}
         held = {chunk: _holders(unit) for chunk, unit in volatile.items()}
         for chunk, receipts in (await self._uploader.sync(held, need)).items():
@@ -235,7 +235,6 @@ class Committer:
 
     async def _sync_committed(self) -> None:
         """Put on disk what was committed without. Raises PosixError(EIO) if that is not possible."""
-        need = self._uploader.min_ack(self._contents.inode.pool)
         if self.cloned:
             linked = await self._fetcher.linked_chunks()
             self.undurable |= {chunk: self._uploader.holders(chunk) for chunk in linked - self.undurable.keys()}
@@ -243,6 +242,7 @@ class Committer:
         held = dict(self.undurable)
         if not held:
             return
+        need = await self._uploader.min_ack(self._contents.inode.pool)
         receipts = await self._uploader.sync(held, need)
         lacking = {chunk for chunk in held if len(receipts[chunk]) < need}
         if lacking:

@@ -35,6 +35,9 @@ class Placement:
         have."""
         return self.pool(pool).min_ack
 
+    def knows(self, pool: PoolId) -> bool:
+        return pool in self._pools
+
     def pool(self, pool: PoolId) -> Pool:
         """Raises TargetDown for a pool that the map does not have."""
         if pool not in self._pools:

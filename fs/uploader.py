@@ -41,7 +41,11 @@ class Uploader:
         self._full = Avoided()
         self._placement = Placement(metadata.map)
 
-    def min_ack(self, pool: PoolId) -> int:
+    async def min_ack(self, pool: PoolId) -> int:
+        """Receipts that a commit needs for each chunk. Raises TargetDown if there is no such pool; one that was just
+        made is asked for."""
+        if not self._current().knows(pool):
+            await self._metadata.refresh_map()
         return self._current().min_ack(pool)
 
     def holders(self, chunk: ChunkId) -> tuple[TargetId, ...]:
@@ -70,7 +74,7 @@ class Uploader:
                     pieces = await prepare(payload, self._current().pool(inode.pool))
                 chunk = chunk_id(group.id, await self._metadata.chunk_sequence())
                 receipts, errors = await self._put(group, chunk, inode, offset_bytes, pieces, durable=durable)
-                if len(receipts) >= self.min_ack(inode.pool):
+                if len(receipts) >= self._current().min_ack(inode.pool):
                     return Stored(chunk, pieces.chunk_hash, receipts, pieces.fragments)
                 await self._recover(errors, pauses)
         raise errors[0] if errors else TargetDown("too few targets answered for min_ack")
