@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 import trio
 
-from shoalfs.mds import cluster, reads, upkeep
+from shoalfs.mds import brake, cluster, reads, upkeep
 from shoalfs.mds import messages as m
 from shoalfs.mds.batcher import Batcher
 from shoalfs.mds.leader_state import LeaderState
@@ -132,6 +132,9 @@ class Duties:
 
     async def _collect_garbage(self) -> None:
         garbage, strays = self._state.garbage, self._state.strays
+        if await self._deletion_is_held():
+            strays.clear()
+            return
         if strays:
             found = tuple(ChunkId(chunk) for chunk in list(strays)[:_CHUNKS_PER_COMMAND])
             log.info("%d chunks belong to no file and no live session: added to the garbage", len(found))
@@ -145,6 +148,18 @@ class Duties:
                 garbage.add(due, map_)
         if done := garbage.take_done(_CHUNKS_PER_COMMAND):
             await self._propose(m.Op.DROP_GARBAGE, [m.ChunkList(done)])
+
+    async def _deletion_is_held(self) -> bool:
+        """Also until this leader can judge; what it finds unusual it holds for good (:mod:`shoalfs.mds.brake`)."""
+        with self._store.read() as txn:
+            index = self._state.map_index(txn)
+            if brake.is_held(txn) or not brake.all_heard(index, self._state.targets):
+                return True
+            reason = brake.reason_to_hold(txn, index, self._state.targets)
+        if reason:
+            log.error("deletion is held until an operator releases it: %s", reason)
+            await self._propose(m.Op.SET_UPKEEP, [m.Upkeep(deletions_held=True, held_reason=reason)])
+        return bool(reason)
 
     async def _propose(self, op: m.Op, requests: Sequence[Message]) -> list[m.Outcome]:
         commands = [m.Command(0, 0, op, msgspec.Raw(_encode(request))) for request in requests]

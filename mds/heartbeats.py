@@ -5,7 +5,7 @@ Nothing is changed here but the leader's memory; what has to survive is proposed
 
 from collections.abc import Callable
 
-from shoalfs.mds import cluster, reads
+from shoalfs.mds import brake, cluster, reads
 from shoalfs.mds import messages as m
 from shoalfs.mds.leader_state import LeaderState
 from shoalfs.mds.map_index import MapIndex
@@ -47,7 +47,7 @@ class Heartbeats:
         others = state.repairs.heard(txn, index, report, now_ms)
         classes = reads.classified(txn, others)
         state.evictions.consider(index, target, classes, now_ms)
-        if index.targets[target].state is not m.TargetState.OUT:
+        if index.targets[target].state is not m.TargetState.OUT and not brake.is_held(txn):
             state.strays.update(
                 chunk
                 for chunk, known in classes.items()
@@ -62,10 +62,13 @@ class Heartbeats:
         def whole(group: PgId) -> bool:
             return is_whole(index, state.repairs, self.answers, group)
 
+        delete: tuple[ChunkId, ...] = ()
+        if not upkeep.deletions_held:
+            delete = state.garbage.orders(target) or state.evictions.orders(txn, index, target, now_ms, whole)
         return m.TargetOrders(
             target,
             True,
-            delete=state.garbage.orders(target) or state.evictions.orders(txn, index, target, now_ms, whole),
+            delete=delete,
             copy=state.repairs.orders(txn, index, target, now_ms, self.answers, min(copies_max, COPIES_ORDERED_MAX)),
             inventory_after=after,
             inventory_count=count,

@@ -608,6 +608,10 @@ class Upkeep(Message, frozen=True):
 
     rebalance_paused: bool | None = None
     scrub_requested_ns: int | None = None  # verify everything that was not verified since; -1 in a request: now
+    deletions_held: bool | None = None  # no chunk is deleted anywhere, and none becomes garbage by being unknown
+    held_reason: str | None = None  # why, for people
+    deletions_released_ns: int | None = None  # what was garbage then does not pull the brake; NOW in a request
+    brake_percent: int | None = None  # the share of all chunks that may become garbage at once; 100: there is no brake
 
 
 class CreatePool(Message, frozen=True):

@@ -7,7 +7,7 @@ inside the commands that need them: `shoal --help` has to be quick.
 
 import typer
 
-from shoalfs.fs.cli import down, fsck, info, mount, pool, raft, scrub, session, status, targets, up
+from shoalfs.fs.cli import down, fsck, gc, info, mount, pool, raft, scrub, session, status, targets, up
 
 
 def register(app: typer.Typer) -> None:
@@ -26,6 +26,7 @@ def register(app: typer.Typer) -> None:
     app.add_typer(targets.rebalance_app, name="rebalance")
     app.add_typer(scrub.app, name="scrub")
     app.add_typer(pool.app, name="pool")
+    app.add_typer(gc.app, name="gc")
 
 
 def register_members(mds: typer.Typer) -> None:

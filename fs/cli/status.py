@@ -97,6 +97,8 @@ def assess(found: "MdsStatus", members: Mapping[int, bool]) -> Health:
         reasons.append(f"{found.repair.lost_chunks} chunks have no good copy within reach")
     if found.repair.missing_chunks:
         reasons.append(f"{found.repair.missing_chunks} copies of chunks are missing and being made")
+    if found.upkeep.deletions_held:
+        reasons.append(f"deletion of chunks is held: {found.upkeep.held_reason}: see `shoal gc status`")
     if not reasons:
         return Health("healthy", ())
     return Health("broken" if broken or not found.map.targets else "degraded", tuple(reasons))
@@ -142,6 +144,7 @@ def as_json(found: "MdsStatus", members: Mapping[int, bool], health: Health) -> 
         "inline_bytes": found.inline_bytes,
         "orphans": found.orphans,
         "garbage_chunks": found.garbage_chunks,
+        "deletions_held": bool(found.upkeep.deletions_held),
         "repair": msgspec.structs.asdict(found.repair),
         "capacity_bytes": sum(target.capacity_bytes for target in found.map.targets),
         "used_bytes": sum(entry.used_bytes for entry in found.usage),

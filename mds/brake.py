@@ -1,0 +1,52 @@
+"""Whether chunks may be deleted now: the brake on mass deletion, and the hold that an operator or a restore set. Pure.
+
+A mistake (a script that removes the wrong tree, metadata restored from an old dump) shows as an unusual share of all
+chunks becoming garbage at once. Then nothing more is deleted until an operator says so; the hold is replicated state
+(``Upkeep.deletions_held``), so it outlives the leader. What the operator released (``deletions_released_ns``) does
+not count any more: only chunks that became garbage later can pull the brake again.
+
+While deletion is held, nothing is ordered to be deleted anywhere, and unknown chunks are not added to the garbage: in
+metadata that were restored, they may be all that is left of newer files.
+"""
+
+from itertools import islice
+
+from shoalfs.mds import cluster, keys, reads
+from shoalfs.mds.map_index import MapIndex
+from shoalfs.mds.messages import TargetState
+from shoalfs.mds.targets import TargetTable
+from shoalfs.mds.txn import ReadTxn
+from shoalfs.transport.ids import ChunkId
+from shoalfs.transport.limits import BRAKE_CHUNKS_MIN, BRAKE_PERCENT_DEFAULT
+
+
+def is_held(txn: ReadTxn) -> bool:
+    return bool(cluster.load_upkeep(txn).deletions_held)
+
+
+def all_heard(index: MapIndex, targets: TargetTable) -> bool:
+    """Every target that should answer told this leader how many chunks it has: only then a share means anything."""
+    silent = (TargetState.DOWN, TargetState.OUT)
+    return all(targets.usage(t) is not None for t, target in index.targets.items() if target.state not in silent)
+
+
+def reason_to_hold(txn: ReadTxn, index: MapIndex, targets: TargetTable) -> str:
+    """Why deletion has to stop now; empty: it need not. Counts no more rows than it takes to know."""
+    upkeep = cluster.load_upkeep(txn)
+    percent = BRAKE_PERCENT_DEFAULT if upkeep.brake_percent is None else upkeep.brake_percent
+    stored = _stored_chunks(index, targets)
+    limit = max(BRAKE_CHUNKS_MIN, stored * percent // 100)
+    if percent >= 100 or reads.counts(txn).garbage_chunks <= limit:
+        return ""
+    first = keys.garbage_by_time((upkeep.deletions_released_ns or 0) + 1, ChunkId(0))
+    pending = sum(1 for _ in islice(txn.range(first, keys.all_of(b"z")[1]), limit + 1))
+    if pending <= limit:
+        return ""
+    return f"more than {limit} of about {stored} chunks would be deleted at once ({percent} % are usual)"
+
+
+def _stored_chunks(index: MapIndex, targets: TargetTable) -> int:
+    """How many chunks there are, from the copies that targets report and the mean number of copies of one."""
+    copies = sum(usage.chunks for target in index.targets if (usage := targets.usage(target)) is not None)
+    members = sum(len(group.targets) for group in index.map.groups)
+    return copies * len(index.map.groups) // members if members else 0
