@@ -85,6 +85,32 @@ def join(
     daemon.run(partial(_join_and_run, asked, address, options, carriers), context.obj)
 
 
+def load_dump(
+    source: Annotated[str, typer.Argument(metavar="FILE", help="What `shoal dump` wrote; -: standard input.")],
+    config: ConfigOption = None,
+    data_dir: DataDirOption = None,
+) -> None:
+    """Make the store of a metadata node from a dump, in an empty data directory; then start it as usual. Nothing is
+    deleted from the chunkservers until `shoal gc release`."""
+    chosen = load(config, {"mds.data_dir": data_dir})
+    import contextlib
+    import sys
+    from pathlib import Path
+
+    from shoalfs.mds.load import load as load_into
+    from shoalfs.mds.server import founders_of
+
+    options = server_options(chosen)
+    with contextlib.ExitStack() as stack:
+        try:
+            file = sys.stdin.buffer if source == "-" else stack.enter_context(open(source, "rb"))
+        except OSError as error:
+            raise UserError(f"load: {source}: {error.strerror}") from error
+        header = load_into(file, Path(options.data_dir), options.cluster_id, founders_of(options))
+    typer.echo(f"{options.data_dir} holds the metadata of cluster {header.cluster_id} as of entry {header.index}")
+    typer.echo("no chunk is deleted until `shoal gc release`: check first, with `shoal fsck`")
+
+
 async def _join_and_run(
     asked: list[str],
     address: str,
@@ -110,6 +136,7 @@ def _address(flag: str, text: str) -> Address:
 
 def server_options(config: Config) -> "MdsOptions":
     """The node's options as its server takes them."""
+    from shoalfs.mds.backup import BackupOptions
     from shoalfs.mds.server import MdsOptions
 
     table = config.mds
@@ -130,4 +157,5 @@ def server_options(config: Config) -> "MdsOptions":
         repair_bytes_per_s=int(table.repair_bytes_per_s),
         scrub_period_ms=table.scrub_period_ms,
         scrub_bytes_per_s=int(table.scrub_bytes_per_s),
+        backup=BackupOptions(table.backup_dir, table.backup_interval_ms, table.backup_keep),
     )

@@ -1238,6 +1238,26 @@ class ChunkClasses(Message, frozen=True):
     classes: tuple[int, ...]
 
 
+class OpenDump(Message, frozen=True):
+    """Begin a dump of all metadata (mds/dump.py), as of now. One at a time: Overloaded while another one is read."""
+
+
+class DumpOffer(Message, frozen=True):
+    number: int
+
+
+class ReadDump(Message, frozen=True):
+    """The reply's payload is what follows ``offset_bytes``: DUMP_PIECE_BYTES, or what is there by now, which may be
+    nothing yet. BadMessage if the dump is not kept any more."""
+
+    number: int
+    offset_bytes: int
+
+
+class DumpPiece(Message, frozen=True):
+    eof: bool  # nothing will follow
+
+
 class ResolvePath(Message, frozen=True):
     """Find an inode by its path from the root; the last symlink is not followed. For operators (`shoal info`)."""
 
@@ -1279,6 +1299,8 @@ REPORT_REPLICAS: Final = Method(122, "mds.report_replicas", ReportReplicas, Noth
 STATUS: Final = Method(130, "mds.status", GetStatus, MdsStatus, roles=_CLIENTS)
 CHECK: Final = Method(131, "mds.check", CheckNamespace, NamespaceChecked, roles=frozenset({ADMIN}))
 CLASSIFY_CHUNKS: Final = Method(132, "mds.classify_chunks", ClassifyChunks, ChunkClasses, roles=frozenset({ADMIN}))
+OPEN_DUMP: Final = Method(134, "mds.open_dump", OpenDump, DumpOffer, roles=frozenset({ADMIN}))
+READ_DUMP: Final = Method(135, "mds.read_dump", ReadDump, DumpPiece, 0, _BULK, frozenset({ADMIN}))
 RESOLVE: Final = Method(133, "mds.resolve", ResolvePath, Entry, roles=frozenset({ADMIN}))
 
 assert _BULK <= PAYLOAD_BYTES_MAX

@@ -18,8 +18,10 @@ from typing import Final
 
 import trio
 
-from shoalfs.mds import catch_up, keys, records
+from shoalfs.mds import backup, catch_up, keys, records
+from shoalfs.mds.backup import BackupOptions
 from shoalfs.mds.batcher import Batcher
+from shoalfs.mds.dump_source import DumpSource
 from shoalfs.mds.duties import Duties
 from shoalfs.mds.evictions import Evictions
 from shoalfs.mds.group import GroupService
@@ -62,6 +64,7 @@ log = logging.getLogger("shoal.mds.server")
 
 CLUSTER_ID_BYTES: Final = 16
 SENDING: Final = "sending"  # copies of the store that other members read
+DUMPING: Final = "dumping"  # a dump that an operator reads
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +96,7 @@ class MdsOptions:
     repair_bytes_per_s: int = REPAIR_BYTES_PER_S_DEFAULT
     scrub_period_ms: int = SCRUB_PERIOD_MS_DEFAULT
     scrub_bytes_per_s: int = SCRUB_BYTES_PER_S_DEFAULT
+    backup: BackupOptions | None = None
 
 
 async def run(
@@ -132,7 +136,7 @@ def _prepare(store: LmdbStore, options: MdsOptions) -> bytes:
     # Every node of a group formats for itself and must come to the same bytes, so the root has no date there.
     created_ns = 0 if options.members and len(options.members) > 1 else time.time_ns()
     layout = Layout(options.chunk_bytes, options.inline_bytes)
-    format_store(store, cluster_id, [pool], layout, created_ns=created_ns, members=_founders(options))
+    format_store(store, cluster_id, [pool], layout, created_ns=created_ns, members=founders_of(options))
     with store.read() as txn:
         check_format(txn)
         applied = load_applied(txn).index
@@ -153,7 +157,8 @@ def _node(directory: Path, options: MdsOptions) -> NodeId:
     return joined_number(directory) or NodeId(options.node)
 
 
-def _founders(options: MdsOptions) -> Members:
+def founders_of(options: MdsOptions) -> Members:
+    """The members of a group that begins."""
     addresses = options.members or {options.node: options.listen}
     return founders(Member(NodeId(node), address, address) for node, address in addresses.items())
 
@@ -204,19 +209,15 @@ async def _live(
         snapshots = SnapshotSource(store, Path(options.data_dir, SENDING), lambda: machine.applied_index)
         times = RaftTimes() if options.read_lease else RaftTimes(lease_share=0.0)
         raft = RaftNode(
-            node, _founders(options), journal, machine, network, held_index=snapshots.held_index, times=times
+            node, founders_of(options), journal, machine, network, held_index=snapshots.held_index, times=times
         )
         batcher = Batcher(raft, time.time_ns)
-        state = LeaderState(
-            SessionTable(options.session_ttl_ms),
-            repairs=Repairs(options.repair_bytes_per_s),
-            evictions=Evictions(options.garbage_grace_ms),
-            scrub_period_ms=options.scrub_period_ms,
-            scrub_bytes_per_s=options.scrub_bytes_per_s,
-        )
+        state = _leader_state(options)
         metadata = MdsService(store, raft, batcher, state, _now_ms)
         metadata.install(service)
         GroupService(raft, cluster_id).install(service)
+        dumps = DumpSource(store, Path(options.data_dir, DUMPING))
+        dumps.install(service, metadata.leading)
         service.add(PEER, raft.handle_peer)
         service.add(OPEN_SNAPSHOT, snapshots.handle_open)
         service.add(READ_SNAPSHOT, snapshots.handle_read)
@@ -236,6 +237,8 @@ async def _live(
             nursery.start_soon(batcher.run)
             nursery.start_soon(duties.run)
             nursery.start_soon(snapshots.run)
+            nursery.start_soon(dumps.run)
+            nursery.start_soon(backup.run, store, options.backup)
             nursery.start_soon(_checkpoint_forever, store)
             address: str = await nursery.start(serve, carriers, options.listen, service, hello)
             log.info("metadata node %d of cluster %s listens at %s", node, cluster_id.hex(), address)
@@ -245,6 +248,16 @@ async def _live(
                 raft.snapshot_source, lambda: machine.applied_index, network, node, directory, cluster_id
             )
             nursery.cancel_scope.cancel()
+
+
+def _leader_state(options: MdsOptions) -> LeaderState:
+    return LeaderState(
+        SessionTable(options.session_ttl_ms),
+        repairs=Repairs(options.repair_bytes_per_s),
+        evictions=Evictions(options.garbage_grace_ms),
+        scrub_period_ms=options.scrub_period_ms,
+        scrub_bytes_per_s=options.scrub_bytes_per_s,
+    )
 
 
 async def _checkpoint_forever(store: LmdbStore) -> None:

@@ -164,6 +164,10 @@ class MdsService:
         """This node may answer at once: it leads, its lease holds, and its memory is of this leadership."""
         return self._log.may_serve_reads() and self._state.term == self._log.term_as_leader()
 
+    async def leading(self) -> None:
+        """Return once it is settled that this node leads and has all that was acknowledged. Raises NotLeader."""
+        await self._lead()
+
     async def _lead(self) -> None:
         """Return once a request that came before this call may be answered, with the memory of this leadership."""
         if not self._log.may_serve_reads():

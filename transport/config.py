@@ -22,6 +22,8 @@ from msgspec import Meta, inspect
 
 from shoalfs.transport.errors import UserError
 from shoalfs.transport.limits import (
+    BACKUP_INTERVAL_MS_DEFAULT,
+    BACKUPS_KEPT_DEFAULT,
     BLOCK_BYTES,
     CHUNK_BYTES_DEFAULT,
     CHUNK_BYTES_MAX,
@@ -124,6 +126,9 @@ class MdsTable(_Table, frozen=True, kw_only=True):
     repair_bytes_per_s: ByteSize = ByteSize(REPAIR_BYTES_PER_S_DEFAULT)  # of one target, to copy what others lack
     scrub_period_ms: Annotated[int, Meta(ge=1_000)] = SCRUB_PERIOD_MS_DEFAULT  # every byte is verified once in this
     scrub_bytes_per_s: ByteSize = ByteSize(SCRUB_BYTES_PER_S_DEFAULT)  # of one target, at most
+    backup_dir: str = ""  # dumps of all metadata are written here, by each node that has this set; empty: none are
+    backup_interval_ms: Annotated[int, Meta(ge=1_000)] = BACKUP_INTERVAL_MS_DEFAULT
+    backup_keep: Annotated[int, Meta(ge=1, le=10_000)] = BACKUPS_KEPT_DEFAULT  # so many are there, the oldest goes
 
     def __post_init__(self) -> None:
         if self.min_ack > self.replicas:

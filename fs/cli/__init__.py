@@ -7,7 +7,7 @@ inside the commands that need them: `shoal --help` has to be quick.
 
 import typer
 
-from shoalfs.fs.cli import down, fsck, gc, info, mount, pool, raft, scrub, session, status, targets, up
+from shoalfs.fs.cli import down, dump, fsck, gc, info, mount, pool, raft, scrub, session, status, targets, up
 
 
 def register(app: typer.Typer) -> None:
@@ -17,6 +17,7 @@ def register(app: typer.Typer) -> None:
     app.command("status")(status.status)
     app.command("info")(info.info)
     app.command("fsck")(fsck.fsck)
+    app.command("dump")(dump.dump)
     app.command("mount")(mount.mount)
     app.command("umount")(mount.umount)
     app.add_typer(raft.app, name="raft")

@@ -16,6 +16,7 @@ from shoalfs import __version__
 from shoalfs.chunkserver.cli import app as chunkserver_app
 from shoalfs.fs.cli import register, register_members
 from shoalfs.mds.cli import app as mds_app
+from shoalfs.mds.cli import load_dump
 from shoalfs.transport import errors
 from shoalfs.transport.daemon import Readiness, set_up_logging
 
@@ -36,6 +37,7 @@ _NEXT: Final[dict[type[errors.ShoalError], str]] = {
 """What to do about an error that tells no remedy itself."""
 
 app = typer.Typer(name="shoal", rich_markup_mode=None, pretty_exceptions_enable=False)
+app.command("load")(load_dump)
 app.add_typer(mds_app, name="mds")
 app.add_typer(chunkserver_app, name="chunkserver")
 register(app)
