@@ -591,10 +591,12 @@ class ChangeGroup(Message, frozen=True):
 
 
 class SettleGroup(Message, frozen=True):
-    """Every member has every chunk: who was ``leaving`` is needed no more. Refused as above."""
+    """Every member has every chunk: who was ``leaving`` is needed no more, but for those to be ``kept``. Refused as
+    above."""
 
     group: PgId
     epoch: int
+    kept: tuple[TargetId, ...] = ()
 
 
 class RemoveTarget(Message, frozen=True):

@@ -90,14 +90,27 @@ def _caught_up(view: View) -> Iterator[Change]:
 
 
 def _settled(view: View) -> Iterator[Change]:
-    targets = view.index.targets
     for group in view.index.moving:
-        if all(
-            targets[target].state in _HOLDING and view.answers(target) and view.repairs.has_all(group, target)
-            for target in group.targets
-        ):
-            text = f"group {group.id} has moved: {list(group.leaving)} is needed no more"
-            yield m.Op.SETTLE_GROUP, m.SettleGroup(group.id, group.epoch), text
+        kept = _needed(view, group)
+        if kept != group.leaving:
+            went = [target for target in group.leaving if target not in kept]
+            text = f"group {group.id} has moved: {went} is needed no more"
+            yield m.Op.SETTLE_GROUP, m.SettleGroup(group.id, group.epoch, kept), text
+
+
+def _needed(view: View, group: m.PlacementGroup) -> tuple[TargetId, ...]:
+    """Those who are leaving and may have what some member lacks: of replicas any member, of fragments the one that has
+    the same place. That matters where a member is gone for good, and only who is leaving could replace it."""
+    lacking = [
+        place
+        for place, target in enumerate(group.targets)
+        if view.index.targets[target].state not in _HOLDING
+        or not view.answers(target)
+        or not view.repairs.has_all(group, target)
+    ]
+    if group.leaving_places:
+        return tuple(target for target in group.leaving if group.place(target) in lacking)
+    return group.leaving if lacking else ()
 
 
 def _replaced(view: View) -> Iterator[Change]:

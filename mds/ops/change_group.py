@@ -45,9 +45,11 @@ def settle_group(txn: Txn, context: Context, request: SettleGroup) -> MapChanged
     """Raises ENOENT, EAGAIN. Nobody is leaving: no change."""
     group = _as_expected(txn, request.group, request.epoch)
     epoch = cluster.load_epoch(txn)
-    if not group.leaving:
+    kept = tuple(target for target in group.leaving if target in request.kept)
+    if kept == group.leaving:
         return MapChanged(epoch)
-    cluster.store_group(txn, msgspec.structs.replace(group, leaving=(), leaving_places=()))
+    places = tuple(group.place(target) for target in kept) if group.leaving_places else ()
+    cluster.store_group(txn, msgspec.structs.replace(group, leaving=kept, leaving_places=places))
     cluster.store_epoch(txn, epoch + 1)
     return MapChanged(epoch + 1)
 

@@ -19,11 +19,12 @@ from shoalfs.mds.leader_state import LeaderState
 from shoalfs.mds.messages import TargetState
 from shoalfs.mds.repairs import Repairs
 from shoalfs.mds.sessions import SessionTable
+from shoalfs.transport.checksum import chunk_hash
 from shoalfs.transport.errors import ChunkCorrupt, ChunkMissing, ShoalError, StaleReceipt
 from shoalfs.transport.ids import ChunkId, chunk_pg
 from shoalfs.transport.limits import SESSION_TTL_MS
 
-HASH = b"h" * 16  # of every good chunk here
+HASH = b"h" * 16  # of every good chunk here; of fragments, see RepairWorld.hash_at
 BAD = b"b" * 16
 CAPACITY = 1 << 30
 GRACE_MS = 5_000
@@ -60,10 +61,14 @@ class _Timed(Metadata):
 
 
 class RepairWorld:
-    """``replicas`` copies of every chunk, each acknowledged by at least ``min_ack``."""
+    """``replicas`` copies of every chunk, each acknowledged by at least ``min_ack``; or as many fragments, ``data`` of
+    which give the chunk."""
 
-    def __init__(self, servers: int, replicas: int = 2, min_ack: int = 1) -> None:
+    def __init__(self, servers: int, replicas: int = 2, min_ack: int = 1, data: int = 1) -> None:
         self.md = _Timed()
+        self.data = data
+        self.fragments = b"".join(map(self.hash_at, range(replicas))) if data > 1 else b""
+        self.hash = chunk_hash(self.fragments) if data > 1 else HASH
         self.set_pool(replicas, min_ack)
         self.servers: list[Server] = []
         self.state = self.fresh_state()
@@ -73,6 +78,7 @@ class RepairWorld:
         self.ino = self.md.create(b"file").ino
         self.written = 0
         self.copies = 0
+        self.rebuilt = 0  # of these, from other fragments
 
     @property
     def now_ms(self) -> int:
@@ -82,9 +88,18 @@ class RepairWorld:
     def now_ms(self, now_ms: int) -> None:
         self.md.clock_ms = now_ms
 
+    def hash_at(self, place: int) -> bytes:
+        """Of what the holder at this place of a group should have of any chunk."""
+        return HASH if self.data == 1 else bytes([place + 1]) * 16
+
+    def is_good(self, group: m.PlacementGroup, target: int, chunk: ChunkId) -> bool:
+        """The target has what it should of the chunk."""
+        server = self.by_id(target)
+        return server is not None and server.disk.get(chunk) == self.hash_at(group.place(target))
+
     def set_pool(self, replicas: int, min_ack: int) -> None:
         with self.md.store.write() as txn:
-            pool = m.Pool(1, "hot", replicas, min_ack)
+            pool = m.Pool(1, "hot", replicas, min_ack, self.data)
             records.POOL.store(txn, keys.pool(pool.id), pool)
 
     def fresh_state(self) -> LeaderState:
@@ -163,7 +178,27 @@ class RepairWorld:
                 return True, failures
             code = 1001 if peer is None or not peer.up else ChunkMissing.code if held is None else ChunkCorrupt.code
             failures.append(m.CopyFailed(order.chunk, source.target, code))
+        if order.rebuild is not None and self.rebuild(server, order, order.rebuild, failures):
+            return True, failures
         return False, failures or [m.CopyFailed(order.chunk, 0, ChunkMissing.code)]
+
+    def rebuild(self, server: Server, order: m.CopyOrder, plan: m.Rebuild, failures: list[m.CopyFailed]) -> bool:
+        places = set()
+        for source in plan.sources:
+            peer = self.by_id(source.target)
+            held = peer.disk.get(order.chunk) if peer is not None and peer.up else None
+            if held == source.fragment_hash == self.hash_at(source.place):
+                places.add(source.place)
+            else:
+                code = 1001 if peer is None or not peer.up else ChunkMissing.code if held is None else ChunkCorrupt.code
+                failures.append(m.CopyFailed(order.chunk, source.target, code))
+        if len(places) < plan.data:
+            return False
+        assert order.chunk_hash == self.hash_at(plan.place), "the fragment that was ordered is that of its place"
+        server.disk[order.chunk] = order.chunk_hash
+        self.copies += 1
+        self.rebuilt += 1
+        return True
 
     # --- the leader --------------------------------------------------------------------------------------------------
 
@@ -218,9 +253,9 @@ class RepairWorld:
         for target in group.targets:
             server = self.by_id(target)
             if server is not None and server.up and target in reached:
-                server.disk[chunk] = HASH
-                receipts.append(m.Receipt(chunk, target, server.epoch, True, HASH))
-        extent = m.Extent(self.written * 10, 10, chunk, 0, 10, HASH)
+                server.disk[chunk] = self.hash_at(group.place(target))
+                receipts.append(m.Receipt(chunk, target, server.epoch, True, server.disk[chunk]))
+        extent = m.Extent(self.written * 10, 10, chunk, 0, 10, self.hash, self.fragments)
         assert epochs
         try:
             self.md.do(m.CommitExtents(self.ino, (extent,), tuple(receipts)))
@@ -240,8 +275,8 @@ class RepairWorld:
             for target in group.targets:
                 server = self.by_id(target)
                 if server is not None and server.up:
-                    server.disk[chunk] = HASH
-                    receipts.append(m.Receipt(chunk, target, server.epoch, True, HASH))
+                    server.disk[chunk] = self.hash_at(group.place(target))
+                    receipts.append(m.Receipt(chunk, target, server.epoch, True, server.disk[chunk]))
             extent = msgspec.structs.replace(chosen, chunk=chunk)
             try:
                 self.md.do(m.CommitExtents(self.ino, (extent,), tuple(receipts)))
@@ -259,12 +294,14 @@ class RepairWorld:
     # --- what must hold ----------------------------------------------------------------------------------------------
 
     def check_last_copies(self) -> None:
-        """A good copy of every chunk in use is on the disk of a holder of its group, in service or not."""
+        """A good copy of every chunk in use is on the disk of a holder of its group, in service or not; or as many
+        fragments as it takes."""
         groups = {group.id: group for group in self.md.map().groups}
         for extent in self.extents():
-            holders = [self.by_id(target) for target in groups[chunk_pg(extent.chunk)].holders]
-            good = [server for server in holders if server is not None and server.disk.get(extent.chunk) == HASH]
-            assert good, f"chunk {extent.chunk:x} of {groups[chunk_pg(extent.chunk)]} is nowhere"
+            group = groups[chunk_pg(extent.chunk)]
+            good = [target for target in group.holders if self.is_good(group, target, extent.chunk)]
+            found = {group.place(target) for target in good} if self.data > 1 else good
+            assert len(found) >= self.data, f"chunk {extent.chunk:x} of {group} is nowhere"
 
     def lacking(self) -> list[tuple[int, ChunkId]]:
         """(target, chunk) of every copy that should be there."""
@@ -273,7 +310,7 @@ class RepairWorld:
             (target, extent.chunk)
             for extent in self.extents()
             for target in groups[chunk_pg(extent.chunk)].targets
-            if (server := self.by_id(target)) is None or server.disk.get(extent.chunk) != HASH
+            if not self.is_good(groups[chunk_pg(extent.chunk)], target, extent.chunk)
         ]
 
     def surplus(self) -> list[tuple[int, ChunkId]]:

@@ -202,12 +202,71 @@ def test_a_paused_rebalance_moves_nothing():
     world.until(lambda: world.md.map().groups != before, "it goes on")
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-def test_no_order_of_events_loses_the_last_copy(seed: int):
+def test_lost_fragments_are_rebuilt_in_their_places():
+    world = RepairWorld(6, replicas=6, min_ack=5, data=4)
+    chunks = written(world, 60)
+    world.until(lambda: settled(world), "it runs")
+    for server in world.servers[:2]:
+        server.disk.clear()
+    world.until(lambda: settled(world), "both are filled again")
+    assert (world.copies, world.rebuilt) == (2 * len(chunks), 2 * len(chunks))
+    assert not world.lacking()
+
+
+def test_with_too_few_fragments_nothing_is_invented():
+    world = RepairWorld(4, replicas=4, min_ack=3, data=2)
+    (chunk,) = written(world, 1)
+    world.until(lambda: settled(world), "it runs")
+    (group,) = [group for group in world.md.map().groups if group.id == chunk >> 48]
+    hurt = [world.by_id(target) for target in group.targets[:3]]
+    kept = [server.disk[chunk] for server in hurt]
+    for server in hurt:
+        server.disk[chunk] = BAD
+    for _ in range(20):
+        world.step()
+    status = world.status()
+    assert (status.missing_chunks, status.lost_chunks, world.copies) == (3, 1, 0)
+    assert [server.disk[chunk] for server in hurt] == [BAD] * 3
+    hurt[1].disk[chunk] = kept[1]  # a person found one: two are enough
+    world.until(lambda: settled(world), "it is whole again", 100)
+
+
+def test_fragments_that_move_are_copied_and_those_that_died_are_rebuilt():
+    world = RepairWorld(7, replicas=5, min_ack=4, data=3)
+    chunks = written(world, 100)
+    world.until(lambda: settled(world), "it runs")
+    leaver, dead = world.servers[:2]
+    world.md.do(m.SetTargetState(leaver.id, TargetState.DRAINING), session=0)
+    world.until(lambda: not any(leaver.id in g.holders for g in world.md.map().groups), "it holds no group")
+    assert (world.copies > 0, world.rebuilt) == (True, 0), "who leaves gives what it has"
+    dead.up = False
+    dead.disk.clear()
+    world.until(lambda: world.states()[dead.id] is TargetState.OUT, "it is out")
+    world.until(lambda: settled(world), "others hold its part")
+    assert world.rebuilt > 0
+    world.check_last_copies()
+    assert len(world.extents()) == len(chunks)
+
+
+def test_a_wrong_fragment_of_the_right_chunk_is_replaced():
+    world = RepairWorld(4, replicas=4, min_ack=3, data=2)
+    (chunk,) = written(world, 1)
+    world.until(lambda: settled(world), "it runs")
+    (group,) = [group for group in world.md.map().groups if group.id == chunk >> 48]
+    world.by_id(group.targets[2]).disk[chunk] = world.hash_at(1)
+    world.until(lambda: settled(world) and not world.lacking(), "it has its own again")
+
+
+@pytest.mark.parametrize(
+    ("seed", "replicas", "data"),
+    [*((seed, 2, 1) for seed in SEEDS), *((seed, 4, 2) for seed in SEEDS[: len(SEEDS) // 3])],
+)
+def test_no_order_of_events_loses_the_last_copy(seed: int, replicas: int, data: int):
     """Writes that reach only some, overwrites, servers that die and return, bits that rot, wiped disks, lost answers,
     new leaders, drains and resumes, in any order; at most one disk at a time is without what it should have."""
     chance = random.Random(seed)
-    world = RepairWorld(chance.choice((3, 4, 5)), replicas=2)
+    least = 1 if data == 1 else data + 1
+    world = RepairWorld(chance.choice((1, 2, 3)) + replicas, replicas, least, data)
     old_map = world.md.map()
     for _ in range(150):
         world.now_ms += chance.choice((50, 300, 1_000, 3_000))
@@ -220,7 +279,7 @@ def test_no_order_of_events_loses_the_last_copy(seed: int):
         server = chance.choice(world.servers)
         if event < 0.4:
             group = chance.choice((old_map if chance.random() < 0.3 else world.md.map()).groups)
-            world.write(group, set(chance.sample(group.targets, chance.choice((1, 2)))))
+            world.write(group, set(chance.sample(group.targets, chance.choice((least, replicas)))))
         elif event < 0.5:
             world.punch(chance.randrange(1000))
         elif event < 0.6:
@@ -244,11 +303,11 @@ def test_no_order_of_events_loses_the_last_copy(seed: int):
         elif event < 0.95:
             state = world.states()[server.id]
             if state in (TargetState.UP, TargetState.SYNCING):
-                if sum(s is TargetState.UP for s in world.states().values()) > 2:
+                if sum(s is TargetState.UP for s in world.states().values()) > replicas:
                     world.md.do(m.SetTargetState(server.id, TargetState.DRAINING), session=0)
             elif state in (TargetState.DRAINING, TargetState.OUT):
                 world.md.do(m.SetTargetState(server.id, TargetState.SYNCING), session=0)
-        elif len(world.servers) < 7:
+        elif len(world.servers) < 5 + replicas:
             world.add_server()
         world.check_last_copies()
     # Everything that is not dead for good comes back, and then all is as it should be.
