@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from shoalfs.chunkserver.messages import ListedChunk, VerifiedChunk
 from shoalfs.fs import fsck
 from shoalfs.fs.fsck import Expected, Kind, Replica
-from shoalfs.mds.messages import ChunkClass, ClusterMap, Extent, Finding, PlacementGroup, Target, TargetState
+from shoalfs.mds.messages import ChunkClass, ClusterMap, Extent, Finding, PlacementGroup, Pool, Target, TargetState
 from shoalfs.transport.errors import ChunkCorrupt, ChunkMissing
 from shoalfs.transport.ids import chunk_id
 
@@ -166,3 +166,48 @@ def test_every_kind_has_a_remedy():
     assert "start its chunkserver" in fsck.unreachable(target, "gone").line()
     remedies = {kind: fsck.Finding(kind, "").remedy for kind in Kind}
     assert fsck.Finding("another", "").remedy not in remedies.values()
+
+
+# --- fragments --------------------------------------------------------------------------------------------------------
+
+PLACES = [bytes([place]) * 16 for place in range(4)]
+TWO_OF_FOUR = {A: Expected(5, 100, HASH, b"".join(PLACES))}
+FOUR = {1: (1, 2, 3, 4, 5)}  # the last one is leaving, with the fragment of the second
+GROUPED = {1: fsck.Fragments(2, {1: 0, 2: 1, 3: 2, 4: 3, 5: 1})}
+
+
+def fragments(**changed):
+    """Answers of targets that all have their fragments, but for ``changed``."""
+    held = {target: VerifiedChunk(0, 50, PLACES[place]) for target, place in GROUPED[1].places.items()}
+    held |= {int(name[1:]): answer for name, answer in changed.items()}
+    return {Replica(target, A): answer for target, answer in held.items() if answer is not None}
+
+
+def judged_of_fragments(answers):
+    assert (fsck.suspects(TWO_OF_FOUR, answers, GROUPED) == [A]) == bool(
+        fsck.judge(TWO_OF_FOUR, FOUR, answers, [A], None, GROUPED)
+    )
+    return kinds(fsck.judge(TWO_OF_FOUR, FOUR, answers, [A], {1: frozenset({5})}, GROUPED))
+
+
+def test_each_target_has_the_fragment_of_its_place():
+    assert judged_of_fragments(fragments()) == []
+    assert judged_of_fragments(fragments(t3=VerifiedChunk(0, 50, PLACES[1]))) == [Kind.WRONG_REPLICA]
+    assert judged_of_fragments(fragments(t3=VerifiedChunk(0, 100, HASH))) == [Kind.WRONG_REPLICA]
+    assert judged_of_fragments(fragments(t3=CORRUPT, t4=MISSING)) == [Kind.DAMAGED_REPLICA, Kind.MISSING_REPLICA]
+    assert judged_of_fragments(fragments(t5=MISSING)) == []
+
+
+def test_with_too_few_good_fragments_a_chunk_is_lost():
+    assert judged_of_fragments(fragments(t1=MISSING, t3=MISSING, t4=MISSING)) == [
+        Kind.LOST_CHUNK
+    ]  # two targets, one fragment
+    assert judged_of_fragments(fragments(t1=MISSING, t3=MISSING, t4=None)) == [Kind.MISSING_REPLICA] * 2, (
+        "one was not asked"
+    )
+
+
+def test_the_groups_of_pools_of_fragments():
+    pools = (Pool(1, "hot", 2, 1), Pool(2, "cold", 3, 3, 2))
+    groups = (PlacementGroup(1, 1, (1, 2)), PlacementGroup(2, 2, (1, 2, 3), (4,), 0, (2,)))
+    assert fsck.fragmented(ClusterMap(b"", 1, pools, (), groups)) == {2: fsck.Fragments(2, {1: 0, 2: 1, 3: 2, 4: 2})}

@@ -53,7 +53,7 @@ class Reply(NamedTuple):
     payload: memoryview
 
 
-def make_map(targets: int = 4, replicas: int = 2, min_ack: int = 2, epoch: int = 1) -> m.ClusterMap:
+def make_map(targets: int = 4, replicas: int = 2, min_ack: int = 2, epoch: int = 1, data: int = 1) -> m.ClusterMap:
     """Each target leads four groups."""
     ids = [TargetId(number + 1) for number in range(targets)]
     groups = [
@@ -69,7 +69,7 @@ def make_map(targets: int = 4, replicas: int = 2, min_ack: int = 2, epoch: int =
     return m.ClusterMap(
         cluster_id=b"c" * 16,
         epoch=epoch,
-        pools=(m.Pool(PoolId(1), "hot", replicas, min_ack),),
+        pools=(m.Pool(PoolId(1), "hot", replicas, min_ack, data),),
         targets=tuple(m.Target(t, bytes([t]) * 16, f"n{t}", f"memory:{t}", 1, m.TargetState.UP, 1 << 40) for t in ids),
         groups=tuple(groups),
     )
