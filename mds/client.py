@@ -187,10 +187,13 @@ class MdsClient:
         """Keep the session alive until cancelled. A leader that is new is told what is open, after what is cached
         under the leases of the old one is dropped."""
         opens: tuple[InodeId, ...] | None = None
+        term = 0
         while True:
             session, sent = self.session, boot_time()
             try:
-                reply = await self._leader.call(RENEW, Renew(session, opens), self.ttl_ms // SESSION_RENEWALS_PER_TTL)
+                renew = Renew(session, opens, reported_term=term)
+                reply = await self._leader.call(RENEW, renew, self.ttl_ms // SESSION_RENEWALS_PER_TTL)
+                term = reply.body.term
                 await self.locks.leader_is(reply.body.term)
             except SessionGone:
                 await self._reopen(session)

@@ -873,17 +873,20 @@ class GetMap(Message, frozen=True):
 
 
 class Renew(Message, frozen=True):
-    """Keep the session alive. ``opens`` (all inodes it has open) is sent when the last reply asked for it."""
+    """Keep the session alive. ``opens`` (all inodes it has open) is sent when the last reply asked for it, and counts
+    only for the leadership ``reported_term`` that asked: since then the session may have been leased more by it, which
+    the next leader does not know of."""
 
     session: SessionId
     opens: tuple[InodeId, ...] | None = None
+    reported_term: int = 0
 
 
 class Renewed(Message, frozen=True):
     ttl_ms: int
     map_epoch: int
     want_opens: bool  # the leader is new: drop what is cached under leases, then send what is open
-    term: int = 0  # the leadership; a session that told its locks to another one tells them again
+    term: int = 0  # the leadership; a session that told its opens or locks to another one tells them again
 
 
 # --- locks -----------------------------------------------------------------------------------------------------------

@@ -222,7 +222,8 @@ class MdsService:
         return m.Opened(opened.inode, self._coherence.lease(request.session, ino)), inline
 
     def _renew(self, txn: ReadTxn, request: m.Renew) -> m.Renewed:
-        want_opens = self._state.sessions.renew(request.session, request.opens, self._now_ms())
+        opens = request.opens if request.reported_term == self._state.term else None
+        want_opens = self._state.sessions.renew(request.session, opens, self._now_ms())
         return m.Renewed(self._state.sessions.ttl_ms, reads.map_epoch(txn), want_opens, self._state.term)
 
     def _release(self, txn: ReadTxn, request: m.Release) -> Nothing:

@@ -27,10 +27,12 @@ from shoalfs.fs.effects import doubtful
 from shoalfs.fs.handles import Handles
 from shoalfs.mds import client as client_module
 from shoalfs.mds import dentry, reads
+from shoalfs.mds import leader as leader_module
 from shoalfs.mds import messages as m
 from shoalfs.mds.batcher import Batcher
 from shoalfs.mds.client import MdsClient, open_session
 from shoalfs.mds.duties import Duties
+from shoalfs.mds.group_messages import WHO_LEADS, LeaderIs, WhoLeads
 from shoalfs.mds.machine import Machine, OnDamage, format_store
 from shoalfs.mds.memory import MemoryStore
 from shoalfs.mds.messages import ROOT_CREDENTIALS as ROOT
@@ -42,7 +44,7 @@ from shoalfs.transport.ids import ROOT_INODE, InodeId
 from shoalfs.transport.memory import MemoryFabric, MemoryLink
 from shoalfs.transport.network import open_network
 from shoalfs.transport.rpc import serve
-from shoalfs.transport.service import Service
+from shoalfs.transport.service import Call, Service
 from shoalfs.transport.session import PROTOCOL_VERSION, Hello
 
 TTL_MS = 4_000
@@ -59,21 +61,24 @@ class Broken(AssertionError):
 
 
 class Line:
-    """What happens to the bytes of one mount, both ways: they are late; while it is ``cut`` they wait."""
+    """What happens to the bytes of one mount, both ways: they are late; while it is cut they wait."""
 
     def __init__(self, chance: random.Random) -> None:
         self.chance = chance
-        self.cut = False
+        self.cuts = 0  # not healed yet: faults overlap
         self.lot = trio.lowlevel.ParkingLot()
         self.links: list[MemoryLink] = []
 
     async def late(self) -> None:
         await trio.sleep(self.chance.choice((0.0, 0.0002, 0.001, 0.005)))
-        while self.cut:
+        while self.cuts:
             await self.lot.park()
 
+    def cut(self) -> None:
+        self.cuts += 1
+
     def heal(self) -> None:
-        self.cut = False
+        self.cuts -= 1
         self.lot.unpark_all()
 
     def reset(self) -> None:
@@ -133,7 +138,7 @@ class MountFabric:
         self._fabric, self._line = fabric, line
 
     async def dial(self, place: str) -> LateLink:
-        while self._line.cut:
+        while self._line.cuts:
             await self._line.lot.park()
         link = await self._fabric.dial(place)
         self._fabric.dialling.append(self._line)
@@ -235,7 +240,7 @@ class Kernel:
     def __init__(self) -> None:
         self.names: dict[bytes, tuple[InodeId | None, float]] = {}
         self.attributes: dict[InodeId, tuple[m.Inode, float]] = {}
-        self.stopped = False
+        self._stops = 0
         self._missed: list[Callable[[], None]] = []
 
     def forget_names(self) -> None:
@@ -250,11 +255,19 @@ class Kernel:
     async def drop_pages(self, inodes: tuple[InodeId, ...]) -> None:
         await trio.lowlevel.checkpoint()
 
+    @property
+    def stopped(self) -> bool:
+        return self._stops > 0
+
+    def stop(self) -> None:
+        self._stops += 1
+
     def go_on(self) -> None:
-        self.stopped = False
-        for tell in self._missed:
-            tell()
-        self._missed.clear()
+        self._stops -= 1
+        if not self._stops:
+            for tell in self._missed:
+                tell()
+            self._missed.clear()
 
     def _told(self, tell: Callable[[], Any]) -> None:
         if self.stopped:
@@ -313,7 +326,8 @@ class Mount:
 
     def stop(self) -> None:
         """As SIGSTOP: nothing arrives, nothing leaves, the kernel goes on with what it has."""
-        self.kernel.stopped = self.line.cut = True
+        self.kernel.stop()
+        self.line.cut()
 
     def go_on(self) -> None:
         self.kernel.go_on()
@@ -487,6 +501,11 @@ class World:
         state = LeaderState(SessionTable(TTL_MS))
         metadata = MdsService(self.group.store, log, batcher, state, _now_ms)
         metadata.install(service)
+
+        async def who_leads(call: Call, request: WhoLeads, payload: memoryview) -> LeaderIs:
+            return LeaderIs(log.leader_address(), self.group.term)
+
+        service.add(WHO_LEADS, who_leads)
         duties = Duties(
             self.group.store,
             log,
@@ -538,7 +557,7 @@ class World:
             if kind == "reset":
                 mount.line.reset()
             elif kind == "cut":
-                mount.line.cut = True
+                mount.line.cut()
                 await trio.sleep(long_s)
                 mount.line.heal()
             elif kind == "stop":
@@ -573,7 +592,7 @@ def simulate(seed: int, seconds: float, kinds: Sequence[str]) -> World:
         # trio shuffles the tasks that are ready; here the seed does (its own tests do the same).
         patch.setattr(trio._core._run, "_ALLOW_DETERMINISTIC_SCHEDULING", True)
         patch.setattr(trio._core._run, "_r", random.Random(seed))
-        patch.setattr(client_module, "random", random.Random(seed))
+        patch.setattr(leader_module, "random", random.Random(seed))
         _run(main)
     return made[0]
 

@@ -99,10 +99,13 @@ async def test_an_unlinked_file_that_is_open_survives_a_restart_of_the_service(t
         number = session.session
     async with node(tmp_path) as carriers, open_network(carriers, hello()) as network:
         leader = Leader(network, [ADDRESS])
-        assert (await leader.call(m.RENEW, m.Renew(number))).body.want_opens, "a new leader asks what is open"
+        told = (await leader.call(m.RENEW, m.Renew(number))).body
+        assert told.want_opens, "a new leader asks what is open"
+        late = m.Renew(number, opens=(), reported_term=told.term - 1)
+        assert (await leader.call(m.RENEW, late)).body.want_opens, "what was reported to another one does not count"
         await trio.sleep(0.6)
         assert (await leader.call(m.GETATTR, m.GetAttr(ino))).body.inode.nlink == 0
-        assert not (await leader.call(m.RENEW, m.Renew(number, opens=()))).body.want_opens
+        assert not (await leader.call(m.RENEW, m.Renew(number, opens=(), reported_term=told.term))).body.want_opens
 
         async def gone():
             try:
