@@ -13,9 +13,10 @@ Nothing here knows whether a fragment is right: callers verify what goes in and 
 
 import ctypes
 import errno
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache
-from typing import Final
+from typing import ClassVar, Final
 
 from shoalfs.transport.errors import PosixError
 from shoalfs.transport.fragments import fragment_bytes
@@ -35,53 +36,77 @@ def is_there() -> bool:
 
 
 def encode(payload: Sequence[Buffer], data: int, parity: int) -> list[memoryview]:
-    """All fragments of the chunk whose bytes these are, in order of place; they share one buffer.
+    """All fragments of the chunk whose bytes these are, in order of place. Those of data are views of a payload that is
+    one buffer, as far as they need no filling up; it must not change while they are used.
 
     Raises PosixError(EOPNOTSUPP) if the library is not installed.
     """
-    length = fragment_bytes(sum(map(len, payload)), data)
-    stripe = bytearray((data + parity) * length)
-    into, end = memoryview(stripe), 0  # a bytearray would copy what is assigned to its slice twice
-    for buffer in payload:
-        into[end : end + len(buffer)] = buffer
-        end += len(buffer)
-    _multiply(stripe, length, data, _tables(data, parity))
-    return _split(stripe, length)
+    fragments = _cut(memoryview(payload[0] if len(payload) == 1 else b"".join(payload)).cast("B"), data)
+    return [*fragments, *_multiplied(fragments, parity, _tables(data, parity))]
 
 
 def rebuild(fragments: Mapping[int, Buffer], wanted: Sequence[int], data: int, parity: int) -> list[memoryview]:
     """The fragments at the places ``wanted``, from at least ``data`` others, by place. Raises as :func:`encode`."""
     sources = tuple(sorted(fragments)[:data])
     assert len(sources) == data, (sorted(fragments), data)
-    length = len(fragments[sources[0]])
-    stripe = bytearray((data + len(wanted)) * length)
-    into = memoryview(stripe)
-    for at, place in enumerate(sources):
-        assert len(fragments[place]) == length, (place, length)
-        into[at * length : (at + 1) * length] = fragments[place]
-    _multiply(stripe, length, data, _rebuilding_tables(sources, tuple(wanted), data, parity))
-    return _split(stripe, length)[data:]
+    given = [memoryview(fragments[place]).cast("B") for place in sources]
+    return _multiplied(given, len(wanted), _rebuilding_tables(sources, tuple(wanted), data, parity))
 
 
-def _split(stripe: bytearray, length: int) -> list[memoryview]:
-    view = memoryview(stripe).toreadonly()
-    return [view[start : start + length] for start in range(0, len(stripe), length)]
+def _cut(content: memoryview, data: int) -> list[memoryview]:
+    length = fragment_bytes(len(content), data)
+    cuts = [content[place * length : (place + 1) * length] for place in range(data)]
+    return [cut if len(cut) == length else memoryview(bytes(cut) + bytes(length - len(cut))) for cut in cuts]
 
 
-def _multiply(stripe: bytearray, length: int, data: int, tables: bytes) -> None:
-    """Compute the part of ``stripe`` that follows the first ``data`` fragments from those."""
-    first = ctypes.addressof(ctypes.c_char.from_buffer(stripe))  # lives as long as the caller's buffer
-    count = len(stripe) // length
-    places = [ctypes.c_void_p(first + at * length) for at in range(count)]
-    rows = count - data
-    _library().ec_encode_data(
-        length,
-        data,
-        rows,
-        tables,
-        (ctypes.c_void_p * data)(*places[:data]),
-        (ctypes.c_void_p * rows)(*places[data:]),
-    )
+def _multiplied(fragments: Sequence[memoryview], count: int, tables: bytes) -> list[memoryview]:
+    """The ``count`` fragments that the tables make of these, all of one length."""
+    length = len(fragments[0])
+    assert all(len(fragment) == length for fragment in fragments), [len(fragment) for fragment in fragments]
+    made = bytearray(count * length)
+    with ExitStack() as held:
+        sources = [held.enter_context(_address(fragment)) for fragment in fragments]
+        first = held.enter_context(_address(made))
+        _library().ec_encode_data(
+            length,
+            len(sources),
+            count,
+            tables,
+            (ctypes.c_void_p * len(sources))(*sources),
+            (ctypes.c_void_p * count)(*(first + at * length for at in range(count))),
+        )
+    view = memoryview(made).toreadonly()
+    return [view[at * length : (at + 1) * length] for at in range(count)]
+
+
+class _View(ctypes.Structure):
+    """Py_buffer (https://docs.python.org/3/c-api/buffer.html): the address of a buffer that may not be written to is to
+    be had by no other way of ctypes."""
+
+    _fields_: ClassVar = [
+        ("buf", ctypes.c_void_p),
+        ("obj", ctypes.py_object),
+        ("len", ctypes.c_ssize_t),
+        ("itemsize", ctypes.c_ssize_t),
+        ("readonly", ctypes.c_int),
+        ("ndim", ctypes.c_int),
+        ("format", ctypes.c_char_p),
+        ("shape", ctypes.c_void_p),
+        ("strides", ctypes.c_void_p),
+        ("suboffsets", ctypes.c_void_p),
+        ("internal", ctypes.c_void_p),
+    ]
+
+
+@contextmanager
+def _address(buffer: Buffer) -> Iterator[int]:
+    """Where the bytes of a contiguous buffer are, as long as the block lasts."""
+    view = _View()
+    ctypes.pythonapi.PyObject_GetBuffer(ctypes.py_object(buffer), ctypes.byref(view), 0)
+    try:
+        yield view.buf or 0
+    finally:
+        ctypes.pythonapi.PyBuffer_Release(ctypes.byref(view))
 
 
 # --- matrices -------------------------------------------------------------------------------------------------------

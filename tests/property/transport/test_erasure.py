@@ -111,3 +111,22 @@ def test_without_the_library_it_is_one_line(monkeypatch):
         monkeypatch.undo()
         erasure._library.cache_clear()
     assert erasure.is_there()
+
+
+def test_buffers_are_let_go_of_and_not_changed():
+    fragments = [bytearray(fragment) for fragment in encode([bytes_of(1_000)], 4, 2)]
+    before = [bytes(fragment) for fragment in fragments]
+    rebuild(dict(enumerate(fragments[:4])), [4, 5], 4, 2)
+    assert fragments == before
+    for fragment in fragments:
+        fragment.append(0)  # BufferError while somebody holds it
+
+
+def test_a_payload_that_needs_no_filling_up_is_not_copied():
+    content = bytearray(bytes_of(4_000))
+    fragments = encode([content], 4, 2)
+    content[0] ^= 1
+    assert fragments[0][0] == content[0]
+    odd = bytearray(bytes_of(3_999))
+    last = bytes(encode([odd], 4, 2)[3])
+    assert last == bytes(odd[3_000:]) + b"\0"
