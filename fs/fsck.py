@@ -45,7 +45,7 @@ _REMEDY: Final[dict[str, str]] = {
     Kind.UNREACHABLE_TARGET: "start its chunkserver and check again",
     Kind.UNKNOWN_CHUNK: "nothing is lost: it only takes space; report this",
 }
-_REMEDY_OF_METADATA: Final = "keep the metadata's directory as it is, and report this"
+_REMEDY_OF_METADATA: Final = "see what `shoal fsck repair` would do, and report this"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +58,7 @@ class Finding:
     chunk: ChunkId | None = None
     target: TargetId | None = None
     path: str = ""
+    row: mds.Finding | None = None  # as the metadata service found it
 
     @property
     def remedy(self) -> str:
@@ -102,7 +103,7 @@ class Replica(NamedTuple):
 
 def of_namespace(findings: Iterable[mds.Finding]) -> list[Finding]:
     """The metadata service's own findings."""
-    return [Finding(found.kind, found.text, found.ino) for found in findings]
+    return [Finding(found.kind, found.text, found.ino, row=found) for found in findings]
 
 
 def expected_chunks(

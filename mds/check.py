@@ -175,7 +175,7 @@ def _check_entries(txn: ReadTxn, directory: Inode, findings: Findings) -> None:
         entries += 1
         subdirectories += entry.kind == stat.S_IFDIR
         cookies[entry.cookie] = keys.name_of(key)
-        _check_entry(txn, directory, keys.name_of(key), entry, findings)
+        _check_entry(txn, directory, key, entry, findings)
     _check_listing(txn, directory, cookies, findings)
     if directory.size_bytes != entries:
         findings.add("wrong-directory-size", directory.ino, f"size {directory.size_bytes}, but {entries} entries")
@@ -183,15 +183,16 @@ def _check_entries(txn: ReadTxn, directory: Inode, findings: Findings) -> None:
         findings.add("wrong-nlink", directory.ino, f"nlink {directory.nlink}, but {subdirectories} subdirectories")
 
 
-def _check_entry(txn: ReadTxn, directory: Inode, name: bytes, entry: Dentry, findings: Findings) -> None:
+def _check_entry(txn: ReadTxn, directory: Inode, key: bytes, entry: Dentry, findings: Findings) -> None:
+    name = keys.name_of(key)
     try:
         child = records.INODE.load(txn, keys.inode(entry.ino))
     except DamagedRecord:
         return  # reported as an inode
     if child is None:
-        findings.add("dangling-dentry", directory.ino, f"{name!r} leads to inode {entry.ino}, which is not there")
+        findings.add("dangling-dentry", directory.ino, f"{name!r} leads to inode {entry.ino}, which is not there", key)
     elif stat.S_IFMT(child.mode) != entry.kind:
-        findings.add("wrong-dentry-type", directory.ino, f"{name!r} is of type {entry.kind:o}, not {child.mode:o}")
+        findings.add("wrong-dentry-type", directory.ino, f"{name!r} is of type {entry.kind:o}, not {child.mode:o}", key)
 
 
 def _check_listing(txn: ReadTxn, directory: Inode, cookies: dict[int, bytes], findings: Findings) -> None:
@@ -205,11 +206,13 @@ def _check_listing(txn: ReadTxn, directory: Inode, cookies: dict[int, bytes], fi
         listed.add(cookie)
         entry = findings.load(records.DENTRY, txn, keys.dentry(directory.ino, row.name), directory.ino)
         if entry is None or entry.cookie != cookie or entry.ino != row.ino:
-            findings.add("listing-without-dentry", directory.ino, f"{row.name!r} is listed at {cookie} only")
+            findings.add("listing-without-dentry", directory.ino, f"{row.name!r} is listed at {cookie} only", key)
         if cookie >= directory.next_cookie:
             findings.add("wrong-cookie", directory.ino, f"{row.name!r} is at {cookie}, which is yet to be given")
     for cookie in cookies.keys() - listed:
-        findings.add("dentry-not-listed", directory.ino, f"{cookies[cookie]!r} is not listed at {cookie}")
+        name = cookies[cookie]
+        key = keys.dentry(directory.ino, name)
+        findings.add("dentry-not-listed", directory.ino, f"{name!r} is not listed at {cookie}", key)
 
 
 # --- bytes --------------------------------------------------------------------------------------------------

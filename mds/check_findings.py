@@ -36,18 +36,19 @@ class Findings:
             return (*self._found, more)
         return tuple(self._found)
 
-    def add(self, kind: str, ino: InodeId, text: str) -> None:
+    def add(self, kind: str, ino: InodeId, text: str, key: bytes = b"") -> None:
+        """``key``: the row, where the inode does not say it all."""
         if self.full:
             self._left_off += 1
         else:
-            self._found.append(Finding(kind, ino, text[:_TEXT_CHARACTERS_MAX]))
+            self._found.append(Finding(kind, ino, text[:_TEXT_CHARACTERS_MAX], key))
 
     def add_damage(self, error: DamagedRecord, ino: InodeId) -> None:
         """Each record once, however often it is met."""
         self.damaged += 1
         if error.key not in self._damaged_keys:
             self._damaged_keys.add(error.key)
-            self.add("damaged-record", ino, str(error))
+            self.add("damaged-record", ino, str(error), error.key)
 
     def rows(self, txn: ReadTxn, first: bytes, end: bytes, ino: InodeId | None = None) -> Iterator[tuple[bytes, bytes]]:
         """The rows of a range that can be read. A damaged one is reported for the inode in its key, or for

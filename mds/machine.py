@@ -68,6 +68,7 @@ SERVICE_OPS: Final = frozenset(
         Op.SETTLE_GROUP,
         Op.REMOVE_TARGET,
         Op.SET_UPKEEP,
+        Op.MEND,
         Op.CREATE_POOL,
         Op.SET_POOL,
     }

@@ -248,6 +248,7 @@ class Op(enum.IntEnum):
     SET_UPKEEP = 57
     CREATE_POOL = 60
     SET_POOL = 61
+    MEND = 62
 
 
 class Command(Message, frozen=True):
@@ -638,6 +639,23 @@ class PoolChanged(Message, frozen=True):
     map_epoch: int
 
 
+class Mend(Message, frozen=True):
+    """Change rows of the store that a check found to contradict each other. Refused with EAGAIN, and nothing changed,
+    unless all that it was worked out from is still so.
+
+    ``seen``: rows and their values then (None: there was none); every row that is changed is among them. ``mended``:
+    how many were applied before, so that a repeated request is refused. ``nameless``: inodes to be given a name in
+    /lost+found. ``counters``: what is to be added to which counter.
+    """
+
+    mended: int
+    seen: tuple[tuple[bytes, bytes | None], ...]
+    put: tuple[tuple[bytes, bytes], ...] = ()
+    delete: tuple[bytes, ...] = ()
+    nameless: tuple[InodeId, ...] = ()
+    counters: tuple[tuple[str, int], ...] = ()
+
+
 class ChunkList(Message, frozen=True):
     """Request of ADD_GARBAGE (chunks that no file uses and no live session can commit) and DROP_GARBAGE (deleted)."""
 
@@ -673,6 +691,7 @@ OP_TYPES: Final[dict[Op, tuple[type[Message], type[Message]]]] = {
     Op.SETTLE_GROUP: (SettleGroup, MapChanged),
     Op.REMOVE_TARGET: (RemoveTarget, MapChanged),
     Op.SET_UPKEEP: (Upkeep, Upkeep),
+    Op.MEND: (Mend, Nothing),
     Op.CREATE_POOL: (CreatePool, PoolChanged),
     Op.SET_POOL: (SetPool, PoolChanged),
 }
@@ -1212,6 +1231,7 @@ class Finding(Message, frozen=True):
     kind: str
     ino: InodeId
     text: str
+    key: bytes = b""  # the row that it is about, where the inode does not say it all
 
 
 class NamespaceChecked(Message, frozen=True):
@@ -1223,6 +1243,27 @@ class NamespaceChecked(Message, frozen=True):
     findings: tuple[Finding, ...]
     extents: tuple[tuple[InodeId, Extent], ...]
     unlisted: tuple[tuple[InodeId, int], ...] = ()
+
+
+class PlanMend(Message, frozen=True):
+    """How can these findings be repaired, as things are now?"""
+
+    findings: tuple[Finding, ...]
+
+
+class Plan(Message, frozen=True):
+    """``mend`` None: it is not repaired, and ``text`` says why. Plans of a lower ``phase`` come first, and the check is
+    made again before those of the next: one repair may make another one needless."""
+
+    text: str
+    phase: int = 0
+    mend: Mend | None = None
+
+
+class MendPlans(Message, frozen=True):
+    """In the order of the findings."""
+
+    plans: tuple[Plan, ...]
 
 
 class ClassifyChunks(Message, frozen=True):
@@ -1304,6 +1345,7 @@ REPORT_REPLICAS: Final = Method(122, "mds.report_replicas", ReportReplicas, Noth
 STATUS: Final = Method(130, "mds.status", GetStatus, MdsStatus, roles=_CLIENTS)
 CHECK: Final = Method(131, "mds.check", CheckNamespace, NamespaceChecked, roles=frozenset({ADMIN}))
 CLASSIFY_CHUNKS: Final = Method(132, "mds.classify_chunks", ClassifyChunks, ChunkClasses, roles=frozenset({ADMIN}))
+PLAN_MEND: Final = Method(136, "mds.plan_mend", PlanMend, MendPlans, roles=frozenset({ADMIN}))
 OPEN_DUMP: Final = Method(134, "mds.open_dump", OpenDump, DumpOffer, roles=frozenset({ADMIN}))
 READ_DUMP: Final = Method(135, "mds.read_dump", ReadDump, DumpPiece, 0, _BULK, frozenset({ADMIN}))
 RESOLVE: Final = Method(133, "mds.resolve", ResolvePath, Entry, roles=frozenset({ADMIN}))

@@ -89,6 +89,7 @@ class Counters(Message, frozen=True):
     orphans: int = 0  # rows O
     garbage_chunks: int = 0  # rows Z
     sessions: int = 0  # rows S
+    mended: int = 0  # MEND operations applied
 
 
 class Applied(Message, frozen=True):

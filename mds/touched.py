@@ -18,8 +18,8 @@ import msgspec
 from shoalfs.mds import keys, records
 from shoalfs.mds import messages as m
 from shoalfs.mds.txn import ReadTxn
-from shoalfs.transport.ids import InodeId
-from shoalfs.transport.limits import NAME_BYTES_MAX
+from shoalfs.transport.ids import ROOT_INODE, InodeId
+from shoalfs.transport.limits import LOST_FOUND, NAME_BYTES_MAX
 
 Name = tuple[InodeId, bytes]
 """A directory, and a name in it, whether it exists or not."""
@@ -106,6 +106,21 @@ def _inode(_: ReadTxn, request: Any, found: Touched) -> None:
     found.inodes.add(request.ino)
 
 
+def _mend(txn: ReadTxn, request: m.Mend, found: Touched) -> None:
+    for key in (*(key for key, _ in request.put), *request.delete):
+        if key[:1] == b"D" and len(key) > 9:
+            found.names.add((InodeId(keys.first_field(key)), keys.name_of(key)))
+        if key[:1] in b"DEILXAO" and len(key) >= 9:
+            found.inodes.add(InodeId(keys.first_field(key)))
+    if request.nameless:
+        lost = _child(txn, ROOT_INODE, LOST_FOUND)
+        found.names.add((ROOT_INODE, LOST_FOUND))
+        found.inodes |= {ROOT_INODE, *request.nameless}
+        if lost is not None:
+            found.inodes.add(lost)
+            found.directories.add(lost)
+
+
 _Touch = Callable[[ReadTxn, Any, Touched], None]
 _BY_OP: Final[dict[m.Op, _Touch]] = {
     m.Op.CREATE: _create,
@@ -123,6 +138,7 @@ _BY_OP: Final[dict[m.Op, _Touch]] = {
     m.Op.COMMIT_EXTENTS: _inode,
     m.Op.ALLOCATE: _inode,
     m.Op.CLONE_RANGE: _inode,
+    m.Op.MEND: _mend,
 }
 _TOUCH: Final = {int(op): (msgspec.msgpack.Decoder(m.OP_TYPES[op][0]), touch) for op, touch in _BY_OP.items()}
 TOUCHES_NOTHING: Final = frozenset(

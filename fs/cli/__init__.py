@@ -7,7 +7,7 @@ inside the commands that need them: `shoal --help` has to be quick.
 
 import typer
 
-from shoalfs.fs.cli import down, dump, fsck, gc, info, mount, pool, raft, scrub, session, status, targets, up
+from shoalfs.fs.cli import down, dump, fsck, gc, info, mount, pool, raft, repair, scrub, session, status, targets, up
 
 
 def register(app: typer.Typer) -> None:
@@ -16,7 +16,8 @@ def register(app: typer.Typer) -> None:
     app.command("down")(down.down)
     app.command("status")(status.status)
     app.command("info")(info.info)
-    app.command("fsck")(fsck.fsck)
+    fsck.app.command("repair")(repair.repair)
+    app.add_typer(fsck.app, name="fsck")
     app.command("dump")(dump.dump)
     app.command("mount")(mount.mount)
     app.command("umount")(mount.umount)

@@ -64,7 +64,12 @@ class Report:
         }
 
 
+app = typer.Typer(help="Check the filesystem, and repair it.", rich_markup_mode=None)
+
+
+@app.callback(invoke_without_command=True)
 def fsck(
+    context: typer.Context,
     deep: Annotated[bool, typer.Option("--deep", help="Read all data and compare every hash.")] = False,
     grace_s: Annotated[
         int, typer.Option("--grace", min=0, metavar="S", help="How old an unknown chunk may be.")
@@ -76,6 +81,8 @@ def fsck(
     state: StateOption = None,
 ) -> None:
     """Check the filesystem while it is in use. Exit code 0 if it is clean, 1 if anything was found."""
+    if context.invoked_subcommand is not None:
+        return
     report = call(locate(mds, config, state), partial(check, deep=deep, grace_ms=grace_s * 1000))
     if as_json or output is Format.JSON:
         print_json(report.as_json())

@@ -16,6 +16,7 @@ from shoalfs.mds.ops.create_pool import create_pool, set_pool
 from shoalfs.mds.ops.drop_garbage import drop_garbage
 from shoalfs.mds.ops.end_session import end_session
 from shoalfs.mds.ops.link import link
+from shoalfs.mds.ops.mend import mend
 from shoalfs.mds.ops.mkdir import mkdir
 from shoalfs.mds.ops.mknod import mknod
 from shoalfs.mds.ops.open_session import open_session
@@ -66,6 +67,7 @@ OPERATIONS: Final[dict[Op, Operation]] = {
     Op.SETTLE_GROUP: settle_group,
     Op.REMOVE_TARGET: remove_target,
     Op.SET_UPKEEP: set_upkeep,
+    Op.MEND: mend,
     Op.CREATE_POOL: create_pool,
     Op.SET_POOL: set_pool,
 }
