@@ -25,6 +25,7 @@ from shoalfs.mds import messages as m
 from shoalfs.mds.client import MdsClient, boot_time
 from shoalfs.transport.errors import SessionGone
 from shoalfs.transport.ids import InodeId, SessionId
+from shoalfs.transport.limits import WRITE_BACK_TTLS
 from shoalfs.transport.method import A, Message, Method, Q
 from shoalfs.transport.rpc import Reply
 from shoalfs.transport.service import Call
@@ -65,6 +66,15 @@ class Kernel(Protocol):
         then whoever reads next asks for the attributes, and drops the pages if they are old."""
 
 
+class Files(Protocol):
+    """What programs have written to files and is not committed."""
+
+    def is_dirty(self, ino: InodeId) -> bool: ...
+
+    async def write_back(self, ino: InodeId) -> bool:
+        """Commit what was written to the file before this call. False: it could not be, and is tried again."""
+
+
 class Coherent:
     """See the module. :meth:`begin` before anything else; :meth:`run` must be running."""
 
@@ -79,10 +89,18 @@ class Coherent:
         self._valid = False  # Invariant: if False, nothing is kept, here or in the kernel
         self._begun = trio.Event()
         self._session: MdsClient
+        self._files: Files | None = None
+        # Until when each write to a file is committed without asking for the write lease; bounded by what is open.
+        self._through_until: dict[InodeId, float] = {}
+        self._asking_to_write: dict[InodeId, trio.Event] = {}
 
     def begin(self, session: MdsClient) -> None:
         self._session = session
         self._begun.set()
+
+    def attach(self, files: Files) -> None:
+        """Where programs write to, before the first does."""
+        self._files = files
 
     # --- the lease clock ---------------------------------------------------------------------------------------------
 
@@ -171,11 +189,14 @@ class Coherent:
         """A page of a listing, always from the leader; what it brings is kept. Raises ShoalError."""
         with self._asking() as asking:
             listing = (await self._repeated(m.READDIR, msgspec.structs.replace(request, session=self.session))).body
-            if listing.leased:
-                for entry in listing.entries:
-                    if not entry.damaged:
-                        self.cache.learn_name(asking, request.ino, entry.name, entry.inode.ino)
-                        self._learn(asking, entry.inode)
+            unleased = set(listing.unleased)
+            for entry in listing.entries:
+                if entry.damaged:
+                    continue
+                if listing.leased:
+                    self.cache.learn_name(asking, request.ino, entry.name, entry.inode.ino)
+                if entry.inode.ino not in unleased:
+                    self._learn(asking, entry.inode)
             return listing
 
     async def fetch_files(self, inos: tuple[InodeId, ...]) -> list[FetchedFile]:
@@ -200,6 +221,8 @@ class Coherent:
             reply = await self._repeated(m.OPEN, request)
             if reply.body.leased:
                 self._learn(asking, reply.body.inode)
+            if reply.body.write_leased:
+                self.cache.learn_write(asking, request.ino)
             return reply
 
     def _learn(self, asking: Asking, inode: m.Inode) -> None:
@@ -212,6 +235,8 @@ class Coherent:
         known = self.cache.inode(ino)
         if known is not None and not known.nlink:
             self.cache.drop(inodes=(ino,))
+        self.cache.drop_write(ino)
+        self._through_until.pop(ino, None)
 
     async def _repeated(self, method: Method[Q, A], request: Q) -> Reply[A]:
         """Ask under a session that may have been lost meanwhile: a question loses nothing by it, and is asked once
@@ -248,6 +273,8 @@ class Coherent:
                 for inode in found.told:
                     if inode.ino not in found.stale:
                         self._learn(asking, inode)
+                if isinstance(answer, m.Created) and answer.created:
+                    self.cache.learn_write(asking, answer.inode.ino)
             return answer
 
     def _doubt(self, request: Message) -> None:
@@ -267,6 +294,48 @@ class Coherent:
         self.cache.answered(asking)
         self.cache.drop(names, inodes)
 
+    # --- keeping what is written -------------------------------------------------------------------------------------
+
+    def keeps_writes(self, ino: InodeId) -> bool:
+        """True if what is written to the file need not be committed at once: it is asked for before others see it."""
+        return ino in self.cache.writes
+
+    async def ask_to_keep_writes(self, ino: InodeId) -> None:
+        """Ask for the write lease of a file that is open here, unless it went to and fro a moment ago. Whether it is
+        there afterwards :meth:`keeps_writes` says. Raises ShoalError."""
+        while (asked := self._asking_to_write.get(ino)) is not None:
+            await asked.wait()  # by another write: two questions at a time would be in each other's way
+        if self.keeps_writes(ino) or self._clock() < self._through_until.get(ino, 0.0):
+            return
+        self._asking_to_write[ino] = answered = trio.Event()
+        try:
+            with self._asking() as asking:
+                answer = (await self._repeated(m.LEASE_WRITE, m.LeaseWrite(self.session, ino))).body
+                self._handles.registered.add(ino)
+                if answer.granted:
+                    self.cache.learn_write(asking, ino)
+                elif answer.through_ms:
+                    self._through_until[ino] = self._clock() + answer.through_ms / 1000
+        finally:
+            del self._asking_to_write[ino]
+            answered.set()
+
+    async def handle_write_back(self, call: Call, request: m.WriteBack, payload: memoryview) -> m.WrittenBack:
+        """Somebody else wants to know what is in the file, or to change it. What is written from here on is not
+        kept."""
+        if not self._begun.is_set() or request.session != self.session:
+            return m.WrittenBack(done=True)
+        self.cache.drop_write(request.ino)
+        done = False
+        with trio.move_on_after(self._session.ttl_ms * WRITE_BACK_TTLS / 1000):
+            done = self._files is None or await self._files.write_back(request.ino)
+        return m.WrittenBack(done)
+
+    def kept_writes(self) -> tuple[InodeId, ...]:
+        """Files of which something is kept under a write lease: what a new leader has to know."""
+        files = self._files
+        return () if files is None else tuple(ino for ino in self.cache.writes if files.is_dirty(ino))
+
     # --- dropping ----------------------------------------------------------------------------------------------------
 
     async def handle_invalidate(self, call: Call, request: m.Invalidate, payload: memoryview) -> m.Invalidated:
@@ -277,11 +346,15 @@ class Coherent:
             self.drop_everything()
             return m.Invalidated()
         concerned = tuple(ino for ino in request.inodes if self._handles.holders(ino))
+        waiting = [ino for ino in concerned if self._handles.has_waiting_write(ino)]
+        concerned = tuple(ino for ino in concerned if ino not in waiting)
         self.cache.drop(request.names, request.inodes, request.directories)
         if request.names or request.directories:
             self._kernel.forget_names()
         for ino in request.inodes:
             self._kernel.forget_attributes(ino)
+        for ino in waiting:
+            self._kernel.forget_pages(ino)  # once they are unlocked; that may take an acknowledgement like this one
         if concerned:
             await self._kernel.drop_pages(concerned)
         # Last, in the step in which the answer is sent: a release that follows is then sent after it.
@@ -300,8 +373,15 @@ class Coherent:
         for ino in self._handles.open_inodes():
             self._kernel.forget_pages(ino)
 
+    def session_lost(self) -> None:
+        """There is a new session, which has nothing."""
+        self.drop_everything()
+        self.cache.writes = set()
+        self._through_until.clear()
+
     async def meet_new_leader(self) -> None:
         """What an earlier leader has leased is not known to the present one."""
         self.drop_everything()
         await trio.lowlevel.checkpoint()
+        self.cache.writes = set(self.kept_writes())  # they are told with the report
         self._handles.registered.update(self._handles.open_inodes())  # they are told with the report

@@ -95,6 +95,18 @@ class DataPath:
             durable=durable,
         )
 
+    def is_dirty(self, ino: InodeId) -> bool:
+        """Something that was written to the file here is not committed."""
+        file = self._files.get(ino)
+        return file is not None and file.is_dirty
+
+    async def write_back(self, ino: InodeId) -> bool:
+        """Commit what was written to the file before this call. False: it could not be, and write-back goes on."""
+        file = self._files.get(ino)
+        if file is None:
+            return True
+        return not await _flush_each([file], durable=False)
+
     def lose_all(self, error: ShoalError) -> None:
         """The session is gone: what is not committed never can be."""
         for file in self._files.values():

@@ -1,7 +1,8 @@
 """What this mount has open: file handles, directory handles, and how many handles there are on each inode. Pure."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from shoalfs.fs.file import FileData
@@ -46,6 +47,9 @@ class Handles:
     # Inodes that the leader was told to be open here, in whatever way: it has to be told when they are not any more.
     # An open inode that is not in here is leased, and the leader asks before its last name goes (docs/leases.md).
     registered: set[InodeId] = field(default_factory=set)
+    # Inodes to which a write(2) is under way that waits for the leader. Its pages are locked, and a commit elsewhere
+    # may wait for us to drop them. Invariant: no zero entries.
+    _waiting_writes: Counter[InodeId] = field(default_factory=Counter)
 
     def open_inodes(self) -> tuple[InodeId, ...]:
         return tuple(self._held)
@@ -66,6 +70,20 @@ class Handles:
     def has_unregistered(self) -> bool:
         """Something is open of which the leader does not know."""
         return not self._held.keys() <= self.registered
+
+    @contextmanager
+    def waiting_write(self, ino: InodeId) -> Iterator[None]:
+        """While the block runs, a write to the inode waits for the leader."""
+        self._waiting_writes[ino] += 1
+        try:
+            yield
+        finally:
+            self._waiting_writes[ino] -= 1
+            if not self._waiting_writes[ino]:
+                del self._waiting_writes[ino]
+
+    def has_waiting_write(self, ino: InodeId) -> bool:
+        return ino in self._waiting_writes
 
     def holders(self, ino: InodeId) -> int:
         return self._held[ino]

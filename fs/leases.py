@@ -30,16 +30,20 @@ UNKNOWN: Final = Unknown()
 class Asking:
     """One request on its way, with what must not be learned from its answer."""
 
-    __slots__ = ("directories", "everything", "inodes", "names")
+    __slots__ = ("directories", "everything", "inodes", "names", "writes")
 
     def __init__(self) -> None:
         self.names: set[Name] = set()
         self.inodes: set[InodeId] = set()
         self.directories: set[InodeId] = set()
+        self.writes: set[InodeId] = set()
         self.everything = False
 
     def may_learn_inode(self, ino: InodeId) -> bool:
         return not self.everything and ino not in self.inodes
+
+    def may_learn_write(self, ino: InodeId) -> bool:
+        return not self.everything and ino not in self.writes
 
     def may_learn_name(self, directory: InodeId, name: bytes) -> bool:
         return not self.everything and directory not in self.directories and (directory, name) not in self.names
@@ -54,6 +58,9 @@ class LeaseCache:
         self._names: dict[InodeId, dict[bytes, InodeId | None]] = {}
         self._names_count = 0  # Invariant: the sum of the lengths in ``_names``
         self._asking: set[Asking] = set()
+        # Files to which programs may write without a commit each. Not what is cached, so nothing but the leader, a new
+        # one and the end of the session takes it away; bounded by what is open.
+        self.writes: set[InodeId] = set()
 
     # --- using -------------------------------------------------------------------------------------------------------
 
@@ -95,6 +102,11 @@ class LeaseCache:
             self._put_name(self._names.setdefault(directory, {}), name, ino)
             self._make_room(directory)
 
+    def learn_write(self, asking: Asking, ino: InodeId) -> None:
+        """The write lease on ``ino`` was given."""
+        if asking.may_learn_write(ino):
+            self.writes.add(ino)
+
     def moved_name(self, asking: Asking, directory: InodeId, name: bytes, ino: InodeId | None) -> None:
         """A mutation of this mount made the name lead to ``ino``; that is kept if the directory is leased."""
         names = self._names.get(directory)
@@ -122,7 +134,14 @@ class LeaseCache:
                 del known[name]
                 self._names_count -= 1
 
+    def drop_write(self, ino: InodeId) -> None:
+        """The write lease on ``ino`` is called back, and so is one that is on its way."""
+        for asking in self._asking:
+            asking.writes.add(ino)
+        self.writes.discard(ino)
+
     def drop_all(self) -> None:
+        """All but write leases."""
         for asking in self._asking:
             asking.everything = True
         self._inodes.clear()

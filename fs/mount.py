@@ -31,7 +31,7 @@ from shoalfs.fs.releases import Releases
 from shoalfs.fs.scans import Scans
 from shoalfs.fs.vfs import Vfs
 from shoalfs.mds.client import MdsClient, open_session
-from shoalfs.mds.messages import CLIENT, INVALIDATE
+from shoalfs.mds.messages import CLIENT, INVALIDATE, WRITE_BACK
 from shoalfs.transport.carrier import Carriers
 from shoalfs.transport.errors import SessionGone, UserError
 from shoalfs.transport.limits import DIRTY_BYTES_DEFAULT, READ_CACHE_BYTES_DEFAULT
@@ -104,10 +104,11 @@ async def run(
     coherent = Coherent(kernel, handles)
     service = Service()
     service.add(INVALIDATE, coherent.handle_invalidate)
+    service.add(WRITE_BACK, coherent.handle_write_back)
 
     def session_lost() -> None:
         """What was not committed is lost by contract; files without such bytes go on under the new session."""
-        coherent.drop_everything()
+        coherent.session_lost()
         handles.registered.clear()
         for data_path in data_paths:
             data_path.lose_all(SessionGone())
@@ -119,6 +120,7 @@ async def run(
             options.metadata,
             f"{name}:{options.mountpoint}",
             opens=handles.open_inodes,
+            writes=coherent.kept_writes,
             on_lost=session_lost,
             on_new_leader=coherent.meet_new_leader,
             start_ms=START_MS,
@@ -128,6 +130,7 @@ async def run(
         data_path = DataPath(
             coherent, ChunkClient(network), dirty_bytes=options.dirty_bytes, cache_bytes=options.cache_bytes
         )
+        coherent.attach(data_path)
         data_paths.append(data_path)
         await _serve(options, handles, coherent, session, kernel, data_path, task_status)
 

@@ -403,10 +403,26 @@ class Vfs:
             if landed != offset_bytes or self._handles.holders(handle.file.ino) > 1:
                 self._kernel.forget_pages(handle.file.ino)
             return len(data)
+        if handle.sync or not self._metadata.keeps_writes(handle.file.ino):
+            return await self._write_waiting(handle, offset_bytes, data)
         count = await handle.file.write(offset_bytes, data)
-        if handle.sync:
-            await handle.file.flush(durable=True)
+        if not self._metadata.keeps_writes(handle.file.ino):
+            await self._commit_write(handle)  # it was called back while we waited for room
         return count
+
+    async def _write_waiting(self, handle: FileHandle, offset_bytes: int, data: Buffer) -> int:
+        """Write to a file of which nothing may be kept as yet: ask for that, and commit if it must not be."""
+        with self._handles.waiting_write(handle.file.ino):
+            if not handle.sync:
+                await self._metadata.ask_to_keep_writes(handle.file.ino)
+            count = await handle.file.write(offset_bytes, data)
+            if handle.sync or not self._metadata.keeps_writes(handle.file.ino):
+                await handle.file.flush(durable=handle.sync)
+        return count
+
+    async def _commit_write(self, handle: FileHandle) -> None:
+        with self._handles.waiting_write(handle.file.ino):
+            await handle.file.flush(durable=False)
 
     async def _drop_set_id(self, inode: m.Inode) -> None:
         """Writing takes set-id bits away, and at once: the commit would do it too, later. The kernel leaves it to us

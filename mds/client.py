@@ -97,6 +97,7 @@ class MdsClient:
         client: str,
         opened: SessionOpened,
         opens: Callable[[], Iterable[InodeId]],
+        writes: Callable[[], Iterable[InodeId]],
         on_lost: Callable[[], None],
         on_new_leader: Callable[[], Awaitable[None]],
     ) -> None:
@@ -104,6 +105,7 @@ class MdsClient:
         self._mutations = Mutations(leader)
         self._client = client
         self._opens = opens
+        self._writes = writes
         self._on_lost = on_lost
         self._on_new_leader = on_new_leader
         self._reopening = trio.Lock()
@@ -187,17 +189,18 @@ class MdsClient:
         """Keep the session alive until cancelled. A leader that is new is told what is open, after what is cached
         under the leases of the old one is dropped."""
         opens: tuple[InodeId, ...] | None = None
+        writes: tuple[InodeId, ...] = ()
         term = 0
         while True:
             session, sent = self.session, boot_time()
             try:
-                renew = Renew(session, opens, reported_term=term)
+                renew = Renew(session, opens, writes, reported_term=term)
                 reply = await self._leader.call(RENEW, renew, self.ttl_ms // SESSION_RENEWALS_PER_TTL)
                 term = reply.body.term
                 await self.locks.leader_is(reply.body.term)
             except SessionGone:
                 await self._reopen(session)
-                opens = None
+                opens, writes = None, ()
                 continue
             except ShoalError as error:
                 log.warning("the session could not be renewed: %s", error)
@@ -207,9 +210,9 @@ class MdsClient:
                 continue
             if reply.body.want_opens:
                 await self._on_new_leader()
-                opens = tuple(self._opens())
+                opens, writes = tuple(self._opens()), tuple(self._writes())
                 continue
-            opens = None
+            opens, writes = None, ()
             self.ttl_ms = reply.body.ttl_ms
             self.leased_until = sent + self.ttl_ms * LEASE_TTLS / 1000
             if reply.body.map_epoch > self._map.epoch:
@@ -251,6 +254,7 @@ async def open_session(
     client: str,
     *,
     opens: Callable[[], Iterable[InodeId]] = tuple,
+    writes: Callable[[], Iterable[InodeId]] = tuple,
     on_lost: Callable[[], None] = lambda: None,
     on_new_leader: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint,
     start_ms: int = PATIENCE_MS,
@@ -258,12 +262,13 @@ async def open_session(
 ) -> AsyncIterator[MdsClient]:
     """Open a session, renew it while the block runs, end it afterwards.
 
-    ``client`` names this client to operators; ``opens`` tells which inodes are open, for a leader that is new;
-    ``on_lost`` is called when the session was lost; ``on_new_leader`` drops what is cached under leases. Raises
-    ShoalError if no leader answers within ``start_ms``; later calls have ``patience_ms``.
+    ``client`` names this client to operators; ``opens`` tells which inodes are open, ``writes`` which of them have
+    written bytes that are kept under a write lease, both for a leader that is new; ``on_lost`` is called when the
+    session was lost; ``on_new_leader`` drops what is cached under leases. Raises ShoalError if no leader answers within
+    ``start_ms``; later calls have ``patience_ms``.
     """
     opened = await _open(Leader(network, addresses, start_ms), client)
-    stub = MdsClient(Leader(network, addresses, patience_ms), client, opened, opens, on_lost, on_new_leader)
+    stub = MdsClient(Leader(network, addresses, patience_ms), client, opened, opens, writes, on_lost, on_new_leader)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(stub.run)
         try:

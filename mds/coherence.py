@@ -6,9 +6,12 @@ The life of a mutation, beginning with its arrival (docs/leases.md has the argum
 1. **grace**: while a session that an earlier leader knew has not reported, it may hold leases that nobody here
    remembers: wait until it reports, or until it expires;
 2. **admission**: what the mutation touches is worked out and marked; if a name of it is being changed, wait first;
-3. **recall**: sessions that hold leases on it are told, and have acknowledged;
+3. **recall**: sessions that hold leases on it are told, and have acknowledged; one that keeps written bytes of it has
+   committed them;
 4. **apply**, through Raft;
 5. **end**: the session that asked is given leases on what it is told, the marks are taken off, the answer is sent.
+
+A question about a file that another session has a write lease on waits for the third part of 3 only.
 
 2 to 5 belong to one leadership. A mutation that meets the next one before it is proposed is refused with NotLeader,
 which makes the client repeat it: it was admitted against leases that are no longer the ones that count.
@@ -16,7 +19,8 @@ which makes the client repeat it: it was admitted against leases that are no lon
 No promise of Raft depends on any of this: what is here is lost with the leader, and costs a grace period.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 
 import msgspec
@@ -31,8 +35,10 @@ from shoalfs.mds.touched import TOUCHES_NOTHING, Touched, touched_by
 from shoalfs.mds.txn import ReadTxn
 from shoalfs.transport.errors import NotLeader
 from shoalfs.transport.ids import InodeId, SessionId
-from shoalfs.transport.limits import LEASES_PER_SESSION_MAX
+from shoalfs.transport.limits import GRACE_QUESTION_TTLS, LEASES_PER_SESSION_MAX
 from shoalfs.transport.method import Message
+
+log = logging.getLogger("shoal.mds.coherence")
 
 View = Callable[[], AbstractContextManager[ReadTxn]]
 
@@ -51,6 +57,13 @@ class _One(Message, frozen=True):
     inode: _Number
 
 
+class _Made(Message, frozen=True):
+    """The beginning of an answer to CREATE."""
+
+    inode: _Number
+    created: bool
+
+
 class _Two(Message, frozen=True):
     """The same of an answer to RENAME."""
 
@@ -61,6 +74,7 @@ class _Two(Message, frozen=True):
 _number = msgspec.msgpack.Decoder(_Number)
 _one = msgspec.msgpack.Decoder(_One)
 _two = msgspec.msgpack.Decoder(_Two)
+_made = msgspec.msgpack.Decoder(_Made)
 
 
 def _told(command: m.Command, outcome: m.Outcome) -> Iterator[InodeId]:
@@ -113,6 +127,8 @@ class Coherence:
         self._sessions = sessions
         self._is_current = is_current
         self._ended = trio.lowlevel.ParkingLot()  # who waits for a change to end
+        # Inodes whose write lease is being called back. Invariant: its holder is asked, and gets no other meanwhile.
+        self._writing_back: dict[InodeId, trio.Event] = {}
 
     @property
     def is_over(self) -> bool:
@@ -124,7 +140,7 @@ class Coherence:
         """The answer to a lookup of a session."""
         session = request.session
         name_leased = self.table.lease_names(session, request.parent, request.name, self._now_ms())
-        leased = inode is not None and self.table.lease_inode(session, inode.ino)
+        leased = inode is not None and self.lease(session, inode.ino)
         self._relieve(session)
         return m.LookedUp(inode, leased, name_leased)
 
@@ -132,7 +148,7 @@ class Coherence:
         """Whether the session may cache what it is told of ``ino``."""
         if not session:
             return False
-        leased = self.table.lease_inode(session, ino)
+        leased = not self._sessions.in_grace(session) and self.table.lease_inode(session, ino)
         self._relieve(session)
         return leased
 
@@ -142,23 +158,24 @@ class Coherence:
         if not session:
             return listing
         leased = self.table.lease_names(session, request.ino, None, self._now_ms())
+        grace = self._sessions.in_grace(session)
+        unleased = []
         for entry in listing.entries:
             if not entry.damaged:
-                leased &= self.table.lease_inode(session, _number.decode(entry.inode).ino)
+                ino = _number.decode(entry.inode).ino
+                if grace or not self.table.lease_inode(session, ino):
+                    unleased.append(ino)
         self._relieve(session)
-        return msgspec.structs.replace(listing, leased=leased)
+        return msgspec.structs.replace(listing, leased=leased, unleased=tuple(unleased))
 
     def fetched(self, request: m.FetchFiles, answer: StoredFetchedMany) -> StoredFetchedMany:
         """The answer to a fetch."""
         items = tuple(
             item
             if item.inode is None
-            else msgspec.structs.replace(
-                item, leased=self.table.lease_inode(request.session, _number.decode(item.inode).ino)
-            )
+            else msgspec.structs.replace(item, leased=self.lease(request.session, _number.decode(item.inode).ino))
             for item in answer.items
         )
-        self._relieve(request.session)
         return StoredFetchedMany(items)
 
     def lease_outcomes(
@@ -168,7 +185,11 @@ class Coherence:
         leased = []
         for command, outcome in zip(commands, outcomes, strict=True):
             each = [self.table.lease_inode(change.session, ino, change) for ino in _told(command, outcome)]
-            leased.append(all(each))
+            if command.op == m.Op.CREATE and not outcome.code:
+                made = _made.decode(outcome.body)
+                if made.created:
+                    each.append(self.table.lease_write(change.session, made.inode.ino, change))
+            leased.append(bool(each) and all(each))
         self._relieve(change.session)
         return tuple(leased)
 
@@ -177,6 +198,71 @@ class Coherence:
         surplus = self.table.crowded(session)
         if surplus is not None:
             self._recall(self.table.call_back(session, surplus), self.end)
+
+    # --- written bytes -----------------------------------------------------------------------------------------------
+
+    def must_settle(self, session: SessionId, ino: InodeId) -> bool:
+        """Whether what is stored of ``ino`` may lack what another session has written: see :meth:`settle`."""
+        return self.table.writer(ino) not in (None, session) or self._sessions.in_grace(session)
+
+    async def settle(self, session: SessionId, ino: InodeId) -> None:
+        """Return when all that other sessions have written to ``ino`` before this call is committed, as far as it can
+        be. In a grace period these are not known: it is waited for their reports, but not for the dead."""
+        give_up = trio.current_time() + self._sessions.ttl_ms * GRACE_QUESTION_TTLS / 1000
+        while True:
+            if not self._sessions.in_grace(session) or self.is_over or trio.current_time() >= give_up:
+                break
+            await trio.sleep(_GRACE_LOOK_S)
+        writer = self.table.writer(ino)
+        if writer is not None and writer != session:
+            await self._write_back(writer, ino).wait()
+
+    def may_write_at_once(self, session: SessionId, ino: InodeId) -> bool:
+        """The write lease, if nobody has to be asked for it."""
+        free = not (self._writing_back.get(ino) or self.table.written_by_many(ino, self._now_ms()))
+        return free and not self._sessions.in_grace(session) and self.table.lease_write(session, ino)
+
+    async def lease_write(self, session: SessionId, ino: InodeId) -> m.WriteLeased:
+        """Give the write lease, once no other session holds any lease on the inode. Raises NotLeader. Cancelled:
+        nothing is left behind."""
+        through_ms = self.table.written_by_many(ino, self._now_ms())
+        if through_ms or self._sessions.in_grace(session):
+            return m.WriteLeased(granted=False, through_ms=through_ms)
+        if ino in self._writing_back:
+            await self._writing_back[ino].wait()
+            self._check_current()
+        change = self.table.begin(session, Touched(inodes={ino}), self._now_ms())
+        try:
+            await self._wait_settled(change)
+            self._check_current()
+            granted = ino not in self._writing_back and self.table.lease_write(session, ino, change)
+        finally:
+            self.end(change)
+        return m.WriteLeased(granted)
+
+    def restore_writes(self, session: SessionId, inodes: Iterable[InodeId]) -> None:
+        """A session that an earlier leader knew keeps written bytes of these. Nobody was given a lease on them: the
+        grace period lasts."""
+        for ino in inodes:
+            if not self.table.lease_write(session, ino):
+                log.warning("session %d keeps bytes of inode %d without a lease", session, ino)
+
+    def _write_back(self, writer: SessionId, ino: InodeId) -> trio.Event:
+        """Call the write lease back, if that is not being done. The event: it has been. What is written from now on is
+        not kept, so whoever comes later need not have it called back once more."""
+        pending = self._writing_back.get(ino)
+        if pending is not None:
+            return pending
+        event = self._writing_back[ino] = trio.Event()
+
+        def done() -> None:
+            self.table.drop_write(writer, ino)
+            del self._writing_back[ino]
+            event.set()
+
+        self.table.called_back(ino, self._now_ms())
+        self.recalls.write_back(writer, ino, done)
+        return event
 
     # --- mutations ---------------------------------------------------------------------------------------------------
 
@@ -188,7 +274,7 @@ class Coherence:
         if self._sessions.in_grace(session) or self.table.blocked(touched):
             return None
         change = self.table.begin(session, touched, self._now_ms())
-        if change.recalls:
+        if change.recalls or change.writers:
             self.end(change)
             return None
         return Admission(self, change, commands)
@@ -209,9 +295,9 @@ class Coherence:
                 break
             self._check_current()
         change = self.table.begin(session, touched, self._now_ms())
-        if change.recalls:
+        if change.recalls or change.writers:
             try:
-                await self._wait_recalled(change)
+                await self._wait_settled(change)
                 self._check_current()
             except BaseException:
                 self.end(change)
@@ -221,6 +307,14 @@ class Coherence:
     def end(self, change: Change) -> None:
         self.table.end(change)
         self._ended.unpark_all()
+
+    async def _wait_settled(self, change: Change) -> None:
+        """Nobody else caches what ``change`` touches, or keeps bytes of it."""
+        pending = [self._write_back(writer, ino) for ino, writer in change.writers.items()]
+        if change.recalls:
+            await self._wait_recalled(change)
+        for event in pending:
+            await event.wait()
 
     async def _wait_recalled(self, change: Change) -> None:
         dropped = trio.Event()

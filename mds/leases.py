@@ -1,10 +1,12 @@
 """Who may cache what: the leader's table of leases. Pure.
 
 A **lease** is the leader's promise to a session: "before this changes, you are told, and I wait until you have
-dropped it". There are two kinds, each on one inode:
+dropped it". There are three kinds, each on one inode:
 
 * on an **inode**: its attributes, its inline bytes, its extents;
-* on the **names** of a directory: what each of them leads to, and that a name does not exist.
+* on the **names** of a directory: what each of them leads to, and that a name does not exist;
+* to **write** a file: its holder may keep what programs write to it, for nobody else is told anything of the file, or
+  changes it, before the holder was asked to commit that.
 
 A mutation goes through three steps, and the table knows each that is between the first and the last (a
 :class:`Change`):
@@ -18,7 +20,9 @@ The rules from which coherence follows:
 * nothing that is marked is given under a lease, except what a mutation returns to its own session at its end;
 * a name that is marked is not marked again: the second mutation waits for the first (:meth:`LeaseTable.blocked`). So
   what a name leads to cannot change between ``begin`` and the end;
-* the session that mutates keeps its leases: it learns the new state from the answer.
+* the session that mutates keeps its leases: it learns the new state from the answer;
+* one session holds the write lease on an inode, and while it does no other holds a lease on that inode. So the commit
+  of its holder has nobody to be told, and waits for nobody.
 
 Why it is bounded: a session holds at most ``per_session_max`` leases on inodes and as many on names. When it comes
 near, :meth:`LeaseTable.crowded` says which old ones to call back.
@@ -38,6 +42,9 @@ CONTENDED_MS: Final = 1_000
 of every file, a round trip each. It becomes contended when one session had to be told of CONTENDED_NAMES changes within
 CONTENDED_MS, and ceases to be when nothing has changed in it for so long."""
 _CONTENDED_MAX: Final = 65_536  # directories remembered as contended
+CONTENDED_WRITES: Final = 8
+"""A file whose write lease was called back so often within CONTENDED_MS is contended for as long: nobody gets the
+lease, and who writes commits each write."""
 
 
 @dataclass(slots=True)
@@ -46,16 +53,18 @@ class _Held:
 
     inodes: dict[InodeId, None] = field(default_factory=dict)
     names: dict[InodeId, tuple[int, int]] = field(default_factory=dict)
+    writes: set[InodeId] = field(default_factory=set)
 
 
 @dataclass(eq=False, slots=True)
 class Change:
     """A mutation that is between its admission and its end. ``recalls``: what each session has to drop before it
-    may be applied; a session is in it until it has acknowledged."""
+    may be applied; a session is in it until it has acknowledged. ``writers``: who has to write back which inodes."""
 
     session: SessionId  # whose leases stay; 0: nobody's
     touched: Touched
     recalls: dict[SessionId, Touched] = field(default_factory=dict)
+    writers: dict[InodeId, SessionId] = field(default_factory=dict)
     ended: bool = False
 
 
@@ -69,6 +78,8 @@ class LeaseTable:
         # Invariants: the sessions whose ``_Held`` has the inode; no empty sets.
         self._inode_holders: dict[InodeId, set[SessionId]] = {}
         self._names_holders: dict[InodeId, set[SessionId]] = {}
+        # Invariant: the session whose ``_Held.writes`` has the inode; and then ``_inode_holders`` has no other.
+        self._writers: dict[InodeId, SessionId] = {}
         # What is marked. Invariants: the sum over all changes that have not ended; no zero entries.
         self._changing_names: set[Name] = set()
         self._names_changing_in: Counter[InodeId] = Counter()
@@ -76,6 +87,8 @@ class LeaseTable:
         self._changing_directories: Counter[InodeId] = Counter()
         # Contended directories, and until when they are.
         self._contended: dict[InodeId, int] = {}
+        # How often the write lease on each was called back since when; bounded as the contended directories are.
+        self._called_back: dict[InodeId, tuple[int, int]] = {}
 
     # --- leases ------------------------------------------------------------------------------------------------------
 
@@ -83,7 +96,7 @@ class LeaseTable:
         """Give a lease on ``ino``. False: what is said of it may not be cached. ``own``: a change of this session
         that has been applied and not ended yet."""
         mine = own is not None and ino in own.touched.inodes
-        if self._changing_inodes.get(ino, 0) > mine:
+        if self._changing_inodes.get(ino, 0) > mine or self._writers.get(ino, session) != session:
             return False
         held = self._held.setdefault(session, _Held())
         if ino not in held.inodes:
@@ -108,10 +121,53 @@ class LeaseTable:
             return (directory, name) not in self._changing_names
         return directory not in self._names_changing_in
 
+    def lease_write(self, session: SessionId, ino: InodeId, own: Change | None = None) -> bool:
+        """Give the write lease on ``ino``, if no other session holds a lease on it. ``own`` as for
+        :meth:`lease_inode`."""
+        mine = own is not None and ino in own.touched.inodes
+        if self._changing_inodes.get(ino, 0) > mine or self._writers.get(ino, session) != session:
+            return False
+        if not self._inode_holders.get(ino, set()) <= {session}:
+            return False
+        held = self._held.setdefault(session, _Held())
+        if ino not in held.writes:
+            if len(held.writes) >= self._max:
+                return False
+            held.writes.add(ino)
+            self._writers[ino] = session
+        return True
+
+    def writer(self, ino: InodeId) -> SessionId | None:
+        """Who holds the write lease."""
+        return self._writers.get(ino)
+
+    def drop_write(self, session: SessionId, ino: InodeId) -> None:
+        """The session keeps nothing any more that was written to ``ino``, or has never had the lease."""
+        if self._writers.get(ino) == session:
+            del self._writers[ino]
+            self._held[session].writes.discard(ino)
+
+    def called_back(self, ino: InodeId, now_ms: int) -> None:
+        """The write lease on ``ino`` is being called back."""
+        count, since_ms = self._called_back.pop(ino, (0, now_ms))
+        if now_ms - since_ms > CONTENDED_MS:
+            count, since_ms = 0, now_ms
+        # When it becomes contended, the time begins to count from there.
+        self._called_back[ino] = (count + 1, now_ms if count + 1 == CONTENDED_WRITES else since_ms)
+        if len(self._called_back) > _CONTENDED_MAX:
+            del self._called_back[next(iter(self._called_back))]
+
+    def written_by_many(self, ino: InodeId, now_ms: int) -> int:
+        """For how many milliseconds from now nobody is given the write lease, because it went to and fro."""
+        count, since_ms = self._called_back.get(ino, (0, 0))
+        return max(0, since_ms + CONTENDED_MS - now_ms) if count >= CONTENDED_WRITES else 0
+
     def forget(self, session: SessionId) -> None:
         """The session has ended, or has dropped everything."""
         held = self._held.pop(session, None)
         if held is not None:
+            for ino in held.writes:
+                del self._writers[ino]
             for ino in held.inodes:
                 _discard(self._inode_holders, ino, session)
             for directory in held.names:
@@ -144,6 +200,9 @@ class LeaseTable:
             for holder in self._inode_holders.get(ino, ()):
                 if holder != session:
                     _of(change, holder).inodes.add(ino)
+            writer = self._writers.get(ino, session)
+            if writer != session:
+                change.writers[ino] = writer
         for name in touched.names:
             directory = name[0]
             if directory in self._contended:
@@ -193,7 +252,7 @@ class LeaseTable:
     def held_by(self, session: SessionId) -> int:
         """How many leases the session holds."""
         held = self._held.get(session)
-        return 0 if held is None else len(held.inodes) + len(held.names)
+        return 0 if held is None else len(held.inodes) + len(held.names) + len(held.writes)
 
     def _recall_name(self, recall: Touched, holder: SessionId, name: Name, now_ms: int) -> None:
         directory = name[0]

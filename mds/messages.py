@@ -803,7 +803,8 @@ class DirEntry(Message, frozen=True):
 class Listing(Message, frozen=True):
     entries: tuple[DirEntry, ...]
     eof: bool
-    leased: bool = False  # the session may cache all of it
+    leased: bool = False  # the session may cache where the names lead, and that there are no others
+    unleased: tuple[InodeId, ...] = ()  # of a session that asked: the inodes that it may not cache
 
 
 class Access(Message, frozen=True):
@@ -832,6 +833,7 @@ class Open(Message, frozen=True):
 class Opened(Message, frozen=True):
     inode: Inode
     leased: bool = False  # the session may cache it, and the bytes that came with it
+    write_leased: bool = False  # and keep what is written to it: see LeaseWrite
 
 
 class Release(Message, frozen=True):
@@ -892,12 +894,14 @@ class GetMap(Message, frozen=True):
 
 
 class Renew(Message, frozen=True):
-    """Keep the session alive. ``opens`` (all inodes it has open) is sent when the last reply asked for it, and counts
-    only for the leadership ``reported_term`` that asked: since then the session may have been leased more by it, which
-    the next leader does not know of."""
+    """Keep the session alive. ``opens`` (all inodes it has open) is sent when the last reply asked for it, with
+    ``writes``, those of which it keeps written bytes under a write lease. Both count only for the leadership
+    ``reported_term`` that asked: since then the session may have been leased more by it, which the next leader does not
+    know of."""
 
     session: SessionId
     opens: tuple[InodeId, ...] | None = None
+    writes: tuple[InodeId, ...] = ()
     reported_term: int = 0
 
 
@@ -1012,6 +1016,38 @@ class Invalidated(Message, frozen=True):
     """It is dropped, in the client and in its kernel. ``opens``: those of the inodes that it has open."""
 
     opens: tuple[InodeId, ...] = ()
+
+
+class LeaseWrite(Message, frozen=True):
+    """The session has the file open and wants to keep what is written to it: a write lease, which one session has at a
+    time while no other may cache the inode. It ends with the RELEASE of the inode, and when it is called back. A CREATE
+    that made the inode gives one whenever its answer is leased."""
+
+    session: SessionId
+    ino: InodeId
+
+
+class WriteLeased(Message, frozen=True):
+    """``granted`` False: what is written now has to be committed before write(2) returns. ``through_ms``: so has what
+    is written within so many milliseconds, without asking again."""
+
+    granted: bool
+    through_ms: int = 0
+
+
+class WriteBack(Message, frozen=True):
+    """The leader asks a client to commit what it keeps of this inode, and to keep nothing that is written from now on
+    until it has a new lease."""
+
+    session: SessionId
+    ino: InodeId
+
+
+class WrittenBack(Message, frozen=True):
+    """``done``: all that was written before is committed. If not, it could not be in time, or not at all, and the
+    client goes on trying."""
+
+    done: bool
 
 
 class EvictSession(Message, frozen=True):
@@ -1340,6 +1376,8 @@ TELL_LOCKS: Final = Method(118, "mds.tell_locks", TellLocks, LocksTold, roles=_C
 INVALIDATE: Final = Method(119, "client.invalidate", Invalidate, Invalidated, roles=frozenset({MDS}))
 EVICT: Final = Method(121, "mds.evict", EvictSession, Nothing, roles=frozenset({ADMIN}))
 FETCH_FILES: Final = Method(140, "mds.fetch_files", FetchFiles, FetchedMany, 0, _BULK, _CLIENTS)
+LEASE_WRITE: Final = Method(123, "mds.lease_write", LeaseWrite, WriteLeased, roles=_CLIENTS)
+WRITE_BACK: Final = Method(124, "client.write_back", WriteBack, WrittenBack, roles=frozenset({MDS}))
 HEARTBEAT: Final = Method(120, "mds.heartbeat", Heartbeat, HeartbeatReply, roles=frozenset({CHUNKSERVER}))
 REPORT_REPLICAS: Final = Method(122, "mds.report_replicas", ReportReplicas, Nothing, roles=_CLIENTS)
 STATUS: Final = Method(130, "mds.status", GetStatus, MdsStatus, roles=_CLIENTS)

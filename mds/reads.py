@@ -54,6 +54,7 @@ class StoredListing(Message, frozen=True):
     entries: tuple[_StoredEntry, ...]
     eof: bool
     leased: bool = False
+    unleased: tuple[InodeId, ...] = ()
 
 
 class _StoredFound(Message, frozen=True):

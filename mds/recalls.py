@@ -6,6 +6,9 @@ mutations at once cost one round trip to each session that is concerned.
 Who waits for an acknowledgement never waits for ever: a session that gives none for RECALL_PATIENCE_TTLS is condemned
 (:meth:`~shoalfs.mds.sessions.SessionTable.condemn`), and ends when its TTL is over. It is not ended before: a client
 that is cut off believes in its leases until then.
+
+A call to write back (:meth:`Recalls.write_back`) is a message of its own: a client may need seconds to commit what it
+keeps, and no acknowledgement may wait for that.
 """
 
 import logging
@@ -14,12 +17,18 @@ from dataclasses import dataclass, field
 
 import trio
 
-from shoalfs.mds.messages import INVALIDATE, Invalidate
+from shoalfs.mds.messages import INVALIDATE, WRITE_BACK, Invalidate, WriteBack
 from shoalfs.mds.sessions import SessionTable
 from shoalfs.mds.touched import Touched
 from shoalfs.transport.errors import ShoalError
-from shoalfs.transport.ids import SessionId
-from shoalfs.transport.limits import RECALL_ATTEMPT_MS, RECALL_PATIENCE_TTLS, RECALLED_PER_MESSAGE_MAX
+from shoalfs.transport.ids import InodeId, SessionId
+from shoalfs.transport.limits import (
+    RECALL_ATTEMPT_MS,
+    RECALL_PATIENCE_TTLS,
+    RECALLED_PER_MESSAGE_MAX,
+    WRITE_BACK_ATTEMPT_TTLS,
+)
+from shoalfs.transport.method import A, Method, Q
 from shoalfs.transport.rpc import Connection
 
 log = logging.getLogger("shoal.mds.recalls")
@@ -97,24 +106,39 @@ class Recalls:
             any(recall.everything for recall in batch),
         )
         self.told += len(request.names) + len(request.inodes) + len(request.directories)
+        reply = await self._call(session, INVALIDATE, request, RECALL_ATTEMPT_MS)
+        for ino in () if reply is None else reply.opens:
+            if not self._sessions.hold(session, ino):
+                log.warning("session %d has too many files open", session)
+
+    def write_back(self, session: SessionId, ino: InodeId, done: Callable[[], None]) -> None:
+        """Have the session commit what it keeps of ``ino``; ``done`` is called once it has, or cannot, or it or the
+        leadership has ended."""
+        self._nursery.start_soon(self._write_back, session, ino, done)
+
+    async def _write_back(self, session: SessionId, ino: InodeId, done: Callable[[], None]) -> None:
+        attempt_ms = int(self._sessions.ttl_ms * WRITE_BACK_ATTEMPT_TTLS)
+        reply = await self._call(session, WRITE_BACK, WriteBack(session, ino), attempt_ms)
+        if reply is not None and not reply.done:
+            log.warning("session %d keeps bytes of inode %d that it could not commit", session, ino)
+        done()
+
+    async def _call(self, session: SessionId, method: Method[Q, A], request: Q, attempt_ms: int) -> A | None:
+        """Ask the session until it answers; None if it or the leadership has ended."""
         give_up = trio.current_time() + self._sessions.ttl_ms * RECALL_PATIENCE_TTLS / 1000
         while self._is_current() and self._sessions.knows(session):
             if trio.current_time() >= give_up and self._sessions.accepts(session):
-                log.warning("session %d does not drop what it caches: it will be ended", session)
+                log.warning("session %d does not do what %s asks of it: it will be ended", session, method.name)
                 self._sessions.condemn(session)
             link = self._links.get(session)
             if link is not None:
                 try:
                     self.sent += 1
-                    reply = await link.call(INVALIDATE, request, timeout_ms=RECALL_ATTEMPT_MS)
+                    return (await link.call(method, request, timeout_ms=attempt_ms)).body
                 except ShoalError as error:
                     log.debug("session %d did not acknowledge: %s", session, error)
-                else:
-                    for ino in reply.body.opens:
-                        if not self._sessions.hold(session, ino):
-                            log.warning("session %d has too many files open", session)
-                    return
             await trio.sleep(_PAUSE_S)
+        return None
 
 
 def _take_batch(waiting: list[_Recall]) -> list[_Recall]:

@@ -23,7 +23,7 @@ from shoalfs.mds.lock_service import LockService
 from shoalfs.mds.replicated import ReplicatedLog
 from shoalfs.mds.store import LmdbStore
 from shoalfs.mds.txn import ReadTxn
-from shoalfs.transport.errors import NotAllowed, PosixError, SessionGone, ShoalError
+from shoalfs.transport.errors import NotAllowed, NotLeader, PosixError, SessionGone, ShoalError
 from shoalfs.transport.frame import Payload
 from shoalfs.transport.ids import SessionId, TargetId
 from shoalfs.transport.limits import ENTRY_COMMANDS_MAX
@@ -57,6 +57,9 @@ _OPS_OF_ROLE = {
 """Which operations a peer may send. The rest is proposed by the leader itself."""
 _OF_SESSION = m.Open | m.FetchFiles | m.Renew | m.Release
 """Questions of a session that must be alive."""
+_SETTLING = m.GetAttr | m.Open
+"""Questions whose answers programs see: what others have written is committed first. A LOOKUP or a listing says "not
+leased" instead, and the kernel asks for the attributes before it shows them."""
 _LEASING = m.Lookup | m.GetAttr | m.ReadDir
 """Questions that wish for leases if they name a session."""
 
@@ -110,6 +113,7 @@ class MdsService:
             service.add(method, self._reader(function), self._prompt_reader(function))
         service.add(m.MUTATE, self._mutate, self._prompt_mutate)
         LockService(self._state.locks, self._lead, self._state.sessions.accepts, self._now_ms).install(service)
+        service.add(m.LEASE_WRITE, self._lease_write)
         service.add(m.EVICT, self._evict)
 
     async def run(self) -> None:
@@ -125,6 +129,10 @@ class MdsService:
 
         async def handle(call: Call, request: Q, payload: memoryview) -> Any:
             await self._lead()
+            if isinstance(request, _SETTLING) and self._coherence.must_settle(request.session, request.ino):
+                self._hear_asking(call, request)
+                await self._coherence.settle(request.session, request.ino)
+                await self._lead()
             return self._read(function, call, request)
 
         return handle
@@ -134,6 +142,8 @@ class MdsService:
 
         def answer(call: Call, request: Q, payload: memoryview, done: Done[Any]) -> bool:
             if not self._leads():
+                return False
+            if isinstance(request, _SETTLING) and self._coherence.must_settle(request.session, request.ino):
                 return False
             reply = self._read(function, call, request)
             # The lease is looked at again after reading: the process may have been stopped for long in between.
@@ -146,10 +156,13 @@ class MdsService:
 
     def _read(self, function: Callable[[ReadTxn, Q], Any], call: Call, request: Q) -> Any:
         self.counters["reads"] += 1
-        if isinstance(request, _OF_SESSION) or (isinstance(request, _LEASING) and request.session):
-            self._hear(call, request.session)
+        self._hear_asking(call, request)
         with self._store.read() as txn:
             return function(txn, request)
+
+    def _hear_asking(self, call: Call, request: Any) -> None:
+        if isinstance(request, _OF_SESSION) or (isinstance(request, _LEASING) and request.session):
+            self._hear(call, request.session)
 
     def _hear(self, call: Call, session: SessionId) -> None:
         """A request of this session came. Raises SessionGone if it is not alive."""
@@ -221,16 +234,36 @@ class MdsService:
             raise PosixError(errno.ESTALE, "the file is being removed")
         if not self._state.sessions.hold(request.session, ino):
             raise PosixError(errno.ENFILE, "the session has too many files open")
-        return m.Opened(opened.inode, self._coherence.lease(request.session, ino)), inline
+        leased = self._coherence.lease(request.session, ino)
+        write_leased = leased and request.write and self._coherence.may_write_at_once(request.session, ino)
+        return m.Opened(opened.inode, leased, write_leased), inline
 
     def _renew(self, txn: ReadTxn, request: m.Renew) -> m.Renewed:
         opens = request.opens if request.reported_term == self._state.term else None
+        reports = opens is not None and not self._state.sessions.has_reported(request.session)
         want_opens = self._state.sessions.renew(request.session, opens, self._now_ms())
+        if reports:
+            self._coherence.restore_writes(request.session, request.writes)
         return m.Renewed(self._state.sessions.ttl_ms, reads.map_epoch(txn), want_opens, self._state.term)
 
     def _release(self, txn: ReadTxn, request: m.Release) -> Nothing:
         self._state.sessions.release(request.session, request.inos)
+        for ino in request.inos:
+            self._coherence.table.drop_write(request.session, ino)
         return Nothing()
+
+    async def _lease_write(self, call: Call, request: m.LeaseWrite, payload: memoryview) -> m.WriteLeased:
+        """Of a file that the session has open, which it need not have said before."""
+        await self._lead()
+        self._hear(call, request.session)
+        if not self._state.sessions.hold(request.session, request.ino):
+            raise PosixError(errno.ENFILE, "the session has too many files open")
+        coherence = self._coherence
+        answer = await coherence.lease_write(request.session, request.ino)
+        await self._lead()
+        if coherence.is_over:
+            raise NotLeader  # who gave it does not count any more
+        return answer
 
     # --- mutations ---------------------------------------------------------------------------------------------------
 

@@ -32,10 +32,12 @@ class SessionTable:
         # Invariant: the number of sessions that have the inode in their ``opens``; no zero entries.
         self._holders: Counter[InodeId] = Counter()
         self._grace_until_ms = 0
+        self._unreported: set[SessionId] = set()  # Invariant: those of ``_live`` that are not ``reported``
 
     def lead(self, sessions: Iterable[tuple[SessionId, str]], now_ms: int) -> None:
         """Leadership begins: all sessions of the replicated state get a fresh TTL and have yet to report."""
         self._live = {sid: _Live(client, now_ms, reported=False) for sid, client in sessions}
+        self._unreported = set(self._live)
         self._holders.clear()
         self._grace_until_ms = now_ms + self.ttl_ms if self._live else now_ms
 
@@ -45,6 +47,7 @@ class SessionTable:
 
     def ended(self, session: SessionId) -> None:
         live = self._live.pop(session, None)
+        self._unreported.discard(session)
         if live is not None:
             for ino in live.opens:
                 self._drop(ino)
@@ -63,9 +66,13 @@ class SessionTable:
         if session in self._live:
             self._live[session].condemned = True
 
+    def has_reported(self, session: SessionId) -> bool:
+        live = self._live.get(session)
+        return live is not None and live.reported
+
     def in_grace(self, besides: SessionId) -> bool:
         """True if a session other than ``besides`` may hold leases that the present leader does not know of."""
-        return any(not live.reported for sid, live in self._live.items() if sid != besides)
+        return len(self._unreported) > (besides in self._unreported)
 
     def renew(self, session: SessionId, opens: Iterable[InodeId] | None, now_ms: int) -> bool:
         """Heard from ``session``. Returns whether it should send its opens. The session must be known."""
@@ -73,6 +80,7 @@ class SessionTable:
         live.renewed_ms = now_ms
         if opens is not None and not live.reported:
             live.reported = True
+            self._unreported.discard(session)
             for ino in opens:
                 self.hold(session, ino)
         return not live.reported
@@ -114,7 +122,7 @@ class SessionTable:
         ]
 
     def _in_grace(self, now_ms: int) -> bool:
-        return now_ms < self._grace_until_ms and not all(live.reported for live in self._live.values())
+        return now_ms < self._grace_until_ms and bool(self._unreported)
 
     def _drop(self, ino: InodeId) -> None:
         self._holders[ino] -= 1

@@ -120,6 +120,11 @@ LEASES_PER_SESSION_MAX: Final = 131_072  # on inodes, and as many on directories
 RECALLED_PER_MESSAGE_MAX: Final = 4_096  # names and inodes in one invalidation, which then fits any frame
 RECALL_ATTEMPT_MS: Final = 2_000  # an invalidation that is not acknowledged in this time is sent again
 RECALL_PATIENCE_TTLS: Final = 0.4  # of the TTL: a session that does not acknowledge for so long is ended
+WRITE_BACK_TTLS: Final = 0.2  # of the TTL: so long a client tries to commit what is called back, then it says it failed
+WRITE_BACK_ATTEMPT_TTLS: Final = 0.3  # of the TTL: a call to write back that is not answered for so long is sent again
+GRACE_QUESTION_TTLS: Final = (
+    0.25  # of the TTL: so long a question about a file waits for sessions that have not reported
+)
 OPENS_PER_SESSION_MAX: Final = 1_000_000  # open inodes that one session may hold; ENFILE beyond
 LOCKS_PER_SESSION_MAX: Final = 16_384  # told to a new leader in one message; ENOLCK beyond
 LOCK_WAITS_PER_SESSION_MAX: Final = 128  # requests that stay at the leader; half of CREDITS_DEFAULT; ENOLCK beyond
@@ -219,7 +224,7 @@ assert ENTRY_BYTES_MAX < APPEND_BYTES_MAX <= APPEND_IN_FLIGHT_BYTES_MAX < LOG_BE
 assert LOG_BEHIND_BYTES_MAX < SNAPSHOT_HELD_BYTES_MAX < LOG_BYTES_MAX
 assert XATTR_VALUE_BYTES_MAX < COMMAND_BYTES_MAX
 assert OUTCOME_BYTES_MAX < CONTROL_BYTES_MAX
-assert RECALL_PATIENCE_TTLS < LEASE_TTLS < 1
+assert WRITE_BACK_TTLS < WRITE_BACK_ATTEMPT_TTLS < RECALL_PATIENCE_TTLS < LEASE_TTLS < 1
 assert GARBAGE_GRACE_MS_DEFAULT > 2 * SESSION_TTL_MS
 assert 2 * UNITS_EXTENTS_MAX <= EXTENTS_PER_COMMIT_MAX
 assert BLOCK_BYTES <= READAHEAD_BYTES_MIN <= READAHEAD_BYTES_MAX < READ_CACHE_BYTES_DEFAULT

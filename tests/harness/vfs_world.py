@@ -19,7 +19,7 @@ from shoalfs.fs.releases import Releases
 from shoalfs.fs.scans import Scans
 from shoalfs.fs.vfs import Vfs
 from shoalfs.mds.client import MdsClient, open_session
-from shoalfs.mds.messages import CLIENT, INVALIDATE, ROOT_CREDENTIALS
+from shoalfs.mds.messages import CLIENT, INVALIDATE, ROOT_CREDENTIALS, WRITE_BACK
 from shoalfs.mds.server import MdsOptions
 from shoalfs.mds.server import run as run_mds
 from shoalfs.transport.carrier import Carriers
@@ -127,9 +127,10 @@ class World:
         coherent = Coherent(kernel, handles)
         service = Service()
         service.add(INVALIDATE, coherent.handle_invalidate)
+        service.add(WRITE_BACK, coherent.handle_write_back)
 
         def session_lost() -> None:
-            coherent.drop_everything()
+            coherent.session_lost()
             handles.registered.clear()
             for data_path in lost:
                 data_path.lose_all(SessionGone())
@@ -144,6 +145,7 @@ class World:
                     [MDS],
                     "test",
                     opens=handles.open_inodes,
+                    writes=coherent.kept_writes,
                     on_lost=session_lost,
                     on_new_leader=coherent.meet_new_leader,
                 )
@@ -152,6 +154,7 @@ class World:
             nursery = await stack.enter_async_context(trio.open_nursery())
             data_path = DataPath(coherent, ChunkClient(network))
             lost.append(data_path)
+            coherent.attach(data_path)
             releases = Releases(coherent)
             scans = Scans(coherent, data_path.is_complete, data_path.counters)
             coherent.on_looked_up = scans.looked_up

@@ -306,6 +306,7 @@ class Mount:
     async def run(self, *, task_status: "trio.TaskStatus[None]") -> None:
         service = Service()
         service.add(m.INVALIDATE, self.coherent.handle_invalidate)
+        service.add(m.WRITE_BACK, self.coherent.handle_write_back)
         carriers = Carriers(MountFabric(self.world.fabric, self.line))
         hello = Hello(PROTOCOL_VERSION, b"", m.CLIENT, f"mount{self.number}")
         async with (
@@ -314,7 +315,8 @@ class Mount:
                 network,
                 [f"memory:mds{node}" for node in NODES],
                 f"mount{self.number}",
-                on_lost=self.coherent.drop_everything,
+                on_lost=self.coherent.session_lost,
+                writes=self.coherent.kept_writes,
                 on_new_leader=self.coherent.meet_new_leader,
             ) as self.session,
         ):

@@ -54,6 +54,7 @@ async def test_what_nobody_changes_is_asked_for_once(cluster):
     async with cluster.client() as one, cluster.client() as two:
         await leased(one, two)
         ino = await one.write_file(b"f", b"data")
+        await trio.sleep(0.2)  # its write lease ends with its release
         questions = asked(two)
         for _ in range(5):
             assert (await two.vfs.lookup(ROOT, ROOT_INODE, b"f")).ino == ino
@@ -70,6 +71,7 @@ async def test_a_listing_teaches_all_names_in_it(cluster):
         await leased(one, two)
         for number in range(5):
             await one.write_file(b"%d" % number, b"x")
+        await trio.sleep(0.2)
         directory = two.vfs.opendir(ROOT, ROOT_INODE)
         await two.vfs.readdir(directory, 0)
         questions = asked(two)
