@@ -10,7 +10,7 @@ or an attribute longer than the clock runs now, so that a mount whose process is
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple, Protocol, TypeVar
@@ -25,7 +25,7 @@ from shoalfs.mds import messages as m
 from shoalfs.mds.client import MdsClient, boot_time
 from shoalfs.transport.errors import SessionGone
 from shoalfs.transport.ids import InodeId, SessionId
-from shoalfs.transport.limits import WRITE_BACK_TTLS
+from shoalfs.transport.limits import READDIR_ENTRIES_MAX, WRITE_BACK_TTLS
 from shoalfs.transport.method import A, Message, Method, Q
 from shoalfs.transport.rpc import Reply
 from shoalfs.transport.service import Call
@@ -81,8 +81,8 @@ class Coherent:
     def __init__(self, kernel: Kernel, handles: Handles, clock: Callable[[], float] = boot_time) -> None:
         self.cache = LeaseCache()
         self.hits = 0  # questions answered here
-        # Told of each name that had to be asked for and was found: who prefetches draws conclusions.
-        self.on_looked_up: Callable[[m.Credentials, InodeId, m.Inode], None] = lambda who, directory, inode: None
+        # Told of each name that had to be asked for, and of what was found: who prefetches draws conclusions.
+        self.on_looked_up: Callable[[m.Credentials, InodeId, m.Inode | None], None] = lambda who, directory, inode: None
         self._kernel = kernel
         self._handles = handles
         self._clock = clock
@@ -169,8 +169,7 @@ class Coherent:
                 self.cache.learn_name(asking, parent, name, None if found.inode is None else found.inode.ino)
             if found.leased and found.inode is not None:
                 self._learn(asking, found.inode)
-        if found.inode is not None:
-            self.on_looked_up(who, parent, found.inode)
+        self.on_looked_up(who, parent, found.inode)
         return found.inode
 
     async def getattr(self, ino: InodeId) -> m.Inode:
@@ -188,16 +187,39 @@ class Coherent:
     async def readdir(self, request: m.ReadDir) -> m.Listing:
         """A page of a listing, always from the leader; what it brings is kept. Raises ShoalError."""
         with self._asking() as asking:
-            listing = (await self._repeated(m.READDIR, msgspec.structs.replace(request, session=self.session))).body
-            unleased = set(listing.unleased)
-            for entry in listing.entries:
-                if entry.damaged:
-                    continue
-                if listing.leased:
-                    self.cache.learn_name(asking, request.ino, entry.name, entry.inode.ino)
-                if entry.inode.ino not in unleased:
-                    self._learn(asking, entry.inode)
+            listing = await self._listed(asking, request)
+            if not request.cookie and listing.eof and listing.leased and not any(e.damaged for e in listing.entries):
+                self.cache.learn_all(asking, request.ino)
             return listing
+
+    async def list_all(self, who: m.Credentials, directory: InodeId, count_max: int) -> AsyncGenerator[m.Listing, None]:
+        """All pages of a listing, up to so many entries. If that is all of the directory and it was leased all the
+        time, every name of it is known afterwards. Raises ShoalError."""
+        with self._asking() as asking:
+            cookie = count = 0
+            leased = True
+            while count < count_max:
+                listing = await self._listed(asking, m.ReadDir(who, directory, cookie, READDIR_ENTRIES_MAX))
+                leased = leased and listing.leased and not any(entry.damaged for entry in listing.entries)
+                yield listing
+                if listing.eof or not listing.entries:
+                    if leased and listing.eof:
+                        self.cache.learn_all(asking, directory)
+                    return
+                cookie = listing.entries[-1].cookie
+                count += len(listing.entries)
+
+    async def _listed(self, asking: Asking, request: m.ReadDir) -> m.Listing:
+        listing = (await self._repeated(m.READDIR, msgspec.structs.replace(request, session=self.session))).body
+        unleased = set(listing.unleased)
+        for entry in listing.entries:
+            if entry.damaged:
+                continue
+            if listing.leased:
+                self.cache.learn_name(asking, request.ino, entry.name, entry.inode.ino)
+            if entry.inode.ino not in unleased:
+                self._learn(asking, entry.inode)
+        return listing
 
     async def fetch_files(self, inos: tuple[InodeId, ...]) -> list[FetchedFile]:
         """What these files hold, for opens to come: of those that are leased now. May stop early: ask for the rest.
@@ -260,7 +282,9 @@ class Coherent:
         """As :meth:`MdsClient.mutate`. What is kept is corrected before this returns, and before it raises."""
         with self._asking() as asking:
             try:
-                answer, leased = await self._session.change(op, request, reply, partial(self._doubt, request))
+                answer, leased, directories = await self._session.change(
+                    op, request, reply, partial(self._doubt, request)
+                )
             except BaseException:
                 self._doubt(request)
                 raise
@@ -275,6 +299,9 @@ class Coherent:
                         self._learn(asking, inode)
                 if isinstance(answer, m.Created) and answer.created:
                     self.cache.learn_write(asking, answer.inode.ino)
+            for changed in directories:
+                if changed.ino in found.stale:
+                    self._learn(asking, changed)
             return answer
 
     def _doubt(self, request: Message) -> None:

@@ -20,6 +20,9 @@ NAMES_MAX: Final = 262_144  # about 40 MB; beyond, whole directories are forgott
 INODES_MAX: Final = 262_144  # twice what the leader gives: only a leader that does not keep to it gets here
 
 
+DOUBTFUL_MAX: Final = 1_024  # names of a directory that others changed; beyond, it is listed again
+
+
 class Unknown:
     """Nothing is known of a name."""
 
@@ -57,6 +60,9 @@ class LeaseCache:
         # Of each directory whose names are leased: what is known of them; None is a name that does not exist.
         self._names: dict[InodeId, dict[bytes, InodeId | None]] = {}
         self._names_count = 0  # Invariant: the sum of the lengths in ``_names``
+        # Directories of which every name is known, but for these. Invariant: each is in ``_names`` too; what is in
+        # here is not in there. So a name that is in neither does not exist: a new file's name need not be asked for.
+        self._complete: dict[InodeId, set[bytes]] = {}
         self._asking: set[Asking] = set()
         # Files to which programs may write without a commit each. Not what is cached, so nothing but the leader, a new
         # one and the end of the session takes it away; bounded by what is open.
@@ -70,7 +76,12 @@ class LeaseCache:
     def name(self, directory: InodeId, name: bytes) -> InodeId | Unknown | None:
         """What the name leads to; None: it does not exist."""
         names = self._names.get(directory)
-        return UNKNOWN if names is None else names.get(name, UNKNOWN)
+        if names is None:
+            return UNKNOWN
+        found = names.get(name, UNKNOWN)
+        if found is UNKNOWN and directory in self._complete and name not in self._complete[directory]:
+            return None
+        return found
 
     def inodes(self) -> list[InodeId]:
         return list(self._inodes)
@@ -99,7 +110,7 @@ class LeaseCache:
     def learn_name(self, asking: Asking, directory: InodeId, name: bytes, ino: InodeId | None) -> None:
         """What the name leads to was answered under a lease on the names of the directory."""
         if asking.may_learn_name(directory, name):
-            self._put_name(self._names.setdefault(directory, {}), name, ino)
+            self._put_name(directory, self._names.setdefault(directory, {}), name, ino)
             self._make_room(directory)
 
     def learn_write(self, asking: Asking, ino: InodeId) -> None:
@@ -111,7 +122,22 @@ class LeaseCache:
         """A mutation of this mount made the name lead to ``ino``; that is kept if the directory is leased."""
         names = self._names.get(directory)
         if names is not None and asking.may_learn_name(directory, name):
-            self._put_name(names, name, ino)
+            self._put_name(directory, names, name, ino)
+
+    def learn_all(self, asking: Asking, directory: InodeId) -> None:
+        """All names of the directory were listed and learned, under leases, by what ``asking`` stands for."""
+        names = self._names.get(directory)
+        if asking.everything or directory in asking.directories:
+            return
+        if names is None:
+            names = self._names[directory] = {}  # it is empty
+        doubtful = {name for parent, name in asking.names if parent == directory and name not in names}
+        if len(doubtful) <= DOUBTFUL_MAX:
+            self._complete[directory] = doubtful
+
+    def is_complete(self, directory: InodeId) -> bool:
+        """Every name of the directory is known, or nearly."""
+        return directory in self._complete
 
     # --- dropping ----------------------------------------------------------------------------------------------------
 
@@ -127,12 +153,17 @@ class LeaseCache:
         for ino in inodes:
             self._inodes.pop(ino, None)
         for directory in directories:
-            self._names_count -= len(self._names.pop(directory, ()))
+            self._forget_names(directory)
         for directory, name in names:
             known = self._names.get(directory)
             if known is not None and name in known:
                 del known[name]
                 self._names_count -= 1
+            doubtful = self._complete.get(directory)
+            if doubtful is not None:
+                doubtful.add(name)
+                if len(doubtful) > DOUBTFUL_MAX:
+                    del self._complete[directory]
 
     def drop_write(self, ino: InodeId) -> None:
         """The write lease on ``ino`` is called back, and so is one that is on its way."""
@@ -146,13 +177,22 @@ class LeaseCache:
             asking.everything = True
         self._inodes.clear()
         self._names.clear()
+        self._complete.clear()
         self._names_count = 0
 
-    def _put_name(self, names: dict[bytes, InodeId | None], name: bytes, ino: InodeId | None) -> None:
+    def _put_name(
+        self, directory: InodeId, names: dict[bytes, InodeId | None], name: bytes, ino: InodeId | None
+    ) -> None:
         self._names_count += name not in names
         names[name] = ino
+        if directory in self._complete:
+            self._complete[directory].discard(name)
 
     def _make_room(self, besides: InodeId) -> None:
         while self._names_count > NAMES_MAX and len(self._names) > 1:
             oldest = next(directory for directory in self._names if directory != besides)
-            self._names_count -= len(self._names.pop(oldest))
+            self._forget_names(oldest)
+
+    def _forget_names(self, directory: InodeId) -> None:
+        self._names_count -= len(self._names.pop(directory, ()))
+        self._complete.pop(directory, None)

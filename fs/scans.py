@@ -16,6 +16,7 @@ at most SCAN_BYTES_MAX: when that is full nothing is fetched, except in the plac
 import logging
 from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -25,7 +26,7 @@ from shoalfs.fs.coherent import Coherent, FetchedFile
 from shoalfs.mds import messages as m
 from shoalfs.transport.errors import ShoalError
 from shoalfs.transport.ids import InodeId
-from shoalfs.transport.limits import FETCH_BATCH_MAX, READDIR_ENTRIES_MAX, SCAN_BYTES_MAX, SCAN_FILES_MAX
+from shoalfs.transport.limits import FETCH_BATCH_MAX, SCAN_BYTES_MAX, SCAN_FILES_MAX
 
 log = logging.getLogger("shoal.fs.scans")
 
@@ -79,6 +80,7 @@ class Scans:
         self._ready_bytes = 0  # Invariant: what _ready costs, at most SCAN_BYTES_MAX and one answer
         self._coming: dict[InodeId, trio.Event] = {}  # on their way
         self._names_missed: Counter[InodeId] = Counter()
+        self._names_threshold: dict[InodeId, int] = {}  # after so many misses; _NAMES_MISSED if it is not in here
         self._send, self._receive = trio.open_memory_channel[_Work](_QUEUED_MAX)
 
     # --- what is seen ------------------------------------------------------------------------------------------------
@@ -92,21 +94,25 @@ class Scans:
             if entry.inode.is_file and not entry.damaged and entry.inode.ino not in self._directory_of:
                 known.files.append(entry.inode.ino)
                 self._directory_of[entry.inode.ino] = directory
-        self._names_missed.pop(directory, None)
         while len(self._directory_of) > SCAN_FILES_MAX:
             _, oldest = self._directories.popitem(last=False)
             for ino in oldest.files:
                 self._directory_of.pop(ino, None)
 
-    def looked_up(self, who: m.Credentials, directory: InodeId, inode: m.Inode) -> None:
-        """A name had to be asked for."""
-        if not inode.is_file or directory in self._directories:
+    def looked_up(self, who: m.Credentials, directory: InodeId, inode: m.Inode | None) -> None:
+        """A name had to be asked for; None if it does not exist. Several that do not exist are a program that fills
+        the directory: once it is listed, no further new name has to be asked for."""
+        if inode is not None and not inode.is_file:
             return
-        self._names_missed[directory] += 1
-        if self._names_missed[directory] == _NAMES_MISSED:
+        self._names_missed[directory] += _NAMES_MISSED // 2 if inode is None else 1
+        if self._names_missed[directory] >= self._names_threshold.get(directory, _NAMES_MISSED):
+            # It may be too large, or not leased because others change it all the time: then less and less often.
+            self._names_missed.pop(directory)
+            self._names_threshold[directory] = 4 * self._names_threshold.get(directory, _NAMES_MISSED)
             self._ask(lambda: self._list(who, directory))
-        if len(self._names_missed) > SCAN_FILES_MAX:
+        if len(self._names_missed) + len(self._names_threshold) > SCAN_FILES_MAX:
             self._names_missed.clear()
+            self._names_threshold.clear()
 
     def missed(self, ino: InodeId) -> None:
         """An open had to ask."""
@@ -173,14 +179,10 @@ class Scans:
                 log.debug("a scan was not prefetched: %s", error)
 
     async def _list(self, who: m.Credentials, directory: InodeId) -> None:
-        cookie, count, eof = 0, 0, False
-        while not eof and count < SCAN_FILES_MAX // 4:
-            listing = await self._metadata.readdir(m.ReadDir(who, directory, cookie, READDIR_ENTRIES_MAX))
-            self.listed(directory, listing.entries)
-            self.counters["scanned_pages"] += 1
-            eof = listing.eof or not listing.entries
-            cookie = listing.entries[-1].cookie if listing.entries else cookie
-            count += len(listing.entries)
+        async with aclosing(self._metadata.list_all(who, directory, SCAN_FILES_MAX // 4)) as pages:
+            async for page in pages:
+                self.listed(directory, page.entries)
+                self.counters["scanned_pages"] += 1
 
     async def _fetch(self, number: InodeId, directory: _Directory) -> None:
         """The next window of the directory."""

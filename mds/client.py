@@ -34,6 +34,7 @@ from shoalfs.mds.messages import (
     Command,
     EndSession,
     GetMap,
+    Inode,
     Mutate,
     Op,
     OpenSession,
@@ -150,8 +151,9 @@ class MdsClient:
 
     async def change(
         self, op: Op, request: Message, reply: type[M], settled: Callable[[], None] = lambda: None
-    ) -> tuple[M, bool]:
-        """Carry out one mutation, once. Returns the answer, and whether the inodes in it are leased.
+    ) -> tuple[M, bool, tuple[Inode, ...]]:
+        """Carry out one mutation, once. Returns the answer, whether the inodes in it are leased, and directories that
+        have changed as they are now, under leases.
 
         Raises ShoalError: PosixError for outcomes that POSIX names, SessionGone if the session ended (a new one is
         open when this raises). Cancelled: it may still be applied; ``settled`` is called when it has been, or will
@@ -160,8 +162,8 @@ class MdsClient:
         slot, seq = await slots.take()
         try:
             command = Command(slot, seq, op, msgspec.Raw(_encode(request)))
-            outcome, leased = await self._mutations.carry_out(session, command, settled)
-            return _body(outcome, reply), leased
+            outcome, leased, directories = await self._mutations.carry_out(session, command, settled)
+            return _body(outcome, reply), leased, directories
         except SessionGone:
             await self._reopen(session)
             raise

@@ -102,17 +102,20 @@ class Admission:
         """The leadership that admitted it is still the present one. Asked just before it is proposed."""
         return not self._coherence.is_over
 
-    def end(self, outcomes: Sequence[m.Outcome] | None) -> tuple[bool, ...]:
+    def end(self, outcomes: Sequence[m.Outcome] | None) -> tuple[tuple[bool, ...], tuple[InodeId, ...]]:
         """It is applied with these outcomes; None: it never will be, or nobody knows, and then another leader decides.
-        Returns of each outcome whether the session may cache the inodes in it."""
+        Returns of each outcome whether the session may cache the inodes in it; and of which directories, whose names
+        it changed, the session may cache what they are now."""
         change = self._change
         if change is None:
-            return ()
+            return (), ()
         leased: tuple[bool, ...] = ()
+        directories: tuple[InodeId, ...] = ()
         if outcomes is not None and change.session:
             leased = self._coherence.lease_outcomes(change, self._commands, outcomes)
+            directories = self._coherence.lease_directories(change)
         self._coherence.end(change)
-        return leased
+        return leased, directories
 
 
 class Coherence:
@@ -192,6 +195,12 @@ class Coherence:
             leased.append(bool(each) and all(each))
         self._relieve(change.session)
         return tuple(leased)
+
+    def lease_directories(self, change: Change) -> tuple[InodeId, ...]:
+        """Give the session of ``change`` leases on the directories in which it changed names: the next thing that the
+        kernel asks for after a create is the directory's times."""
+        changed = {directory for directory, _ in change.touched.names}
+        return tuple(ino for ino in changed if self.table.lease_inode(change.session, ino, change))
 
     def _relieve(self, session: SessionId) -> None:
         """Call back old leases of a session that holds too many, in the background."""

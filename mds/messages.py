@@ -279,11 +279,13 @@ class Mutate(Message, frozen=True):
 
 class Mutated(Message, frozen=True):
     """Outcomes in the order of the commands, and the Raft index at which they were applied. ``leased``, of each: the
-    session may cache the inodes in it; empty: none."""
+    session may cache the inodes in it; empty: none. ``directories``: those in which names changed, as they are now, if
+    the session may cache them; in no order."""
 
     index: int
     outcomes: tuple[Outcome, ...]
     leased: tuple[bool, ...] = ()
+    directories: tuple[Inode, ...] = ()
 
 
 class Entry(Message, frozen=True):

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import trio
 
-from shoalfs.mds.messages import MUTATE, Command, Mutate, Mutated, Outcome
+from shoalfs.mds.messages import MUTATE, Command, Inode, Mutate, Mutated, Outcome
 from shoalfs.transport.errors import PosixError, ShoalError
 from shoalfs.transport.ids import SessionId
 from shoalfs.transport.limits import (
@@ -40,6 +40,7 @@ class _Mutation:
     done: trio.Event = field(default_factory=trio.Event)
     outcome: Outcome | None = None
     leased: bool = False
+    directories: tuple[Inode, ...] = ()
     settled: Callable[[], None] | None = None  # set once nobody waits for it any more
     error: ShoalError | None = None
 
@@ -66,8 +67,9 @@ class Mutations:
 
     async def carry_out(
         self, session: SessionId, command: Command, settled: Callable[[], None] = lambda: None
-    ) -> tuple[Outcome, bool]:
-        """Have a command applied once. Returns its outcome, and whether the inodes in it are leased.
+    ) -> tuple[Outcome, bool, tuple[Inode, ...]]:
+        """Have a command applied once. Returns its outcome, whether the inodes in it are leased, and directories as
+        they are now, under leases, that this or what travelled with it has changed.
 
         Raises ShoalError: PosixError(E2BIG) if it is too large, and what the leader's call raises. Cancelled: it may
         still be applied; ``settled`` is called once that is decided, or never will be."""
@@ -85,7 +87,7 @@ class Mutations:
         if mutation.error is not None:
             raise mutation.error
         assert mutation.outcome is not None
-        return mutation.outcome, mutation.leased
+        return mutation.outcome, mutation.leased, mutation.directories
 
     async def run(self) -> None:
         """Carry out until cancelled."""
@@ -108,6 +110,7 @@ class Mutations:
                 assert len(outcomes) == len(taken), (len(outcomes), len(taken))
                 for mutation, outcome in zip(taken, outcomes, strict=True):
                     mutation.outcome = outcome
+                    mutation.directories = reply.body.directories
                 for mutation, leased in zip(taken, reply.body.leased, strict=False):
                     mutation.leased = leased
             for mutation in taken:

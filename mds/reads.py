@@ -71,6 +71,15 @@ class _StoredFoundMany(Message, frozen=True):
     items: tuple[_StoredFound, ...]
 
 
+class StoredMutated(Message, frozen=True):
+    """A Mutated."""
+
+    index: int
+    outcomes: tuple[m.Outcome, ...]
+    leased: tuple[bool, ...] = ()
+    directories: tuple[msgspec.Raw, ...] = ()
+
+
 class StoredFetched(Message, frozen=True):
     """A Fetched."""
 
@@ -143,6 +152,17 @@ def _found(
     except ShoalError as error:
         return _StoredFound(error.errno), b""
     return _StoredFound(0, msgspec.Raw(stored), len(data)), data
+
+
+def stored_inodes(txn: ReadTxn, inos: Iterable[InodeId]) -> tuple[msgspec.Raw, ...]:
+    """The records of those that can be read."""
+    found = []
+    for ino in inos:
+        try:
+            found.append(msgspec.Raw(_stored_inode(txn, ino)))
+        except ShoalError:
+            continue
+    return tuple(found)
 
 
 def _stored_inode(txn: ReadTxn, ino: InodeId) -> bytes:

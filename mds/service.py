@@ -25,7 +25,7 @@ from shoalfs.mds.store import LmdbStore
 from shoalfs.mds.txn import ReadTxn
 from shoalfs.transport.errors import NotAllowed, NotLeader, PosixError, SessionGone, ShoalError
 from shoalfs.transport.frame import Payload
-from shoalfs.transport.ids import SessionId, TargetId
+from shoalfs.transport.ids import InodeId, SessionId, TargetId
 from shoalfs.transport.limits import ENTRY_COMMANDS_MAX
 from shoalfs.transport.method import Method, Nothing
 from shoalfs.transport.service import Call, Done, Prompt, Service
@@ -267,16 +267,16 @@ class MdsService:
 
     # --- mutations ---------------------------------------------------------------------------------------------------
 
-    async def _mutate(self, call: Call, request: m.Mutate, payload: memoryview) -> m.Mutated:
+    async def _mutate(self, call: Call, request: m.Mutate, payload: memoryview) -> Any:
         self._check_mutation(call, request)
         await self._lead()
         if request.session:
             self._hear(call, request.session)
         admission = await self._coherence.admit(request.session, request.commands, self._store.read)
         answered = trio.Event()
-        answer: m.Mutated | ShoalError = SessionGone()
+        answer: reads.StoredMutated | ShoalError = SessionGone()
 
-        def done(found: m.Mutated | ShoalError) -> None:
+        def done(found: reads.StoredMutated | ShoalError) -> None:
             nonlocal answer
             answer = found
             answered.set()
@@ -287,7 +287,7 @@ class MdsService:
             raise answer
         return answer
 
-    def _prompt_mutate(self, call: Call, request: m.Mutate, payload: memoryview, done: Done[m.Mutated]) -> bool:
+    def _prompt_mutate(self, call: Call, request: m.Mutate, payload: memoryview, done: Done[Any]) -> bool:
         self._check_mutation(call, request)
         if not self._leads():
             return False
@@ -299,12 +299,14 @@ class MdsService:
         self._submit(request, admission, done)
         return True
 
-    def _submit(self, request: m.Mutate, admission: Admission, done: Callable[[m.Mutated | ShoalError], None]) -> None:
+    def _submit(
+        self, request: m.Mutate, admission: Admission, done: Callable[[reads.StoredMutated | ShoalError], None]
+    ) -> None:
         """Have the commands applied; ``done`` is called later. Raises as :meth:`Batcher.begin`."""
 
         def applied(index: int, outcomes: list[m.Outcome]) -> None:
-            leased = admission.end(outcomes)
-            done(self._mutated(request, index, outcomes, leased))
+            leased, directories = admission.end(outcomes)
+            done(self._mutated(request, index, outcomes, leased, directories))
 
         def failed(error: ShoalError) -> None:
             admission.end(None)
@@ -324,13 +326,24 @@ class MdsService:
             if command.op not in allowed:
                 raise NotAllowed(f"a {call.peer.role} may not send operation {command.op}")
 
-    def _mutated(self, request: m.Mutate, index: int, outcomes: list[m.Outcome], leased: tuple[bool, ...]) -> m.Mutated:
-        """The answer, and what the leader has to remember of it."""
+    def _mutated(
+        self,
+        request: m.Mutate,
+        index: int,
+        outcomes: list[m.Outcome],
+        leased: tuple[bool, ...],
+        directories: tuple[InodeId, ...],
+    ) -> reads.StoredMutated:
+        """The answer, and what the leader has to remember of it. Called in the step in which it was applied."""
         self.counters["mutations"] += len(outcomes)
         for command, outcome in zip(request.commands, outcomes, strict=True):
             if not outcome.code:
                 self._remember(request.session, command, outcome)
-        return m.Mutated(index, tuple(outcomes), leased)
+        stored: tuple[msgspec.Raw, ...] = ()
+        if directories:
+            with self._store.read() as txn:
+                stored = reads.stored_inodes(txn, directories)
+        return reads.StoredMutated(index, tuple(outcomes), leased, stored)
 
     def _remember(self, session: SessionId, command: m.Command, outcome: m.Outcome) -> None:
         """Note what a mutation means for the leader's memory: sessions that begin and end, files created open."""

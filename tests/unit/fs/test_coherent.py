@@ -336,3 +336,34 @@ async def test_what_a_removed_inode_was_is_not_remembered(cluster):
             while True:
                 await one.vfs.getattr(ino)
                 await trio.sleep(0.05)
+
+
+async def test_filling_a_directory_asks_for_neither_its_new_names_nor_its_times(cluster):
+    async with cluster.client() as one, cluster.client() as two:
+        await leased(one, two)
+        made = await one.vfs.mkdir(ROOT, ROOT_INODE, b"d", 0o755)
+        questions = asked(one)
+
+        async def fill(numbers):
+            for number in numbers:
+                assert await one.vfs.lookup_or_none(ROOT, made.ino, b"%d" % number) is None
+                await one.write_file(b"%d" % number, b"x", made.ino)
+                await one.vfs.getattr(made.ino)
+
+        await fill(range(5))
+        with trio.fail_after(5):
+            while not one.coherent.cache.is_complete(made.ino):
+                await trio.sleep(0.01)
+        del questions[:]
+        await fill(range(5, 30))
+        assert set(questions) <= {"mds.release", "mds.renew"}, questions
+        # What another mount makes there is seen all the same, and what it finds there is all of it.
+        await two.write_file(b"other", b"x", made.ino)
+        assert (await one.vfs.lookup_or_none(ROOT, made.ino, b"other")) is not None
+        assert (await one.vfs.getattr(made.ino)).mtime_ns == (await two.vfs.getattr(made.ino)).mtime_ns
+        directory = two.vfs.opendir(ROOT, made.ino)
+        assert len(await two.vfs.readdir(directory, 0)) == 31
+        await two.vfs.unlink(ROOT, made.ino, b"7")
+        assert (await one.vfs.lookup_or_none(ROOT, made.ino, b"7")) is None
+        await one.write_file(b"7", b"again", made.ino)
+        assert (await two.vfs.lookup(ROOT, made.ino, b"7")).size_bytes == 5

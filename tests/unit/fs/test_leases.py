@@ -113,3 +113,46 @@ def test_what_mutations_of_this_mount_mean():
     assert effects(m.CommitInline(FILE, ()), m.Committed(inode(FILE), 0, 1)).told == (inode(FILE),)
     assert doubtful(m.Rename(ROOT, *name, *new)) == ({name, new}, {DIR, OTHER})
     assert doubtful(m.SetAttr(ROOT, FILE)) == (set(), {FILE})
+
+
+def test_of_a_directory_that_was_listed_whole_absent_names_are_known():
+    cache = LeaseCache()
+    asking = cache.ask()
+    cache.learn_name(asking, DIR, b"a", FILE)
+    cache.drop([(DIR, b"c")])  # another mount changed it while the listing was on its way
+    cache.learn_all(asking, DIR)
+    cache.answered(asking)
+    assert cache.name(DIR, b"a") == FILE
+    assert cache.name(DIR, b"b") is None
+    assert cache.name(DIR, b"c") is UNKNOWN
+    cache.drop([(DIR, b"b")])
+    assert cache.name(DIR, b"b") is UNKNOWN
+    asking = cache.ask()
+    cache.learn_name(asking, DIR, b"b", OTHER)
+    cache.answered(asking)
+    assert cache.name(DIR, b"b") == OTHER
+    cache.drop([(DIR, b"a")])
+    assert cache.name(DIR, b"a") is UNKNOWN
+    cache.drop(directories=[DIR])
+    assert cache.name(DIR, b"z") is UNKNOWN
+
+
+def test_a_listing_during_which_the_directory_was_called_back_makes_nothing_complete():
+    for drop in (lambda cache: cache.drop(directories=[DIR]), lambda cache: cache.drop_all()):
+        cache = LeaseCache()
+        asking = cache.ask()
+        drop(cache)
+        cache.learn_all(asking, DIR)
+        assert cache.name(DIR, b"b") is UNKNOWN
+
+
+def test_too_many_doubtful_names_end_the_completeness_of_a_directory():
+    cache = LeaseCache()
+    asking = cache.ask()
+    cache.learn_all(asking, DIR)
+    cache.answered(asking)
+    cache.drop([(DIR, b"%d" % number) for number in range(leases.DOUBTFUL_MAX)])
+    assert cache.is_complete(DIR)
+    cache.drop([(DIR, b"one more")])
+    assert not cache.is_complete(DIR)
+    assert cache.name(DIR, b"b") is UNKNOWN
