@@ -26,7 +26,6 @@ from shoalfs.fs.coherent import Coherent
 from shoalfs.fs.effects import doubtful
 from shoalfs.fs.handles import Handles
 from shoalfs.mds import client as client_module
-from shoalfs.mds import leader as leader_module
 from shoalfs.mds import dentry, reads
 from shoalfs.mds import leader as leader_module
 from shoalfs.mds import messages as m
