@@ -95,6 +95,7 @@ def as_json(path: str, held: Held) -> dict[str, Any]:
 
     inode = held.inode
     inline = inode.is_file and inode.storage is Storage.INLINE
+    pool = next((pool for pool in held.map.pools if pool.id == inode.pool), None)
     return {
         "path": path,
         "ino": inode.ino,
@@ -111,6 +112,8 @@ def as_json(path: str, held: Held) -> dict[str, Any]:
         "data_version": inode.data_version,
         "storage": ("inline" if inline else "extents") if inode.is_file else None,
         "pool": inode.pool,
+        "pool_name": None if pool is None else pool.name,
+        "redundancy": None if pool is None else pool.redundancy,
         "chunk_bytes": inode.chunk_bytes,
         "extents": [_extent(extent, held.map) for extent in held.extents],
     }
@@ -149,6 +152,8 @@ def _print(exact: dict[str, Any]) -> None:
         rows.append(("bytes", "inline, in the metadata"))
     elif exact["storage"] == "extents":
         rows.append(("bytes", f"{len(exact['extents'])} extents, chunks of {size(exact['chunk_bytes'])}"))
+    if exact["pool_name"] is not None:
+        rows.append(("pool", f"{exact['pool_name']}, {exact['redundancy']}"))
     for name, value in rows:
         screen.print(f"{name:<10} {value}", markup=False)
     if exact["extents"]:
