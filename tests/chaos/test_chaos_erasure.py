@@ -9,7 +9,7 @@ from random import Random
 
 import pytest
 
-from chaos.test_chaos_redundancy import impatient, is_whole, rows
+from chaos.test_chaos_redundancy import damage, impatient, is_whole, rows
 from harness.cluster import Cluster, require_fuse, shoal, wait_until
 from shoalfs.transport.erasure import is_there
 from shoalfs.transport.limits import KIB, MIB
@@ -89,4 +89,17 @@ def test_a_node_with_fragments_is_drained(four: Cluster):
 
     wait_until(moved, "all that can go has gone", 60.0)
     four.kill("chunkserver-2")
+    check(data, four.mount("fresh"), four)
+
+
+def test_a_damaged_fragment_is_found_and_rebuilt(four: Cluster):
+    data = write(four.point / "cold", 4)
+    content = data[four.point / "cold" / f"4-{SIZES[-2]}"]
+    assert damage(four, content) == 1, "nobody else has these bytes"
+    assert shoal("fsck", "--deep", "--state", four.state).returncode == 1
+    check(data, four.mount("reader"), four)
+    four.run("scrub", "start", "--state", four.state)
+    wait_until(
+        lambda: not shoal("fsck", "--deep", "--state", four.state).returncode, "it was rebuilt in its place", 60.0
+    )
     check(data, four.mount("fresh"), four)
