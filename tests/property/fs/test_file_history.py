@@ -28,6 +28,8 @@ from shoalfs.transport.ids import ROOT_INODE, InodeId, PoolId, SessionId, Target
 from unit.fs.world import CHUNK, INLINE, WHO, Reply, Servers, hash_of
 
 TARGETS = 4
+REPLICAS = m.Pool(PoolId(1), "hot", 2, 2)
+FRAGMENTS = m.Pool(PoolId(1), "cold", 3, 3, 2)
 LOSABLE = {m.Op.COMMIT_EXTENTS, m.Op.COMMIT_INLINE, m.Op.SETATTR, m.Op.ALLOCATE, m.Op.CLONE_RANGE}
 _encode = msgspec.msgpack.encode
 
@@ -35,9 +37,8 @@ _encode = msgspec.msgpack.encode
 class Cluster:
     """The real state machine over its store in memory, and chunkservers in a dictionary."""
 
-    def __init__(self) -> None:
+    def __init__(self, pool: m.Pool = REPLICAS) -> None:
         self.store = MemoryStore()
-        pool = m.Pool(PoolId(1), "hot", 2, 2)
         format_store(self.store, b"c" * 16, [pool], Layout(chunk_bytes=CHUNK, inline_bytes_max=INLINE))
         self.machine = Machine(self.store, OnDamage.STOP)
         for number in range(1, TARGETS + 1):
@@ -83,11 +84,21 @@ class Cluster:
         data = bytearray(page.inode.size_bytes)
         data[: len(inline)] = inline
         for e in page.extents:
-            copies = [held[e.chunk] for held in self.servers.chunks.values() if e.chunk in held]
-            assert len(copies) >= 2
-            assert all(hash_of(copy) == e.chunk_hash for copy in copies)
-            data[e.offset_bytes : e.end_bytes] = copies[0][e.chunk_offset_bytes :][: e.length_bytes]
+            chunk = self.joined(e) if e.fragments else self.copied(e)
+            data[e.offset_bytes : e.end_bytes] = chunk[e.chunk_offset_bytes :][: e.length_bytes]
         return bytes(data)
+
+    def copied(self, e: m.Extent) -> bytes:
+        copies = [held[e.chunk] for held in self.servers.chunks.values() if e.chunk in held]
+        assert len(copies) >= 2
+        assert all(hash_of(copy) == e.chunk_hash for copy in copies)
+        return copies[0]
+
+    def joined(self, e: m.Extent) -> bytes:
+        (group,) = [group for group in self.map().groups if group.id == e.chunk >> 48]
+        held = [self.servers.chunks[target][e.chunk] for target in group.targets]
+        assert b"".join(map(hash_of, held)) == e.fragments
+        return b"".join(held[:2])[: e.chunk_bytes]
 
 
 class Session:
@@ -467,9 +478,9 @@ steps = st.tuples(st.sampled_from(MINE + OTHERS), st.sampled_from(OFFSETS), st.s
 small = st.tuples(st.sampled_from(MINE + OTHERS), st.integers(0, INLINE), st.integers(1, 200))
 
 
-def run(history: list[tuple[str, int, int]]) -> None:
+def run(history: list[tuple[str, int, int]], pool: m.Pool = REPLICAS) -> None:
     async def main() -> None:
-        await History().run(history)
+        await History(Cluster(pool)).run(history)
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
 
@@ -484,6 +495,12 @@ def test_history_of_a_large_file(history) -> None:
 @settings(max_examples=100, deadline=None)
 def test_history_of_a_small_file(history) -> None:
     run(history)
+
+
+@given(st.lists(steps, min_size=5, max_size=40))
+@settings(max_examples=60, deadline=None)
+def test_history_of_a_file_in_fragments(history) -> None:
+    run(history, FRAGMENTS)
 
 
 async def test_commit_whose_answer_was_lost_and_whose_chunk_was_collected_since() -> None:
