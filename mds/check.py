@@ -114,7 +114,11 @@ def _check_inode(txn: ReadTxn, inode: Inode, parents: list[InodeId], findings: F
 
 def _check_orphan(txn: ReadTxn, inode: Inode, findings: Findings) -> None:
     listed = findings.get(txn, keys.orphan(inode.ino), inode.ino)
-    if inode.nlink == 0 and listed is None:
+    kept = findings.load(records.TRASH, txn, keys.trash(inode.ino), inode.ino)
+    if kept is not None and (inode.nlink > 0 or listed is not None):
+        text = "it is in the trash, although it has a name or is about to be removed"
+        findings.add("wrong-trash", inode.ino, text, keys.trash(inode.ino))
+    if inode.nlink == 0 and listed is None and kept is None:
         findings.add("orphan-not-listed", inode.ino, "it has no links and no orphan row: it would stay for ever")
     if inode.nlink > 0 and listed is not None:
         findings.add("linked-orphan", inode.ino, f"it has {inode.nlink} links and an orphan row: it would be removed")

@@ -19,6 +19,7 @@ def check(txn: ReadTxn, findings: Findings) -> None:
     _check_chunks(txn, findings)
     _check_garbage(txn, findings)
     _check_sessions(txn, findings)
+    _check_trash(txn, findings)
     files = _check_owners(txn, findings)
     _check_counters(txn, files, findings)
 
@@ -72,6 +73,20 @@ def _check_garbage(txn: ReadTxn, findings: Findings) -> None:
             findings.add("wrong-garbage", _NONE, f"chunk {chunk} waits for its deletion and is no garbage", key)
 
 
+def _check_trash(txn: ReadTxn, findings: Findings) -> None:
+    """The two orders of the trash agree."""
+    for key, value in findings.rows(txn, *keys.all_of(b"Q")):
+        ino = InodeId(keys.first_field(key))
+        row = findings.decoded(records.TRASH, key, value, ino)
+        if row is not None and findings.get(txn, keys.trash_by_time(row.deleted_ns, ino), ino) is None:
+            findings.add("wrong-trash", ino, "it is in the trash and would stay there for ever", key)
+    for key, _ in findings.rows(txn, *keys.all_of(b"q"), _NONE):
+        ino = InodeId(keys.second_field(key))
+        row = findings.load(records.TRASH, txn, keys.trash(ino), ino)
+        if row is None or row.deleted_ns != keys.first_field(key):
+            findings.add("wrong-trash", ino, "it would be taken out of the trash, and is not in it", key)
+
+
 def _check_sessions(txn: ReadTxn, findings: Findings) -> None:
     """What is kept for a session ends with it, and a session is found by its nonce."""
     sessions: set[int] = set()
@@ -106,7 +121,7 @@ def _check_owners(txn: ReadTxn, findings: Findings) -> Counter[str]:
         if inode is not None and inode.is_symlink:
             symlinks.add(ino)
     seen["inodes"] = len(inos)
-    for prefix in (b"D", b"E", b"L", b"X", b"A", b"O"):
+    for prefix in (b"D", b"E", b"L", b"X", b"A", b"O", b"Q"):
         for key, value in findings.rows(txn, *keys.all_of(prefix)):
             ino = keys.first_field(key)
             if ino not in inos:
@@ -116,6 +131,7 @@ def _check_owners(txn: ReadTxn, findings: Findings) -> Counter[str]:
                 seen["inline_files"] += 1
                 seen["inline_bytes"] += len(value)
             seen["orphans"] += prefix == b"O"
+            seen["trashed"] += prefix == b"Q"
     return seen
 
 
@@ -139,7 +155,7 @@ def _count_others(txn: ReadTxn, seen: Counter[str], findings: Findings) -> None:
     """Counts of what is counted here only, and the lowest value of what is handed out next."""
     seen["garbage_chunks"] = sum(1 for _ in findings.rows(txn, *keys.all_of(b"Z"), _NONE))
     seen["sessions"] = sum(1 for _ in findings.rows(txn, *keys.all_of(b"S"), _NONE))
-    for name in ("inodes", "inline_files", "inline_bytes", "orphans"):
+    for name in ("inodes", "inline_files", "inline_bytes", "orphans", "trashed"):
         seen[name] += 0
     for name, prefix in {"next_ino": b"I", "next_session": b"S"}.items():
         rows = findings.rows(txn, *keys.all_of(prefix), _NONE)

@@ -60,10 +60,12 @@ _KINDS: Final = (
     _Kind("inline", b"L", ">Q"),
     _Kind("orphan", b"O", ">Q"),
     _Kind("pool", b"P", ">I", records.POOL, Pool),
+    _Kind("trash", b"Q", ">Q", records.TRASH, records.TrashRow),
     _Kind("target", b"T", ">I", records.TARGET, Target),
     _Kind("target_uuid", b"U", ">16s"),
     _Kind("extent", b"X", ">QQ", records.EXTENT, Extent),
     _Kind("garbage", b"Z", ">Q", records.GARBAGE, records.GarbageRow),
+    _Kind("trash_time", b"q", ">QQ"),
     _Kind("garbage_time", b"z", ">QQ"),
 )
 _SINGLE: Final = (

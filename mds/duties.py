@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 import trio
 
-from shoalfs.mds import brake, cluster, reads, upkeep
+from shoalfs.mds import brake, cluster, reads, trash_list, upkeep
 from shoalfs.mds import messages as m
 from shoalfs.mds.batcher import Batcher
 from shoalfs.mds.leader_state import LeaderState
@@ -20,6 +20,7 @@ from shoalfs.mds.replicated import ReplicatedLog
 from shoalfs.mds.store import LmdbStore
 from shoalfs.transport.errors import ShoalError
 from shoalfs.transport.ids import ChunkId, InodeId, SessionId
+from shoalfs.transport.limits import TRASH_LIST_MAX
 from shoalfs.transport.method import Message
 
 log = logging.getLogger("shoal.mds.duties")
@@ -75,6 +76,7 @@ class Duties:
         await self._expire_sessions()
         await self._note_lost_targets()
         await self._change_map()
+        await self._empty_trash()
         await self._reap_orphans()
         await self._collect_garbage()
 
@@ -108,6 +110,12 @@ class Duties:
         for op, change, text in upkeep.changes(view):
             log.info("%s", text)
             await self._propose(op, [change])
+
+    async def _empty_trash(self) -> None:
+        with self._store.read() as txn:
+            due = trash_list.due(txn, self._now_ns(), TRASH_LIST_MAX)
+        if due:
+            await self._propose(m.Op.PURGE_TRASH, [m.PurgeTrash(due)])
 
     async def _reap_orphans(self) -> None:
         """Remove what nobody links and nobody has open. The inode may not be opened from the decision on."""

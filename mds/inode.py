@@ -9,7 +9,7 @@ import stat
 
 import msgspec
 
-from shoalfs.mds import keys, records
+from shoalfs.mds import keys, records, trash
 from shoalfs.mds.messages import Credentials, Inode, Storage
 from shoalfs.mds.txn import ReadTxn, Txn
 from shoalfs.transport.errors import BadMessage, PosixError
@@ -122,13 +122,13 @@ def make(
     return inode
 
 
-def unlinked(txn: Txn, inode: Inode, now_ns: int) -> Inode:
-    """Take one link off the inode (all of them off a directory) and store it; at 0 it becomes an orphan,
-    which keeps its bytes until the last close."""
+def unlinked(txn: Txn, inode: Inode, now_ns: int, parent: InodeId, name: bytes) -> Inode:
+    """Take one link off the inode (all of them off a directory), the name ``name`` in ``parent``, and store it. At 0 it
+    becomes an orphan, which keeps its bytes until the last close, or goes to the trash."""
     inode = changed(inode, now_ns, nlink=0 if inode.is_dir else inode.nlink - 1)
     assert inode.nlink >= 0, inode.ino
     store(txn, inode)
-    if inode.nlink == 0:
+    if inode.nlink == 0 and not trash.keep(txn, inode, now_ns, parent, name):
         add_orphan(txn, inode)
     return inode
 

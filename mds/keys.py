@@ -13,6 +13,8 @@ key   fields (bits)                  value
 ``X`` inode (64), file offset (64)   Extent
 ``A`` inode (64), name               value of an extended attribute
 ``O`` inode (64)                     empty: nlink is 0, the inode waits for its last close
+``Q`` inode (64)                     TrashRow: nlink is 0, the inode is kept until its retention is over
+``q`` time (64), inode (64)          empty: the same, oldest first
 ``K`` chunk (64)                     ChunkUse: number of extents that use the chunk, its length
 ``Z`` chunk (64)                     GarbageRow: since when no extent uses the chunk
 ``z`` time (64), chunk (64)          empty: the same, oldest first
@@ -76,6 +78,14 @@ def xattr(ino: InodeId, name: bytes) -> bytes:
 
 def orphan(ino: InodeId) -> bytes:
     return _U64.pack(b"O", ino)
+
+
+def trash(ino: InodeId) -> bytes:
+    return _U64.pack(b"Q", ino)
+
+
+def trash_by_time(deleted_ns: int, ino: InodeId) -> bytes:
+    return _U64_U64.pack(b"q", deleted_ns, ino)
 
 
 def chunk_use(chunk: ChunkId) -> bytes:

@@ -69,6 +69,8 @@ SERVICE_OPS: Final = frozenset(
         Op.REMOVE_TARGET,
         Op.SET_UPKEEP,
         Op.MEND,
+        Op.PURGE_TRASH,
+        Op.RESTORE_TRASH,
         Op.CREATE_POOL,
         Op.SET_POOL,
     }

@@ -258,9 +258,36 @@ def orphan(view: View, finding: Finding) -> Change:
     inode = view.inode(finding.ino)
     if inode is None or inode.nlink or view.names(finding.ino):
         return unrepaired(_FOLLOWS)
+    if view.txn.get(keys.trash(inode.ino)) is not None:
+        return gone()
     change = Change("have it removed: it has no name")
+    view.see(change, keys.trash(inode.ino))
     view.see(change, keys.inode(inode.ino))
     view.put(change, keys.orphan(inode.ino), b"")
+    return change
+
+
+def trash(view: View, finding: Finding) -> Change:
+    """What has a name, or is about to be removed, is not in the trash; what is, has its place in time."""
+    if finding.key[:1] == b"q":
+        change = Change("strike it from the list of what is due: it is not in the trash")
+        view.drop(change, finding.key)
+        return change if change.is_repair else gone()
+    row = records.TRASH.load(view.txn, finding.key)
+    inode = view.inode(finding.ino)
+    if row is None or inode is None:
+        return gone()
+    by_time = keys.trash_by_time(row.deleted_ns, inode.ino)
+    change = Change("take it out of the trash")
+    view.see(change, keys.inode(inode.ino))
+    view.see(change, keys.orphan(inode.ino))
+    if inode.nlink > 0 or view.txn.get(keys.orphan(inode.ino)) is not None:
+        view.drop(change, finding.key)
+        view.drop(change, by_time)
+        return change
+    change.text = "let it leave the trash in its turn"
+    view.see(change, finding.key)
+    view.put(change, by_time, b"")
     return change
 
 

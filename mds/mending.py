@@ -55,6 +55,7 @@ WAYS: Final[dict[str, _Way]] = {
     "unreachable-inode": _Way(2, mend_inodes.unreachable),
     "linked-orphan": _Way(3, mend_inodes.linked_orphan),
     "orphan-not-listed": _Way(3, mend_inodes.orphan),
+    "wrong-trash": _Way(3, mend_inodes.trash),
     "wrong-nlink": _Way(3, mend_inodes.nlink),
     "wrong-directory-size": _Way(3, mend_inodes.directory_size),
     "wrong-cookie": _Way(3, mend_inodes.cookies),

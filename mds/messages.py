@@ -249,6 +249,8 @@ class Op(enum.IntEnum):
     CREATE_POOL = 60
     SET_POOL = 61
     MEND = 62
+    PURGE_TRASH = 63
+    RESTORE_TRASH = 64
 
 
 class Command(Message, frozen=True):
@@ -617,6 +619,7 @@ class Upkeep(Message, frozen=True):
     held_reason: str | None = None  # why, for people
     deletions_released_ns: int | None = None  # what was garbage then does not pull the brake; NOW in a request
     brake_percent: int | None = None  # the share of all chunks that may become garbage at once; 100: there is no brake
+    trash_retention_ms: int | None = None  # how long removed files are kept; 0: not at all
 
 
 class CreatePool(Message, frozen=True):
@@ -639,6 +642,20 @@ class SetPool(Message, frozen=True):
 class PoolChanged(Message, frozen=True):
     pool: Pool
     map_epoch: int
+
+
+class PurgeTrash(Message, frozen=True):
+    """These inodes are kept no longer. Those that are not in the trash are ignored."""
+
+    inos: tuple[InodeId, ...]
+
+
+class RestoreTrash(Message, frozen=True):
+    """Give an inode in the trash a name again: ``name`` in ``parent``; 0: the one that it had."""
+
+    ino: InodeId
+    parent: InodeId = InodeId(0)
+    name: bytes = b""
 
 
 class Mend(Message, frozen=True):
@@ -694,6 +711,8 @@ OP_TYPES: Final[dict[Op, tuple[type[Message], type[Message]]]] = {
     Op.REMOVE_TARGET: (RemoveTarget, MapChanged),
     Op.SET_UPKEEP: (Upkeep, Upkeep),
     Op.MEND: (Mend, Nothing),
+    Op.PURGE_TRASH: (PurgeTrash, Nothing),
+    Op.RESTORE_TRASH: (RestoreTrash, Entry),
     Op.CREATE_POOL: (CreatePool, PoolChanged),
     Op.SET_POOL: (SetPool, PoolChanged),
 }
@@ -1254,6 +1273,7 @@ class MdsStatus(Message, frozen=True):
     scrubs: tuple[ScrubStatus, ...] = ()
     upkeep: Upkeep = Upkeep()
     scrub_period_ms: int = 0
+    trashed: int = 0  # removed files that are kept
 
 
 class CheckNamespace(Message, frozen=True):
@@ -1281,6 +1301,31 @@ class NamespaceChecked(Message, frozen=True):
     findings: tuple[Finding, ...]
     extents: tuple[tuple[InodeId, Extent], ...]
     unlisted: tuple[tuple[InodeId, int], ...] = ()
+
+
+class ListTrash(Message, frozen=True):
+    """The oldest first, behind (``after_ns``, ``after_ino``)."""
+
+    after_ns: int = 0
+    after_ino: int = 0
+    count: int = 1000
+
+
+class Trashed(Message, frozen=True):
+    """``path``: where it was, as far as the directories above still say; they may be in the trash themselves.
+    ``parent_trashed``: the directory that it was in is."""
+
+    inode: Inode
+    deleted_ns: int
+    parent: InodeId
+    name: bytes
+    path: bytes
+    parent_trashed: bool
+
+
+class TrashListing(Message, frozen=True):
+    items: tuple[Trashed, ...]
+    eof: bool
 
 
 class PlanMend(Message, frozen=True):
@@ -1386,6 +1431,7 @@ STATUS: Final = Method(130, "mds.status", GetStatus, MdsStatus, roles=_CLIENTS)
 CHECK: Final = Method(131, "mds.check", CheckNamespace, NamespaceChecked, roles=frozenset({ADMIN}))
 CLASSIFY_CHUNKS: Final = Method(132, "mds.classify_chunks", ClassifyChunks, ChunkClasses, roles=frozenset({ADMIN}))
 PLAN_MEND: Final = Method(136, "mds.plan_mend", PlanMend, MendPlans, roles=frozenset({ADMIN}))
+LIST_TRASH: Final = Method(137, "mds.list_trash", ListTrash, TrashListing, roles=frozenset({ADMIN}))
 OPEN_DUMP: Final = Method(134, "mds.open_dump", OpenDump, DumpOffer, roles=frozenset({ADMIN}))
 READ_DUMP: Final = Method(135, "mds.read_dump", ReadDump, DumpPiece, 0, _BULK, frozenset({ADMIN}))
 RESOLVE: Final = Method(133, "mds.resolve", ResolvePath, Entry, roles=frozenset({ADMIN}))

@@ -45,6 +45,14 @@ class ChunkUse(Message, frozen=True):
     fragments: bytes = b""  # as in the extents
 
 
+class TrashRow(Message, frozen=True):
+    """When the inode lost its last name, and which it was."""
+
+    deleted_ns: int
+    parent: InodeId
+    name: bytes
+
+
 class GarbageRow(Message, frozen=True):
     since_ns: int
 
@@ -90,6 +98,7 @@ class Counters(Message, frozen=True):
     garbage_chunks: int = 0  # rows Z
     sessions: int = 0  # rows S
     mended: int = 0  # MEND operations applied
+    trashed: int = 0  # rows Q
 
 
 class Applied(Message, frozen=True):
@@ -149,6 +158,7 @@ DENTRY: Final = Codec(Dentry)
 LISTING: Final = Codec(ListingRow)
 CHUNK_USE: Final = Codec(ChunkUse)
 GARBAGE: Final = Codec(GarbageRow)
+TRASH: Final = Codec(TrashRow)
 RANGE: Final = Codec(RangeRow)
 SESSION: Final = Codec(SessionRow)
 RECORDED: Final = Codec(Recorded)

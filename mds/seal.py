@@ -37,6 +37,6 @@ def readable(key: bytes) -> str:
     if prefix in b"MU" or len(fixed) < 8:
         return f"{head} {key[1:]!r}" if prefix != b"U" else f"{head} {key[1:].hex()}"
     text = f"{head} {int.from_bytes(fixed, 'big')}"
-    if len(rest) == 8 and prefix in b"EXnz":
+    if len(rest) == 8 and prefix in b"EXnzq":
         return f"{text} {int.from_bytes(rest, 'big')}"
     return f"{text} {rest!r}" if rest else text

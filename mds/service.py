@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import msgspec
 import trio
 
-from shoalfs.mds import check, cluster, mending, reads
+from shoalfs.mds import check, cluster, mending, reads, trash_list
 from shoalfs.mds import messages as m
 from shoalfs.mds.batcher import Batcher
 from shoalfs.mds.coherence import Admission, Coherence
@@ -45,13 +45,24 @@ _CLIENT_OPS = frozenset(m.Op) - {
     m.Op.REMOVE_TARGET,
     m.Op.SET_UPKEEP,
     m.Op.MEND,
+    m.Op.PURGE_TRASH,
+    m.Op.RESTORE_TRASH,
     m.Op.CREATE_POOL,
     m.Op.SET_POOL,
 }
 _OPS_OF_ROLE = {
     m.CLIENT: _CLIENT_OPS,
     m.ADMIN: _CLIENT_OPS
-    | {m.Op.SET_TARGET_STATE, m.Op.REMOVE_TARGET, m.Op.SET_UPKEEP, m.Op.MEND, m.Op.CREATE_POOL, m.Op.SET_POOL},
+    | {
+        m.Op.SET_TARGET_STATE,
+        m.Op.REMOVE_TARGET,
+        m.Op.SET_UPKEEP,
+        m.Op.MEND,
+        m.Op.PURGE_TRASH,
+        m.Op.RESTORE_TRASH,
+        m.Op.CREATE_POOL,
+        m.Op.SET_POOL,
+    },
     m.CHUNKSERVER: frozenset({m.Op.REGISTER_TARGET}),
 }
 """Which operations a peer may send. The rest is proposed by the leader itself."""
@@ -100,6 +111,7 @@ class MdsService:
             (m.RESOLVE, reads.resolve),
             (m.CHECK, check.check_namespace),
             (m.PLAN_MEND, mending.plan),
+            (m.LIST_TRASH, trash_list.list_trash),
             (m.STATFS, self._statfs),
             (m.STATUS, self._status),
             (m.OPEN, self._open),
@@ -413,4 +425,5 @@ class MdsService:
             scrubs=self._heartbeats.scrubs(index),
             upkeep=cluster.load_upkeep(txn),
             scrub_period_ms=self._state.scrub_period_ms,
+            trashed=counts.trashed,
         )

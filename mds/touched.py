@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
-from shoalfs.mds import keys, records
+from shoalfs.mds import keys, records, trash
 from shoalfs.mds import messages as m
 from shoalfs.mds.txn import ReadTxn
 from shoalfs.transport.ids import ROOT_INODE, InodeId
@@ -106,6 +106,13 @@ def _inode(_: ReadTxn, request: Any, found: Touched) -> None:
     found.inodes.add(request.ino)
 
 
+def _restore(txn: ReadTxn, request: m.RestoreTrash, found: Touched) -> None:
+    row = trash.row_of(txn, request.ino)
+    parent, name = (request.parent, request.name) if request.parent or row is None else (row.parent, row.name)
+    found.names.add((parent, name))
+    found.inodes |= {parent, request.ino}
+
+
 def _mend(txn: ReadTxn, request: m.Mend, found: Touched) -> None:
     for key in (*(key for key, _ in request.put), *request.delete):
         if key[:1] == b"D" and len(key) > 9:
@@ -139,6 +146,7 @@ _BY_OP: Final[dict[m.Op, _Touch]] = {
     m.Op.ALLOCATE: _inode,
     m.Op.CLONE_RANGE: _inode,
     m.Op.MEND: _mend,
+    m.Op.RESTORE_TRASH: _restore,
 }
 _TOUCH: Final = {int(op): (msgspec.msgpack.Decoder(m.OP_TYPES[op][0]), touch) for op, touch in _BY_OP.items()}
 TOUCHES_NOTHING: Final = frozenset(
@@ -156,6 +164,7 @@ TOUCHES_NOTHING: Final = frozenset(
         m.Op.SETTLE_GROUP,
         m.Op.REMOVE_TARGET,
         m.Op.SET_UPKEEP,
+        m.Op.PURGE_TRASH,  # of inodes that have no name, and whose attributes stay
         m.Op.CREATE_POOL,
         m.Op.SET_POOL,
     }

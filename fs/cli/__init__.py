@@ -7,7 +7,23 @@ inside the commands that need them: `shoal --help` has to be quick.
 
 import typer
 
-from shoalfs.fs.cli import down, dump, fsck, gc, info, mount, pool, raft, repair, scrub, session, status, targets, up
+from shoalfs.fs.cli import (
+    down,
+    dump,
+    fsck,
+    gc,
+    info,
+    mount,
+    pool,
+    raft,
+    repair,
+    scrub,
+    session,
+    status,
+    targets,
+    trash,
+    up,
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -29,6 +45,7 @@ def register(app: typer.Typer) -> None:
     app.add_typer(scrub.app, name="scrub")
     app.add_typer(pool.app, name="pool")
     app.add_typer(gc.app, name="gc")
+    app.add_typer(trash.app, name="trash")
 
 
 def register_members(mds: typer.Typer) -> None:

@@ -144,6 +144,7 @@ def as_json(found: "MdsStatus", members: Mapping[int, bool], health: Health) -> 
         "inline_bytes": found.inline_bytes,
         "orphans": found.orphans,
         "garbage_chunks": found.garbage_chunks,
+        "trashed": found.trashed,
         "deletions_held": bool(found.upkeep.deletions_held),
         "repair": msgspec.structs.asdict(found.repair),
         "capacity_bytes": sum(target.capacity_bytes for target in found.map.targets),
@@ -161,7 +162,8 @@ def _print(found: "MdsStatus", members: Mapping[int, bool], health: Health) -> N
         screen.print(f"  {reason}", markup=False)
     screen.print(
         f"namespace  {found.inodes} inodes, {found.inline_files} files inline ({size(found.inline_bytes)}), "
-        f"{found.orphans} orphans, {found.garbage_chunks} chunks of garbage"
+        f"{found.orphans} orphans, {found.garbage_chunks} chunks of garbage, "
+        f"{found.trashed} removed files kept"
     )
     screen.print(f"storage    {size(exact['used_bytes'])} of {size(exact['capacity_bytes'])} used")
     screen.print(f"redundancy {redundancy(found.repair)}\n")

@@ -25,18 +25,21 @@ _WRITTEN: Final[dict[bytes, records.Codec[Any] | None]] = {
     b"I": records.INODE,
     b"K": records.CHUNK_USE,
     b"Z": records.GARBAGE,
+    b"Q": records.TRASH,
     b"O": None,  # raw, at most 8 bytes
     b"z": None,
+    b"q": None,
     b"n": None,
     b"s": None,
 }
-_DELETED: Final = frozenset(bytes([byte]) for byte in b"DEKZzOLXARNns")
+_DELETED: Final = frozenset(bytes([byte]) for byte in b"DEKZzOQqLXARNns")
 _COUNTED: Final = frozenset(
     {
         "inodes",
         "inline_files",
         "inline_bytes",
         "orphans",
+        "trashed",
         "garbage_chunks",
         "sessions",
         "next_ino",

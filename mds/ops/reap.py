@@ -5,7 +5,7 @@ import errno
 
 import msgspec
 
-from shoalfs.mds import extents, inline, keys, records
+from shoalfs.mds import extents, inline, keys, records, trash
 from shoalfs.mds import inode as inodes
 from shoalfs.mds.messages import Inode, Reap, Reaped
 from shoalfs.mds.ops.context import Context
@@ -46,4 +46,6 @@ def _orphan(txn: Txn, ino: InodeId) -> Inode | None:
     inode = records.INODE.load(txn, keys.inode(ino))
     if inode is not None and inode.nlink > 0:
         raise PosixError(errno.EBUSY, f"inode {ino} has {inode.nlink} links")
+    if trash.row_of(txn, ino) is not None:
+        raise PosixError(errno.EBUSY, f"inode {ino} is in the trash")
     return inode

@@ -119,7 +119,7 @@ def _move(txn: Txn, old: _Side, new: _Side, now_ns: int) -> Renamed:
         replaced = None
         target = dentry.insert(txn, target, new.name, moved, now_ns)
     else:
-        replaced = inodes.unlinked(txn, new.inode, now_ns)
+        replaced = inodes.unlinked(txn, new.inode, now_ns, new.parent.ino, new.name)
         dentry.put_rows(txn, target, new.name, moved, new.entry.cookie)
         nlink = target.nlink + moved.is_dir - replaced.is_dir
         target = inodes.content_changed(target, now_ns, nlink=nlink)

@@ -21,4 +21,4 @@ def rmdir(txn: Txn, context: Context, request: Rmdir) -> Unlinked:
     if child.size_bytes:
         raise PosixError(errno.ENOTEMPTY)
     inodes.store(txn, dentry.remove(txn, parent, request.name, entry, context.now_ns))
-    return Unlinked(inodes.unlinked(txn, child, context.now_ns))
+    return Unlinked(inodes.unlinked(txn, child, context.now_ns, parent.ino, request.name))

@@ -10,6 +10,7 @@ from shoalfs.mds.messages import NOW, Upkeep
 from shoalfs.mds.ops.context import Context
 from shoalfs.mds.txn import Txn
 from shoalfs.transport.errors import BadMessage
+from shoalfs.transport.limits import TRASH_RETENTION_MS_MAX
 
 _REASON_CHARACTERS_MAX: Final = 200
 
@@ -18,6 +19,8 @@ def set_upkeep(txn: Txn, context: Context, request: Upkeep) -> Upkeep:
     """Returns what holds now. Raises BadMessage."""
     if request.brake_percent is not None and not 1 <= request.brake_percent <= 100:
         raise BadMessage("the brake is at 1 to 100 percent")
+    if request.trash_retention_ms is not None and not 0 <= request.trash_retention_ms <= TRASH_RETENTION_MS_MAX:
+        raise BadMessage("removed files are kept for 0 ms to 10 years")
     upkeep = cluster.load_upkeep(txn)
     if request.rebalance_paused is not None:
         upkeep = msgspec.structs.replace(upkeep, rebalance_paused=request.rebalance_paused)
@@ -32,5 +35,7 @@ def set_upkeep(txn: Txn, context: Context, request: Upkeep) -> Upkeep:
         upkeep = msgspec.structs.replace(upkeep, deletions_held=request.deletions_held, held_reason=reason)
     if request.brake_percent is not None:
         upkeep = msgspec.structs.replace(upkeep, brake_percent=request.brake_percent)
+    if request.trash_retention_ms is not None:
+        upkeep = msgspec.structs.replace(upkeep, trash_retention_ms=request.trash_retention_ms)
     cluster.store_upkeep(txn, upkeep)
     return upkeep

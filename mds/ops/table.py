@@ -20,12 +20,14 @@ from shoalfs.mds.ops.mend import mend
 from shoalfs.mds.ops.mkdir import mkdir
 from shoalfs.mds.ops.mknod import mknod
 from shoalfs.mds.ops.open_session import open_session
+from shoalfs.mds.ops.purge_trash import purge_trash
 from shoalfs.mds.ops.reap import reap
 from shoalfs.mds.ops.register_target import register_target
 from shoalfs.mds.ops.remove_target import remove_target
 from shoalfs.mds.ops.removexattr import removexattr
 from shoalfs.mds.ops.rename import rename
 from shoalfs.mds.ops.reserve_chunks import reserve_chunks
+from shoalfs.mds.ops.restore_trash import restore_trash
 from shoalfs.mds.ops.rmdir import rmdir
 from shoalfs.mds.ops.set_target_state import set_target_state
 from shoalfs.mds.ops.set_upkeep import set_upkeep
@@ -68,6 +70,8 @@ OPERATIONS: Final[dict[Op, Operation]] = {
     Op.REMOVE_TARGET: remove_target,
     Op.SET_UPKEEP: set_upkeep,
     Op.MEND: mend,
+    Op.PURGE_TRASH: purge_trash,
+    Op.RESTORE_TRASH: restore_trash,
     Op.CREATE_POOL: create_pool,
     Op.SET_POOL: set_pool,
 }

@@ -19,4 +19,4 @@ def unlink(txn: Txn, context: Context, request: Unlink) -> Unlinked:
     child = inodes.load(txn, entry.ino)
     dentry.check_remove(request.who, parent, child, directory=False)
     inodes.store(txn, dentry.remove(txn, parent, request.name, entry, context.now_ns))
-    return Unlinked(inodes.unlinked(txn, child, context.now_ns))
+    return Unlinked(inodes.unlinked(txn, child, context.now_ns, parent.ino, request.name))

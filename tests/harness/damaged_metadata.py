@@ -44,6 +44,10 @@ class World(Metadata):
         self.l = self.do(m.Symlink(ROOT, ROOT_INODE, b"l", b"target")).inode.ino
         self.orphan = self.create(b"orphan").ino
         self.do(m.Unlink(ROOT, ROOT_INODE, b"orphan"))
+        self.trashed = self.create(b"trashed").ino
+        self.do(m.Upkeep(trash_retention_ms=1_000_000), session=0)
+        self.do(m.Unlink(ROOT, ROOT_INODE, b"trashed"))
+        self.deleted_ns = self.now_ns
 
     def change(self, codec, key, **fields):
         with self.store.write() as txn:
@@ -144,6 +148,25 @@ FAULTS = {
         ),
         {"unreachable-inode", "wrong-directory-size"},
         None,
+    ),
+    "trash without its time": (
+        lambda w: w.delete(keys.trash_by_time(w.deleted_ns, w.trashed)),
+        {"wrong-trash"},
+        "trashed",
+    ),
+    "time without its trash": (
+        lambda w: w.put(keys.trash_by_time(7, InodeId(78))),
+        {"wrong-trash"},
+        None,
+    ),
+    "in the trash with a name": (
+        lambda w: (
+            w.put(keys.trash(w.f), records.TRASH.encode(records.TrashRow(9, ROOT_INODE, b"x"))),
+            w.put(keys.trash_by_time(9, w.f)),
+            w.counters(trashed=2),
+        ),
+        {"wrong-trash"},
+        "f",
     ),
     "type in a dentry": (
         lambda w: w.change(records.DENTRY, keys.dentry(w.d, b"f"), kind=stat.S_IFIFO),

@@ -6,7 +6,7 @@ import msgspec
 
 from shoalfs.chunkserver.messages import LIST, VERIFY, ChunksListed, ChunksVerified, VerifiedChunk
 from shoalfs.fs.cli.repair import carry_out
-from shoalfs.mds import keys, mending, reads, records
+from shoalfs.mds import keys, mending, reads, records, trash_list
 from shoalfs.mds import messages as m
 from shoalfs.mds.check import check_namespace
 from shoalfs.mds.entry import encode_entry
@@ -17,6 +17,8 @@ _READS = {
     m.PLAN_MEND: mending.plan,
     m.GET_MAP: lambda txn, _: reads.cluster_map(txn),
     m.CLASSIFY_CHUNKS: reads.classify_chunks,
+    m.LIST_TRASH: trash_list.list_trash,
+    m.RESOLVE: reads.resolve,
     m.READDIR: reads.readdir,
     m.STATUS: lambda txn, _: SimpleNamespace(inodes=0),
     m.GET_EXTENTS: lambda txn, request: reads.get_extents(txn, request)[0],

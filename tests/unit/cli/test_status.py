@@ -78,7 +78,7 @@ def test_json_has_stable_keys():
     assert list(exact) == [
         "health", "reasons", "cluster_id", "leader", "leader_address", "term", "applied_index", "map_epoch",
         "members", "pools", "targets", "groups", "sessions", "inodes", "inline_files", "inline_bytes", "orphans",
-        "garbage_chunks", "deletions_held", "repair", "capacity_bytes", "used_bytes", "counters",
+        "garbage_chunks", "trashed", "deletions_held", "repair", "capacity_bytes", "used_bytes", "counters",
     ]  # fmt: skip
     assert exact["members"][1] == {"node": 2, "address": "tcp:m:2", "up": False}
     assert exact["targets"][0]["used_bytes"] == 250

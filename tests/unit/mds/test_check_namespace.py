@@ -67,7 +67,7 @@ def test_extents_are_listed_and_end_a_page(monkeypatch):
     with world.store.read() as txn:
         page = check_namespace(txn, m.CheckNamespace(InodeId(0)))
     assert [(ino, e.offset_bytes) for ino, e in page.extents] == [(world.g, o) for o in (0, 50, 60, 100)]
-    assert (page.next_ino, page.inodes) == (0, 7)
+    assert (page.next_ino, page.inodes) == (0, 8)
     monkeypatch.setattr(check, "_EXTENTS_MAX", 3)
     with world.store.read() as txn:
         page = check_namespace(txn, m.CheckNamespace(InodeId(0)))
