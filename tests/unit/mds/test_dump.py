@@ -47,7 +47,9 @@ def md():
     md.do(m.Symlink(ROOT, ROOT_INODE, b"l", b"target"))
     md.create(b"orphan")
     md.do(m.Unlink(ROOT, ROOT_INODE, b"orphan"))
-    md.do(m.Upkeep(brake_percent=7), session=0)
+    md.do(m.Upkeep(brake_percent=7, trash_retention_ms=5_000_000), session=0)
+    md.create(b"trashed")
+    md.do(m.Unlink(ROOT, ROOT_INODE, b"trashed"))
     return md
 
 
