@@ -15,6 +15,7 @@ Two rules keep this free of deadlocks (docs/leases.md has the argument):
 import logging
 import os
 import struct
+from collections.abc import Callable
 from typing import Final
 
 import trio
@@ -37,10 +38,13 @@ class KernelCache:
         self._fd = -1
         self._stale: dict[InodeId, None] = {}
         self._work = trio.Event()
+        self._node_of: Callable[[InodeId], int] = int
 
-    def attach(self, fd: int) -> None:
-        """The mount is there; ``fd`` is its /dev/fuse. Finds out whether the kernel can forget names."""
+    def attach(self, fd: int, node_of: Callable[[InodeId], int]) -> None:
+        """The mount is there; ``fd`` is its /dev/fuse, and ``node_of`` tells what the kernel calls an inode. Finds out
+        whether the kernel can forget names."""
         self._fd = fd
+        self._node_of = node_of
         try:
             self._notify(_INC_EPOCH)
         except OSError as error:
@@ -64,20 +68,20 @@ class KernelCache:
         if self._fd < 0:
             return
         try:
-            pyfuse3.invalidate_inode(ino, True)
+            pyfuse3.invalidate_inode(self._node_of(ino), True)
         except OSError as error:
             log.debug("inode %d: the kernel knows nothing of it: %s", ino, error)
 
     async def forgotten_pages(self, ino: InodeId) -> None:
         """As :meth:`forget_pages`; done when this returns. Not for handlers of requests that hold pages of the file."""
         self._stale.pop(ino, None)
-        await trio.to_thread.run_sync(_invalidate_all, (ino,))
+        await trio.to_thread.run_sync(_invalidate_all, self._nodes((ino,)))
 
     async def drop_pages(self, inodes: tuple[InodeId, ...]) -> None:
         """Have the kernel forget the pages of these inodes. Returns when it has, or after a moment if it waits for a
         lock."""
         with trio.move_on_after(_PAGES_S):
-            await trio.to_thread.run_sync(_invalidate_all, inodes, abandon_on_cancel=True)
+            await trio.to_thread.run_sync(_invalidate_all, self._nodes(inodes), abandon_on_cancel=True)
 
     async def run(self) -> None:
         """Carry out until cancelled."""
@@ -86,17 +90,20 @@ class KernelCache:
             self._work = trio.Event()
             while self._stale:
                 ino, _ = self._stale.popitem()
-                await trio.to_thread.run_sync(_invalidate_all, (ino,))
+                await trio.to_thread.run_sync(_invalidate_all, self._nodes((ino,)))
+
+    def _nodes(self, inodes: tuple[InodeId, ...]) -> tuple[int, ...]:
+        return tuple(map(self._node_of, inodes))
 
     def _notify(self, code: int) -> None:
         """Raises OSError."""
         os.write(self._fd, _NOTIFY.pack(_NOTIFY.size, code, 0))
 
 
-def _invalidate_all(inodes: tuple[InodeId, ...]) -> None:
-    for ino in inodes:
+def _invalidate_all(nodes: tuple[int, ...]) -> None:
+    for node in nodes:
         try:
-            pyfuse3.invalidate_inode(ino, False)
+            pyfuse3.invalidate_inode(node, False)
         except OSError as error:
             # ENOENT: it has nothing of this inode.
-            log.debug("inode %d: the kernel did not forget it: %s", ino, error)
+            log.debug("inode %d: the kernel did not forget it: %s", node, error)

@@ -28,6 +28,7 @@ from shoalfs.fs.native_ops import NativeOps
 from shoalfs.fs.operations import Operations
 from shoalfs.fs.pages import KernelPages
 from shoalfs.fs.releases import Releases
+from shoalfs.fs.root import find_root
 from shoalfs.fs.scans import Scans
 from shoalfs.fs.vfs import Vfs
 from shoalfs.mds.client import MdsClient, open_session
@@ -64,6 +65,7 @@ class MountOptions:
     allow_other: bool = field(default_factory=lambda: os.geteuid() == 0)
     read_only: bool = False
     no_exec: bool = False
+    subdir: str = ""  # a directory of the cluster that becomes the root of the mount; empty: all of it
 
 
 def fuse_options(options: MountOptions) -> set[str]:
@@ -71,8 +73,11 @@ def fuse_options(options: MountOptions) -> set[str]:
     by the metadata service; device nodes and suid programs of the mount are inert, as on every network filesystem
     that users can mount."""
     chosen = set(pyfuse3.default_options)
-    addresses = "\\,".join(options.metadata)  # libfuse splits at commas that are not escaped
-    chosen |= {f"fsname={FSTYPE}:{addresses}", f"subtype={FSTYPE}"}
+    source = ",".join(options.metadata)
+    if options.subdir.strip("/"):
+        source += f",subdir=/{options.subdir.strip('/')}"  # where `shoal info` and others find it
+    source = source.replace("\\", "\\\\").replace(",", "\\,")  # libfuse splits at commas that are not escaped
+    chosen |= {f"fsname={FSTYPE}:{source}", f"subtype={FSTYPE}"}
     chosen |= {"default_permissions", "nosuid", "nodev"}
     chosen.add("noatime")  # so it is (docs/decisions/0009-access-times.md), and the table of mounts says so
     if options.allow_other:
@@ -177,6 +182,7 @@ async def _answer_kernel(
     task_status: "trio.TaskStatus[None]",
 ) -> None:
     """Take requests from the kernel until the filesystem is unmounted, from outside or because this is cancelled."""
+    root = await find_root(vfs, options.subdir)
     credentials = CredentialsCache(pyfuse3.get_sup_groups, trio.current_time)
     entry_timeout_s, attr_timeout_s = options.entry_timeout_ms / 1000, options.attr_timeout_ms / 1000
     operations = Operations(
@@ -184,12 +190,13 @@ async def _answer_kernel(
         locks,
         credentials,
         lambda: kernel.keeps_names,
+        root,
         entry_timeout_s=entry_timeout_s,
         attr_timeout_s=attr_timeout_s,
     )
     taken: AbstractAsyncContextManager[None] = nullcontext()
     if native.shim is not None:
-        ops = NativeOps(native.shim, vfs, locks, ranges, credentials, attr_timeout_s=attr_timeout_s)
+        ops = NativeOps(native.shim, vfs, locks, ranges, credentials, root, attr_timeout_s=attr_timeout_s)
         taken = ops.running()
     try:
         pyfuse3.init(operations, options.mountpoint, fuse_options(options))
@@ -201,7 +208,7 @@ async def _answer_kernel(
     try:
         descriptor = _fuse_descriptor()
         fuse_wait.install(descriptor)
-        kernel.attach(descriptor)
+        kernel.attach(descriptor, root.node)
         async with trio.open_nursery() as nursery:
             serving = trio.CancelScope(shield=True)
 

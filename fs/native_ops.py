@@ -22,6 +22,7 @@ from shoalfs.fs.file_locks import FileLocks, whole_file
 from shoalfs.fs.file_ranges import FileRanges
 from shoalfs.fs.fuse_wire import InitFlags, Opcode
 from shoalfs.fs.native import Shim
+from shoalfs.fs.root import Root
 from shoalfs.fs.vfs import Vfs
 from shoalfs.mds.messages import Credentials, Lock, LockKind
 from shoalfs.transport.errors import PosixError, ShoalError
@@ -40,6 +41,8 @@ _BACKGROUND_MAX: Final = 64  # read-ahead requests at a time; the kernel's own b
 
 _COPY_MAX: Final = (1 << 31) - (1 << 20)  # what the answer to the older of the two requests can hold
 
+_WHOLE: Final = Root()
+
 Handler = Callable[[wire.Request], Awaitable[bytes]]
 
 
@@ -53,6 +56,7 @@ class NativeOps:
         locks: FileLocks,
         ranges: FileRanges,
         credentials: CredentialsCache,
+        root: Root = _WHOLE,
         *,
         attr_timeout_s: float,
     ) -> None:
@@ -61,6 +65,7 @@ class NativeOps:
         self._locks = locks
         self._ranges = ranges
         self._credentials = credentials
+        self._ino = root.inode
         self._attr_timeout_s = attr_timeout_s
         self._handlers: dict[int, Handler] = {
             Opcode.STATX: self._statx,
@@ -139,7 +144,7 @@ class NativeOps:
     # --- attributes --------------------------------------------------------------------------------------------------
 
     async def _statx(self, request: wire.Request) -> bytes:
-        inode = await self._vfs.getattr(InodeId(request.ino))
+        inode = await self._vfs.getattr(self._ino(request.ino))
         left_s = min(self._attr_timeout_s, self._vfs.attributes_left_s(inode.ino))
         return wire.statx(self._vfs.view(inode), left_s)
 
@@ -172,7 +177,7 @@ class NativeOps:
     async def _tmpfile(self, request: wire.Request) -> bytes:
         asked = wire.tmpfile(request.body)
         inode, handle, caching = await self._vfs.tmpfile(
-            self._who(request), InodeId(request.ino), asked.mode, asked.flags, asked.umask
+            self._who(request), self._ino(request.ino), asked.mode, asked.flags, asked.umask
         )
         return wire.created(
             inode,
@@ -185,7 +190,7 @@ class NativeOps:
 
     async def _setxattr(self, request: wire.Request) -> bytes:
         asked = wire.setxattr(request.body)
-        await self._vfs.setxattr(self._who(request), InodeId(request.ino), *asked)
+        await self._vfs.setxattr(self._who(request), self._ino(request.ino), *asked)
         return b""
 
     # --- locks -------------------------------------------------------------------------------------------------------

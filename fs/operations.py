@@ -13,6 +13,7 @@ from shoalfs.fs import fuse_wire as wire
 from shoalfs.fs.credentials import CredentialsCache
 from shoalfs.fs.file_locks import FileLocks
 from shoalfs.fs.fuse_binding import native, pyfuse3
+from shoalfs.fs.root import Root
 from shoalfs.fs.vfs import Caching, Vfs
 from shoalfs.mds.messages import NOW, Credentials, Inode, SetAttr
 from shoalfs.transport.errors import PosixError, ShoalError
@@ -82,12 +83,14 @@ class Operations(pyfuse3.Operations):
         locks: FileLocks,
         credentials: CredentialsCache,
         keeps_names: Callable[[], bool],
+        root: Root,
         *,
         entry_timeout_s: float,
         attr_timeout_s: float,
     ) -> None:
         super().__init__()
         self._keeps_names = keeps_names
+        self._ino = root.inode
         self._vfs = vfs
         self._locks = locks
         self._credentials = credentials
@@ -129,7 +132,7 @@ class Operations(pyfuse3.Operations):
     def _entry_timeout(self, parent: int, name: bytes, ino: InodeId | None) -> float:
         if not self._keeps_names():
             return 0.0
-        return min(self._entry_timeout_s, self._vfs.name_left_s(InodeId(parent), name, ino))
+        return min(self._entry_timeout_s, self._vfs.name_left_s(self._ino(parent), name, ino))
 
     def _pack_type(self, inode: Inode) -> pyfuse3.EntryAttributes:
         """Number and type only, good for this listing and no longer: whoever asks for more gets the error."""
@@ -150,7 +153,7 @@ class Operations(pyfuse3.Operations):
 
     @_handler
     async def lookup(self, parent: int, name: bytes, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
-        inode = await self._vfs.lookup_or_none(self._who(ctx), InodeId(parent), name)
+        inode = await self._vfs.lookup_or_none(self._who(ctx), self._ino(parent), name)
         return self._absent(parent, name) if inode is None else self._pack_entry(parent, name, inode)
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
@@ -158,7 +161,7 @@ class Operations(pyfuse3.Operations):
 
     @_handler
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
-        return self._pack(await self._vfs.getattr(InodeId(inode)))
+        return self._pack(await self._vfs.getattr(self._ino(inode)))
 
     @_handler
     async def setattr(
@@ -172,7 +175,7 @@ class Operations(pyfuse3.Operations):
         atime_now, mtime_now = _present_times()
         request = SetAttr(
             who=self._who(ctx),
-            ino=InodeId(inode),
+            ino=self._ino(inode),
             mode=attr.st_mode & 0o7777 if fields.update_mode else None,
             uid=attr.st_uid if fields.update_uid else None,
             gid=attr.st_gid if fields.update_gid else None,
@@ -185,40 +188,40 @@ class Operations(pyfuse3.Operations):
 
     @_handler
     async def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:
-        return await self._vfs.readlink(InodeId(inode))
+        return await self._vfs.readlink(self._ino(inode))
 
     @_handler
     async def mknod(
         self, parent: int, name: bytes, mode: int, rdev: int, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
-        inode = await self._vfs.mknod(self._who(ctx), InodeId(parent), name, mode, rdev, umask=ctx.umask)
+        inode = await self._vfs.mknod(self._who(ctx), self._ino(parent), name, mode, rdev, umask=ctx.umask)
         return self._pack_entry(parent, name, inode)
 
     @_handler
     async def mkdir(self, parent: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
-        inode = await self._vfs.mkdir(self._who(ctx), InodeId(parent), name, mode & 0o7777, umask=ctx.umask)
+        inode = await self._vfs.mkdir(self._who(ctx), self._ino(parent), name, mode & 0o7777, umask=ctx.umask)
         return self._pack_entry(parent, name, inode)
 
     @_handler
     async def symlink(
         self, parent: int, name: bytes, target: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
-        return self._pack_entry(parent, name, await self._vfs.symlink(self._who(ctx), InodeId(parent), name, target))
+        return self._pack_entry(parent, name, await self._vfs.symlink(self._who(ctx), self._ino(parent), name, target))
 
     @_handler
     async def link(
         self, inode: int, new_parent: int, new_name: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
-        linked = await self._vfs.link(self._who(ctx), InodeId(inode), InodeId(new_parent), new_name)
+        linked = await self._vfs.link(self._who(ctx), self._ino(inode), self._ino(new_parent), new_name)
         return self._pack_entry(new_parent, new_name, linked)
 
     @_handler
     async def unlink(self, parent: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
-        await self._vfs.unlink(self._who(ctx), InodeId(parent), name)
+        await self._vfs.unlink(self._who(ctx), self._ino(parent), name)
 
     @_handler
     async def rmdir(self, parent: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
-        await self._vfs.rmdir(self._who(ctx), InodeId(parent), name)
+        await self._vfs.rmdir(self._who(ctx), self._ino(parent), name)
 
     @_handler
     async def rename(
@@ -230,7 +233,7 @@ class Operations(pyfuse3.Operations):
         flags: int,
         ctx: pyfuse3.RequestContext,
     ) -> None:
-        await self._vfs.rename(self._who(ctx), InodeId(parent_old), name_old, InodeId(parent_new), name_new, flags)
+        await self._vfs.rename(self._who(ctx), self._ino(parent_old), name_old, self._ino(parent_new), name_new, flags)
 
     # --- files -------------------------------------------------------------------------------------------------------
 
@@ -239,13 +242,13 @@ class Operations(pyfuse3.Operations):
         self, parent: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
         inode, number, caching = await self._vfs.create(
-            self._who(ctx), InodeId(parent), name, mode & 0o7777, flags, umask=ctx.umask
+            self._who(ctx), self._ino(parent), name, mode & 0o7777, flags, umask=ctx.umask
         )
         return _file_info(number, caching), self._pack_entry(parent, name, inode)
 
     @_handler
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
-        return _file_info(*await self._vfs.open(self._who(ctx), InodeId(inode), flags))
+        return _file_info(*await self._vfs.open(self._who(ctx), self._ino(inode), flags))
 
     @_handler
     async def read(self, fh: int, off: int, size: int) -> Any:
@@ -262,7 +265,7 @@ class Operations(pyfuse3.Operations):
             await self._vfs.flush(fh)
         finally:
             if current is not None:
-                await self._locks.closed(InodeId(current[2]), wire.flush_owner(current[3]))
+                await self._locks.closed(self._ino(current[2]), wire.flush_owner(current[3]))
 
     @_handler
     async def fsync(self, fh: int, datasync: bool) -> None:
@@ -273,13 +276,13 @@ class Operations(pyfuse3.Operations):
         current = _current()
         await self._vfs.release(fh)
         if current is not None:
-            await self._locks.released(InodeId(current[2]), fh, wire.flock_owner_released(current[3]))
+            await self._locks.released(self._ino(current[2]), fh, wire.flock_owner_released(current[3]))
 
     # --- directories -------------------------------------------------------------------------------------------------
 
     @_handler
     async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
-        return self._vfs.opendir(self._who(ctx), InodeId(inode))
+        return self._vfs.opendir(self._who(ctx), self._ino(inode))
 
     @_handler
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
@@ -328,20 +331,20 @@ class Operations(pyfuse3.Operations):
 
     @_handler
     async def access(self, inode: int, mode: int, ctx: pyfuse3.RequestContext) -> bool:
-        return await self._vfs.access(self._who(ctx), InodeId(inode), mode)
+        return await self._vfs.access(self._who(ctx), self._ino(inode), mode)
 
     @_handler
     async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
-        return await self._vfs.getxattr(self._who(ctx), InodeId(inode), name)
+        return await self._vfs.getxattr(self._who(ctx), self._ino(inode), name)
 
     @_handler
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext) -> None:
-        await self._vfs.setxattr(self._who(ctx), InodeId(inode), name, value)
+        await self._vfs.setxattr(self._who(ctx), self._ino(inode), name, value)
 
     @_handler
     async def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
-        await self._vfs.removexattr(self._who(ctx), InodeId(inode), name)
+        await self._vfs.removexattr(self._who(ctx), self._ino(inode), name)
 
     @_handler
     async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> tuple[bytes, ...]:
-        return await self._vfs.listxattr(self._who(ctx), InodeId(inode))
+        return await self._vfs.listxattr(self._who(ctx), self._ino(inode))

@@ -173,6 +173,7 @@ class MountTable(_Table, frozen=True, kw_only=True):
     allow_other: bool | None = None  # None: if root mounts
     read_only: bool = False
     no_exec: bool = False  # no program of the mount is run
+    subdir: str = ""  # a directory of the cluster that becomes the root of the mount; empty: all of it
 
 
 class TlsTable(_Table, frozen=True, kw_only=True):

@@ -32,7 +32,9 @@ ConfigOption = Annotated[
 MdsOption = Annotated[
     list[str] | None, typer.Option("--mds", metavar="ADDRESS", help="A metadata node; may be repeated.")
 ]
-StateOption = Annotated[str | None, typer.Option("--state", metavar="DIR", help="Where `shoal up` keeps its cluster.")]
+StateOption = Annotated[
+    str | None, typer.Option("--state", envvar="SHOAL_STATE", metavar="DIR", help="Where `shoal up` keeps its cluster.")
+]
 T = TypeVar("T")
 
 

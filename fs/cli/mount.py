@@ -1,10 +1,12 @@
 """`shoal mount` and `shoal umount`."""
 
+import difflib
 import hashlib
 import os
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Final
 
+import msgspec
 import typer
 
 from shoalfs.fs.cli import mountinfo, mountpoint, processes
@@ -13,7 +15,7 @@ from shoalfs.fs.cli.down import FLUSH_S
 from shoalfs.fs.cli.output import say
 from shoalfs.fs.cli.state import StateDir, default_path
 from shoalfs.transport import daemon
-from shoalfs.transport.config import Config, load
+from shoalfs.transport.config import Config, MountTable, load
 from shoalfs.transport.errors import ShoalError, UserError
 
 if TYPE_CHECKING:
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 _IGNORED: Final = frozenset(
     [
+        "silent",
+        "loud",
         "rw",
         "defaults",
         "auto",
@@ -60,7 +64,7 @@ def mount(
     wait_s: Annotated[float, typer.Option("--wait", metavar="S", help="With -d: how long to wait.")] = 30.0,
     options: Annotated[
         str,
-        typer.Option("-o", metavar="OPTIONS", help="Keys of [mount] as key=value,..., and ro, noexec, allow_other."),
+        typer.Option("-o", metavar="OPTIONS", help="Keys of [mount] as key=value,...; ro, noexec, subdir=PATH."),
     ] = "",
     config: ConfigOption = None,
     state: StateOption = None,
@@ -109,15 +113,21 @@ def umount(
 def parse_options(text: str) -> dict[str, object]:
     """The options of mount(8) as settings of [mount]; "-" and "_" are the same in a name.
 
-    Raises UserError for a value that is no number where one is needed; names are checked with the
-    configuration.
+    Raises UserError for an option that is unknown; values are checked with the configuration.
     """
+    known = [field.encode_name for field in msgspec.structs.fields(MountTable)]
     settings: dict[str, object] = {}
     for option in filter(None, text.split(",")):
         name, equals, value = option.partition("=")
-        if name in _IGNORED or name.startswith("x-"):
+        if name in _IGNORED or name.startswith(("x-", "X-", "comment")):
             continue
+        if name == "remount":
+            raise UserError("mount: remount: options of a mount cannot be changed: unmount it and mount it again")
         key = {"ro": "read_only", "noexec": "no_exec"}.get(name, name.replace("-", "_"))
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+            remedy = f"did you mean {near[0]}?" if near else f"known are ro, noexec, {', '.join(known)}"
+            raise UserError(f"mount: -o {option}: unknown option: {remedy}")
         if not equals:
             settings[f"mount.{key}"] = True
         elif key.endswith("_ms") and value.isdecimal():
@@ -125,6 +135,18 @@ def parse_options(text: str) -> dict[str, object]:
         else:
             settings[f"mount.{key}"] = value
     return settings
+
+
+def known_options(text: str) -> str:
+    """Those of ``text`` that are known."""
+    kept = []
+    for option in filter(None, text.split(",")):
+        try:
+            parse_options(option)
+        except UserError:
+            continue
+        kept.append(option)
+    return ",".join(kept)
 
 
 def mount_options(config: Config, point: str) -> "MountOptions":
@@ -144,6 +166,7 @@ def mount_options(config: Config, point: str) -> "MountOptions":
         allow_other=os.geteuid() == 0 if table.allow_other is None else table.allow_other,
         read_only=table.read_only,
         no_exec=table.no_exec,
+        subdir=table.subdir,
     )
 
 

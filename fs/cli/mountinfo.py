@@ -11,6 +11,7 @@ from typing import Final
 
 PATH: Final = "/proc/self/mountinfo"
 SOURCE_PREFIX: Final = "shoalfs:"
+_SUBDIR: Final = ",subdir="  # after the addresses, if the mount shows a directory of the cluster
 
 _ESCAPED: Final = re.compile(r"\\([0-7]{3})")
 
@@ -34,7 +35,12 @@ class Mount:
     def mds(self) -> tuple[str, ...]:
         """The addresses in a shoalfs mount's source."""
         assert self.is_shoal, self
-        return tuple(self.source.removeprefix(SOURCE_PREFIX).split(","))
+        return tuple(self.source.removeprefix(SOURCE_PREFIX).partition(_SUBDIR)[0].split(","))
+
+    @property
+    def subdir(self) -> str:
+        """The directory of the cluster that is the root of a shoalfs mount: "" or "/path"."""
+        return self.source.partition(_SUBDIR)[2].rstrip("/")
 
 
 def parse(text: str) -> list[Mount]:
@@ -65,9 +71,10 @@ def mounted_at(point: str, mounts: Sequence[Mount]) -> Mount | None:
 
 
 def path_inside(path: str, mount: Mount) -> str:
-    """``path`` as seen from the root of the filesystem that ``mount`` shows."""
+    """``path`` as seen from the root of the filesystem that ``mount`` shows, or of the cluster."""
     below = path.removeprefix(mount.point.rstrip("/")).lstrip("/")
-    return f"{mount.root.rstrip('/')}/{below}" if below else mount.root
+    shown = f"{mount.subdir}{mount.root}".rstrip("/")
+    return f"{shown}/{below}" if below else shown or "/"
 
 
 def _unescape(field: str) -> str:

@@ -24,7 +24,8 @@ def setattr_(txn: Txn, context: Context, request: SetAttr) -> Entry:
     _check_times(request, inode)
     _check_size(request, inode)
     fields: dict[str, Any] = {"mode": _mode_after(request, inode)}
-    if inode.is_file and (request.uid, request.gid, request.size_bytes) != (None, None, None):
+    rewritten = (request.uid, request.gid, request.size_bytes) != (None, None, None) or _asks_nothing(request)
+    if inode.is_file and rewritten:
         fields |= privileges.without_capability(txn, inode)
     if request.mode is not None and inode.acl:
         fields["acl"] = acl.encode(acl.with_mode(acl.decode(inode.acl), request.mode))
@@ -49,6 +50,8 @@ def setattr_(txn: Txn, context: Context, request: SetAttr) -> Entry:
 
 def _check_owners(request: SetAttr, inode: Inode) -> None:
     who = request.who
+    if _asks_nothing(request) and _mode_after(request, inode) != inode.mode:
+        permission.check_owner(who, inode)
     for number in (request.uid, request.gid):
         if number is not None and not inodes.is_id(number):
             raise PosixError(errno.EINVAL)
@@ -58,6 +61,13 @@ def _check_owners(request: SetAttr, inode: Inode) -> None:
         permitted = request.gid == inode.gid or permission.in_group(who, request.gid)
         if who.uid != inode.uid or not permitted:
             raise PosixError(errno.EPERM)
+
+
+def _asks_nothing(request: SetAttr) -> bool:
+    """chown(2) that leaves both as they are is the one call that comes as a request without fields; it takes set-id
+    bits and capabilities away as any other chown does (fs/open.c, chown_common)."""
+    fields = (request.mode, request.uid, request.gid, request.size_bytes, request.atime_ns, request.mtime_ns)
+    return all(field is None for field in fields)
 
 
 def _check_mode(request: SetAttr, inode: Inode) -> None:
@@ -110,7 +120,7 @@ def _mode_after(request: SetAttr, inode: Inode) -> int:
         if request.who.uid != 0 and not permission.in_group(request.who, gid):
             mode &= ~stat.S_ISGID
         return mode
-    chowned = request.uid is not None or request.gid is not None
+    chowned = request.uid is not None or request.gid is not None or _asks_nothing(request)
     truncated = request.size_bytes is not None and request.who.uid != 0
     if not inode.is_dir and (chowned or truncated):
         return permission.without_set_id(inode.mode)

@@ -14,7 +14,7 @@ import typer
 
 from shoalfs import __version__
 from shoalfs.chunkserver.cli import app as chunkserver_app
-from shoalfs.fs.cli import register, register_members
+from shoalfs.fs.cli import mount_helper, register, register_members
 from shoalfs.mds.cli import app as mds_app
 from shoalfs.mds.cli import load_dump
 from shoalfs.transport import errors
@@ -105,6 +105,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if returned == _INTERRUPTED:
         print("shoal: interrupted", file=sys.stderr)
     return returned if isinstance(returned, int) else 0
+
+
+def mount_shoal() -> int:
+    """The command ``mount.shoal``, which mount(8) runs."""
+    return mount_helper.mount(sys.argv[1:], main)
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:

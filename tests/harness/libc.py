@@ -1,4 +1,5 @@
-"""Calls that Python has no function for: renameat2(2), and directory streams with telldir(3) and seekdir(3)."""
+"""Calls that Python has no function for: renameat2(2), utimensat(2) with UTIME_NOW and UTIME_OMIT, fallocate(2), and
+directory streams with telldir(3) and seekdir(3)."""
 
 import ctypes
 import os
@@ -105,4 +106,25 @@ def give_name(descriptor: int, path: Path) -> None:
     """linkat(2) of an open file, as open(2) recommends for O_TMPFILE. os.link() does not follow the link in /proc."""
     source = b"/proc/self/fd/%d" % descriptor
     if _libc.linkat(_AT_FDCWD, source, _AT_FDCWD, os.fsencode(path), _AT_SYMLINK_FOLLOW) != 0:
+        raise _failure(path)
+
+
+UTIME_NOW = (1 << 30) - 1
+UTIME_OMIT = (1 << 30) - 2
+_AT_SYMLINK_NOFOLLOW = 0x100
+_NS = 1_000_000_000
+
+
+class _Timespec(ctypes.Structure):
+    _fields_ = (("tv_sec", ctypes.c_long), ("tv_nsec", ctypes.c_long))
+
+
+def utimensat(path: Path | bytes, atime_ns: int, mtime_ns: int, *, follow: bool = True) -> None:
+    """Nanoseconds since 1970, or one of the two numbers above: this call cannot say so few nanoseconds."""
+    times = (_Timespec * 2)()
+    for place, time_ns in zip(times, (atime_ns, mtime_ns), strict=True):
+        special = time_ns in (UTIME_NOW, UTIME_OMIT)
+        place.tv_sec, place.tv_nsec = (0, time_ns) if special else divmod(time_ns, _NS)
+    flags = 0 if follow else _AT_SYMLINK_NOFOLLOW
+    if _libc.utimensat(_AT_FDCWD, os.fsencode(path), times, flags) != 0:
         raise _failure(path)

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from harness.libc import renameat2
+from harness.libc import UTIME_NOW, UTIME_OMIT, fallocate, renameat2, utimensat
 
 ROOT, ALICE, BOB = "root", "alice", "bob"
 USERS = {ROOT: (0, 0, ()), ALICE: (1000, 1000, (2000,)), BOB: (1001, 1001, (2000,))}
@@ -60,6 +60,10 @@ class Side:
 
     def symlink(self, target: bytes, path: bytes) -> None:
         os.symlink(target, self._at(path))
+
+    def symlink_at(self, path: bytes, target: str) -> None:
+        """The other way round, with a target that is no path of the call."""
+        os.symlink(os.fsencode(target), self._at(path))
 
     def readlink(self, path: bytes) -> bytes:
         return os.readlink(self._at(path))
@@ -113,6 +117,30 @@ class Side:
 
     def listxattr(self, path: bytes) -> list[str]:
         return sorted(name for name in os.listxattr(self._at(path)) if not name.startswith("security."))
+
+    def utimens(self, path: bytes, atime_ns: int, mtime_ns: int, follow: bool) -> list[int]:
+        """utimensat(2); nanoseconds may be UTIME_OMIT and UTIME_NOW. The answer has the times that were chosen."""
+        utimensat(self._at(path), atime_ns, mtime_ns, follow=follow)
+        status = os.stat(self._at(path), follow_symlinks=follow)
+        chosen = ((atime_ns, status.st_atime_ns), (mtime_ns, status.st_mtime_ns))
+        return [found for asked, found in chosen if asked not in (UTIME_NOW, UTIME_OMIT)]
+
+    def fallocate(self, path: bytes, mode: int, offset: int, length: int) -> int:
+        """Of a file that is opened for it; its size afterwards."""
+        fd = os.open(self._at(path), os.O_WRONLY | os.O_NONBLOCK)
+        try:
+            fallocate(fd, mode, offset, length)
+            return os.fstat(fd).st_size
+        finally:
+            os.close(fd)
+
+    def open_once(self, path: bytes, flags: int, mode: int) -> dict[str, int]:
+        """Open and close."""
+        fd = os.open(self._at(path), flags | os.O_NONBLOCK, mode)
+        try:
+            return self._told(os.fstat(fd))
+        finally:
+            os.close(fd)
 
     # --- open files ---
 
@@ -177,6 +205,26 @@ class Side:
                 times += [0, 0]
         return times
 
+    def inodes(self, path: bytes) -> list[int]:
+        """Of what :meth:`moved` tells the times of."""
+        found = []
+        for place in (self._at(path), os.path.dirname(self._at(path))):
+            try:
+                found.append(os.lstat(place).st_ino)
+            except OSError:
+                found.append(0)
+        return found
+
+    def around(self, path: bytes) -> list[dict[str, int] | None]:
+        """The name and the directory that it is in, None where there is nothing."""
+        found: list[dict[str, int] | None] = []
+        for place in (self._at(path), os.path.dirname(self._at(path))):
+            try:
+                found.append(self._told(os.lstat(place)))
+            except OSError:
+                found.append(None)
+        return found
+
     @staticmethod
     def _told(status: os.stat_result) -> dict[str, int]:
         told = {"mode": status.st_mode, "uid": status.st_uid, "gid": status.st_gid, "rdev": status.st_rdev}
@@ -206,18 +254,40 @@ MOVES_TIMES = frozenset(
 
 
 def _carry_out(side: Side, name: str, arguments: list[Any]) -> Answer:
+    if name == "effects":
+        return _with_effects(side, *arguments)
     path = next((a for a in arguments if isinstance(a, bytes)), b"")
     timed = name in MOVES_TIMES
     before = side.moved(path) if timed else []
-    try:
-        answer = getattr(side, name)(*arguments)
-    except OSError as error:
-        answer = f"errno.{errno.errorcode.get(error.errno or 0, error.errno)}"
-    except ValueError as error:  # mmap of nothing
-        answer = f"ValueError: {error}"
+    answer = _answer(side, name, arguments)
     if not timed:
         return answer
     return [answer, [old != new for old, new in zip(before, side.moved(path), strict=True)]]
+
+
+def _answer(side: Side, name: str, arguments: Sequence[Any]) -> Answer:
+    try:
+        return getattr(side, name)(*arguments)
+    except OSError as error:
+        return f"errno.{errno.errorcode.get(error.errno or 0, error.errno)}"
+    except ValueError as error:  # mmap of nothing
+        return f"ValueError: {error}"
+
+
+def _with_effects(side: Side, name: str, *arguments: Any) -> Answer:
+    """The answer, whether the times moved of everything that is named and of the directories it is in, and what is
+    there afterwards."""
+    paths = [argument for argument in arguments if isinstance(argument, bytes)]
+    before = [(side.inodes(path), side.moved(path)) for path in paths]
+    answer = _answer(side, name, arguments)
+    moved = []
+    for path, (inodes, times) in zip(paths, before, strict=True):
+        found = [old != new for old, new in zip(times, side.moved(path), strict=True)]
+        for number, same in enumerate(a == b for a, b in zip(inodes, side.inodes(path), strict=True)):
+            if not same:  # another inode, whose times may happen to be the same
+                found[2 * number : 2 * number + 2] = [True, True]
+        moved.append(found)
+    return [answer, moved, [side.around(path) for path in paths]]
 
 
 class Person:

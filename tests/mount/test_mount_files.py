@@ -1,7 +1,9 @@
 """What a program that opens one file and reads and writes it may rely on."""
 
 import errno
+import mmap
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -455,3 +457,51 @@ def test_o_nofollow_refuses_a_symlink(mnt: Path):
     (mnt / "f").touch()
     (mnt / "link").symlink_to("f")
     assert failing(os.open, mnt / "link", os.O_NOFOLLOW) == errno.ELOOP
+
+
+# --- programs, and the page cache left out ---------------------------------------------------------------------------
+
+
+def test_a_program_that_runs_is_not_written_and_one_that_is_written_does_not_run(mnt: Path):
+    program = mnt / "program"
+    shutil.copy("/bin/sleep", program)
+    running = subprocess.Popen([str(program), "60"])
+    try:
+        assert failing(os.open, program, os.O_WRONLY) == errno.ETXTBSY
+        assert failing(os.truncate, program, 0) == errno.ETXTBSY
+        program.rename(mnt / "moved")  # names may change
+    finally:
+        running.kill()
+        running.wait()
+    with (mnt / "moved").open("r+b"):
+        assert failing(lambda: subprocess.run([str(mnt / "moved"), "0"], check=True)) == errno.ETXTBSY
+    assert subprocess.run([str(mnt / "moved"), "0"], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("offset", [0, 4096, 70 * 4096])
+def test_direct_writes_and_reads(mnt: Path, offset: int):
+    """Aligned, as every filesystem takes them; what was buffered before is seen, and the other way round."""
+    with mmap.mmap(-1, 3 * 4096) as buffer:  # memory at a page's boundary
+        buffer[:] = os.urandom(len(buffer))
+        data = bytes(buffer)
+        (mnt / "f").write_bytes(b"b" * 5000)
+        descriptor = os.open(mnt / "f", os.O_RDWR | os.O_DIRECT)
+        try:
+            assert os.pwritev(descriptor, [buffer], offset) == len(data)
+            buffer[:] = bytes(len(data))
+            assert os.preadv(descriptor, [buffer], offset) == len(data)
+            assert bytes(buffer) == data
+        finally:
+            os.close(descriptor)
+    expected = bytearray(b"b" * 5000 + bytes(max(0, offset - 5000)))
+    expected[offset : offset + len(data)] = data
+    assert (mnt / "f").read_bytes() == bytes(expected)
+
+
+def test_direct_reads_across_the_end(mnt: Path):
+    (mnt / "f").write_bytes(b"x" * 5000)
+    descriptor = os.open(mnt / "f", os.O_RDONLY | os.O_DIRECT)
+    with mmap.mmap(-1, 2 * 4096) as buffer:
+        assert os.preadv(descriptor, [buffer], 4096) == 5000 - 4096
+        assert os.preadv(descriptor, [buffer], 8192) == 0
+    os.close(descriptor)

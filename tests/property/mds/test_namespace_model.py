@@ -208,16 +208,21 @@ class Model:
         node.mode = mode
 
     def chown(self, who, node, uid, gid):
-        if who.uid:
+        if who.uid and (uid, gid) != (None, None):
             need(uid in (None, node.uid) and who.uid == node.uid, E.EPERM)
             need(gid in (None, node.gid, who.gid, *who.groups), E.EPERM)
+        elif who.uid and who.uid != node.uid:  # bits that a chown to nobody in particular takes away are the owner's
+            need(node.is_dir or not self.loses_set_id(node), E.EPERM)
         node.uid = node.uid if uid is None else uid
         node.gid = node.gid if gid is None else gid
         if not node.is_dir:
             self.lose_set_id(node)
 
+    def loses_set_id(self, node):
+        return node.mode & (stat.S_ISUID | (stat.S_ISGID if node.mode & 0o010 else 0))
+
     def lose_set_id(self, node):
-        node.mode &= ~(stat.S_ISUID | (stat.S_ISGID if node.mode & 0o010 else 0))
+        node.mode &= ~self.loses_set_id(node)
 
     def truncate(self, who, node, size):
         need(not node.is_dir, E.EISDIR)
@@ -370,7 +375,7 @@ class NamespaceMachine(RuleBasedStateMachine):
     @rule(
         who=USERS,
         what=WHERE,
-        ids=st.sampled_from([(1000, None), (None, 2000), (1001, 1001), (None, 1000), (0, 0)]),
+        ids=st.sampled_from([(1000, None), (None, 2000), (1001, 1001), (None, 1000), (0, 0), (None, None)]),
     )
     def chown(self, who, what, ids):
         node = self.pick(what)

@@ -123,22 +123,27 @@ def test_a_made_cluster_keeps_its_shape():
 
 def test_options_of_mount_8():
     settings = parse_options(
-        "ro,noexec,noatime,_netdev,x-systemd.automount,attr-timeout-ms=5,cache_bytes=1GiB,close=durable,"
+        "ro,noexec,relatime,subdir=/a/b,_netdev,x-systemd.automount,attr-timeout-ms=5,cache_bytes=1GiB,close=durable,"
     )
     assert settings == {
         "mount.read_only": True,
         "mount.no_exec": True,
+        "mount.subdir": "/a/b",
         "mount.attr_timeout_ms": 5,
         "mount.cache_bytes": "1GiB",
         "mount.close": "durable",
     }
     options = mount_options(load(None, {**settings, "mount.mds": ["tcp:a:1"]}), "/mnt")
     assert (options.read_only, options.no_exec, options.attr_timeout_ms, options.durable_close) == (True, True, 5, True)
-    assert options.cache_bytes == 1 << 30
+    assert (options.cache_bytes, options.subdir) == (1 << 30, "/a/b")
 
 
 def test_a_wrong_option_of_mount_8_is_answered_like_a_wrong_key():
-    with pytest.raises(UserError, match=r"mount\.cash_bytes: unknown key; did you mean mount\.cache_bytes\?"):
-        load(None, parse_options("cash-bytes=1GiB"))
+    with pytest.raises(UserError, match=r"-o cash-bytes=1GiB: unknown option: did you mean cache_bytes\?"):
+        parse_options("cash-bytes=1GiB")
+    with pytest.raises(UserError, match="-o nonsense: unknown option: known are ro, noexec, mds, "):
+        parse_options("ro,nonsense")
+    with pytest.raises(UserError, match="unmount it and mount it again"):
+        parse_options("remount,ro")
     with pytest.raises(UserError, match=r"mount\.attr_timeout_ms: expected int, got str"):
         load(None, parse_options("attr-timeout-ms=soon"))

@@ -77,3 +77,12 @@ def test_this_machine_can_be_read():
     from shoalfs.fs.cli import mountpoint
 
     assert mountinfo.mount_of("/proc/self", mountpoint.mounts()).fstype == "proc"
+
+
+def test_a_mount_of_a_directory_of_the_cluster():
+    text = "40 27 0:50 / /mnt rw - fuse.shoalfs shoalfs:tcp:a:1,tcp:b:1,subdir=/home/x,y rw"
+    (mount,) = mountinfo.parse(text)
+    assert mount.mds == ("tcp:a:1", "tcp:b:1")
+    assert mount.subdir == "/home/x,y"
+    assert mountinfo.path_inside("/mnt/file", mount) == "/home/x,y/file"
+    assert mountinfo.path_inside("/mnt", mount) == "/home/x,y"

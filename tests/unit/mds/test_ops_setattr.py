@@ -48,6 +48,9 @@ CHOWN = [
     (ALICE, None, 3000, E.EPERM),
     (ALICE, 1001, None, E.EPERM),
     (ALICE, 0, None, E.EPERM),
+    (ALICE, None, None, None),  # as chown(path, -1, -1) comes
+    (ROOT, None, None, None),
+    (BOB, None, None, E.EPERM),
     (BOB, 1001, None, E.EPERM),
     (BOB, 1000, None, E.EPERM),
     (BOB, None, 2000, E.EPERM),
