@@ -12,6 +12,8 @@ it.
 import errno
 import logging
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 import msgspec
@@ -45,9 +47,31 @@ class FileLocks:
         self._vfs = vfs
         # Through which handles each owner has locked with fcntl, since it last held nothing.
         self._handles: defaultdict[tuple[InodeId, int], set[int]] = defaultdict(set)
+        # Of each file, the last closes that are under way. Invariant: no empty sets.
+        self._closing: defaultdict[InodeId, set[trio.Event]] = defaultdict(set)
+
+    @contextmanager
+    def closing(self, ino: InodeId) -> Iterator[None]:
+        """While the last close of an open file is carried out. The kernel does not wait for that, and close(2) has
+        returned; so whoever asks for a lock meanwhile waits until those of that open file are gone. To be entered
+        before anything is awaited: the kernel's requests come in order."""
+        done = trio.Event()
+        self._closing[ino].add(done)
+        try:
+            yield
+        finally:
+            self._closing[ino].remove(done)
+            if not self._closing[ino]:
+                del self._closing[ino]
+            done.set()
+
+    async def _closed_before(self, ino: InodeId) -> None:
+        for done in tuple(self._closing.get(ino, ())):
+            await done.wait()
 
     async def test(self, lock: Lock) -> Lock | None:
         """F_GETLK: the lock that is in the way."""
+        await self._closed_before(lock.ino)
         return await self._locks.test(lock)
 
     async def set(self, handle: int, lock: Lock, *, wait: bool) -> None:
@@ -58,6 +82,7 @@ class FileLocks:
         if lock.kind == LockKind.UNLOCK:
             await self._locks.set(lock)
             return
+        await self._closed_before(lock.ino)
         self._vfs.check_lockable(handle)
         if not lock.flock:
             self._handles[lock.ino, lock.owner].add(handle)

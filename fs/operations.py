@@ -274,9 +274,13 @@ class Operations(pyfuse3.Operations):
     @_handler
     async def release(self, fh: int) -> None:
         current = _current()
-        await self._vfs.release(fh)
-        if current is not None:
-            await self._locks.released(self._ino(current[2]), fh, wire.flock_owner_released(current[3]))
+        if current is None:
+            await self._vfs.release(fh)
+            return
+        ino = self._ino(current[2])
+        with self._locks.closing(ino):
+            await self._vfs.release(fh)
+            await self._locks.released(ino, fh, wire.flock_owner_released(current[3]))
 
     # --- directories -------------------------------------------------------------------------------------------------
 

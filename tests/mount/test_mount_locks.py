@@ -193,6 +193,28 @@ def test_a_lock_of_an_open_file_ends_with_it(file: Path, same: Path):
     wait_until(lambda: not refused("fcntl", same, "ex"), "the kernel releases the file")
 
 
+@pytest.mark.parametrize("kind", ["flock", "ofd"])
+def test_the_last_close_gives_a_lock_back_before_it_returns(file: Path, kind: str):
+    """On this mount: the kernel does not wait until a filesystem in user space has heard of a last close, so whoever
+    asks next has to."""
+
+    def lock(descriptor: int) -> None:
+        if kind == "flock":
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        else:
+            fcntl.fcntl(descriptor, 37, struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
+
+    for number in range(20):
+        first, second = os.open(file, os.O_RDWR), os.open(file, os.O_RDWR)
+        try:
+            lock(first)
+            os.pwrite(first, b"%d" % number, 0)
+        finally:
+            os.close(first)
+        lock(second)
+        os.close(second)
+
+
 @BOTH
 def test_a_killed_process_gives_its_locks_back(file: Path, same: Path, world: str):
     with holder(file, world) as process:
