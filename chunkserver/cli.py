@@ -54,6 +54,25 @@ def run(
     )
 
 
+@app.command()
+def headers(
+    target: Annotated[str, typer.Argument(metavar="DIR", help="A target's directory; its chunkserver must not run.")],
+    deep: Annotated[bool, typer.Option("--deep", help="Read all data, and leave out what is damaged.")] = False,
+) -> None:
+    """Write what the headers of all chunks in DIR say to standard output, for `shoal mds rebuild`. Changes nothing."""
+    import sys
+
+    from shoalfs.chunkserver.disk import RealDisk
+    from shoalfs.chunkserver.headers import lines
+
+    try:
+        for line in lines(RealDisk(), target, deep=deep):
+            sys.stdout.buffer.write(line)
+        sys.stdout.buffer.flush()
+    except OSError as error:
+        raise UserError(f"headers: {target}: {error.strerror}") from error
+
+
 def server_options(config: Config) -> "ServerOptions":
     """The server's options as it takes them. Raises UserError if targets or metadata nodes are missing."""
     from shoalfs.chunkserver.server import ServerOptions, TargetOptions

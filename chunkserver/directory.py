@@ -77,7 +77,7 @@ def cluster_of(disk: Disk, path: str) -> bytes | None:
         names = disk.list_dir(path)
     except FileNotFoundError:
         return None
-    return bytes.fromhex(_read_target_file(disk, path).cluster_id) if _TARGET_FILE in names else None
+    return bytes.fromhex(read_target_file(disk, path).cluster_id) if _TARGET_FILE in names else None
 
 
 class TargetDirectory:
@@ -105,7 +105,7 @@ class TargetDirectory:
             if _TARGET_FILE not in foreign:
                 fresh = TargetFile(_MAGIC, FORMAT, cluster_id.hex(), fresh_uuid.hex())
                 _write_file(disk, path, _TARGET_FILE, fresh)
-            target = _read_target_file(disk, path)
+            target = read_target_file(disk, path)
             if target.cluster_id != cluster_id.hex():
                 raise UserError(
                     f"{path} belongs to cluster {target.cluster_id}, not to {cluster_id.hex()}: use another directory"
@@ -143,7 +143,7 @@ class TargetDirectory:
         self._disk.close(self._lock_fd)
 
 
-def _read_target_file(disk: Disk, path: str) -> TargetFile:
+def read_target_file(disk: Disk, path: str) -> TargetFile:
     def refuse(why: str) -> NoReturn:
         raise UserError(f"{path}/{_TARGET_FILE} {why}: restore the file or start with an empty directory")
 

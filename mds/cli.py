@@ -85,6 +85,40 @@ def join(
     daemon.run(partial(_join_and_run, asked, address, options, carriers), context.obj)
 
 
+@app.command()
+def rebuild(
+    headers: Annotated[list[str], typer.Argument(metavar="FILE...", help="From `shoal chunkserver headers`.")],
+    config: ConfigOption = None,
+    data_dir: DataDirOption = None,
+    replicas: Annotated[int | None, typer.Option(help="Copies of a chunk.")] = None,
+) -> None:
+    """When all metadata and dumps are lost: make files of what the chunks' headers say, in /lost+found. Names, owners
+    and small files are not in them. Nothing is deleted from the chunkservers until `shoal gc release`."""
+    chosen = load(config, {"mds.data_dir": data_dir, "mds.replicas": replicas})
+    from pathlib import Path
+
+    from shoalfs.mds import rebuild as making
+    from shoalfs.mds.machine import Layout
+    from shoalfs.mds.messages import Pool
+    from shoalfs.mds.server import founders_of
+    from shoalfs.transport.ids import PoolId
+
+    options = server_options(chosen)
+    found = making.Headers()
+    for name in headers:
+        try:
+            with open(name, "rb") as file:
+                making.read(found, file, name)
+        except OSError as error:
+            raise UserError(f"rebuild: {name}: {error.strerror}") from error
+    pool = Pool(PoolId(1), "default", options.replicas, options.min_ack)
+    layout = Layout(options.chunk_bytes, options.inline_bytes)
+    made = making.rebuild(found, Path(options.data_dir), pool, layout, founders_of(options))
+    typer.echo(f"{options.data_dir}: {made.files} files of {made.chunks} chunks are in /lost+found")
+    if made.left_out:
+        typer.echo(f"{made.left_out} chunks are left out: their copies differ, or they are fragments")
+
+
 def load_dump(
     source: Annotated[str, typer.Argument(metavar="FILE", help="What `shoal dump` wrote; -: standard input.")],
     config: ConfigOption = None,

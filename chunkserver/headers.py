@@ -1,0 +1,71 @@
+"""What the headers of a target's chunks say, as JSON lines: for a rescue when all metadata are lost.
+
+::
+
+    {"shoal_headers": 1, "cluster_id": HEX, "uuid": HEX}
+    {"chunk": 281474976710657, "ino": 5, "offset": 0, "bytes": 4194304, "hash": HEX}
+    ...
+    {"end": true, "chunks": N}
+
+The chunkserver must not run: its lock is taken. Nothing is changed. Damaged records are left out, as they would be left
+out of the index; with ``deep`` all data is read, and what does not match its hash is left out too.
+"""
+
+import json
+from collections.abc import Iterator
+from typing import Any, Final
+
+from shoalfs.chunkserver import record, scan
+from shoalfs.chunkserver.directory import read_target_file
+from shoalfs.chunkserver.disk import Disk
+from shoalfs.chunkserver.segments import parse_name
+from shoalfs.transport.errors import UserError
+
+VERSION: Final = 1
+
+
+def lines(disk: Disk, path: str, *, deep: bool = False) -> Iterator[bytes]:
+    """Raises UserError if it is no target directory or in use, OSError."""
+    lock = disk.open(f"{path}/lock", create=True)
+    try:
+        if not disk.lock(lock):
+            raise UserError(f"{path}: a chunkserver uses it: stop it first")
+        made = read_target_file(disk, path)
+        yield _line({"shoal_headers": VERSION, "cluster_id": made.cluster_id, "uuid": made.uuid})
+        count = 0
+        for header in _live(disk, path, bytes.fromhex(made.cluster_id), deep=deep):
+            count += 1
+            yield _line(
+                {
+                    "chunk": header.chunk,
+                    "ino": header.ino,
+                    "offset": header.offset_bytes,
+                    "bytes": header.chunk_bytes,
+                    "hash": header.chunk_hash.hex(),
+                }
+            )
+        yield _line({"end": True, "chunks": count})
+    finally:
+        disk.close(lock)
+
+
+def _live(disk: Disk, path: str, cluster_id: bytes, *, deep: bool) -> Iterator[record.Header]:
+    folder = f"{path}/segments"
+    for name in sorted(disk.list_dir(folder)):
+        parsed = parse_name(name)
+        if parsed is None:
+            continue
+        fd = disk.open(f"{folder}/{name}")
+        try:
+            segment = scan.Segment(disk, fd, parsed[0], cluster_id, disk.size(fd))
+            for item in scan.walk(segment, 0):
+                if not isinstance(item, scan.Found) or not item.whole or item.header.state is not record.State.LIVE:
+                    continue
+                if not deep or not scan.check_data(segment, item.header):
+                    yield item.header
+        finally:
+            disk.close(fd)
+
+
+def _line(value: dict[str, Any]) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode() + b"\n"
