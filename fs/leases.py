@@ -13,6 +13,7 @@ from typing import Final
 
 from shoalfs.mds.messages import Inode
 from shoalfs.transport.ids import InodeId
+from shoalfs.transport.limits import NAME_BYTES_MAX
 
 Name = tuple[InodeId, bytes]
 
@@ -74,13 +75,13 @@ class LeaseCache:
         return self._inodes.get(ino)
 
     def name(self, directory: InodeId, name: bytes) -> InodeId | Unknown | None:
-        """What the name leads to; None: it does not exist."""
+        """What the name leads to; None: it does not exist. Of what is too long to be a name nothing is known."""
         names = self._names.get(directory)
         if names is None:
             return UNKNOWN
         found = names.get(name, UNKNOWN)
         if found is UNKNOWN and directory in self._complete and name not in self._complete[directory]:
-            return None
+            return None if len(name) <= NAME_BYTES_MAX else UNKNOWN
         return found
 
     def inodes(self) -> list[InodeId]:

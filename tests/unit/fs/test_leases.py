@@ -124,6 +124,8 @@ def test_of_a_directory_that_was_listed_whole_absent_names_are_known():
     cache.answered(asking)
     assert cache.name(DIR, b"a") == FILE
     assert cache.name(DIR, b"b") is None
+    assert cache.name(DIR, b"n" * 255) is None
+    assert cache.name(DIR, b"n" * 256) is UNKNOWN  # the leader says that it is too long, not that it is absent
     assert cache.name(DIR, b"c") is UNKNOWN
     cache.drop([(DIR, b"b")])
     assert cache.name(DIR, b"b") is UNKNOWN
