@@ -144,7 +144,7 @@ TARGET_DOWN_MS: Final = 6_000  # six lost heartbeats
 ORDERS_PER_HEARTBEAT_MAX: Final = 1_000
 # More than this share of all chunks, and more than this many, do not become garbage at once without a mistake.
 BRAKE_PERCENT_DEFAULT: Final = 5
-BRAKE_CHUNKS_MIN: Final = 1_000
+BRAKE_CHUNKS_MIN: Final = 10_000
 INVENTORY_PER_HEARTBEAT_MAX: Final = 1_000  # when nothing is the matter
 INVENTORY_HURRIED_MAX: Final = 8_000  # while it is not known what a target lacks: a million chunks in two minutes
 INVENTORY_ROWS_MAX: Final = 2 * INVENTORY_HURRIED_MAX  # metadata rows compared for one part of an inventory, 50 ms

@@ -50,7 +50,8 @@ def setattr_(txn: Txn, context: Context, request: SetAttr) -> Entry:
 
 def _check_owners(request: SetAttr, inode: Inode) -> None:
     who = request.who
-    if _asks_nothing(request) and _mode_after(request, inode) != inode.mode:
+    takes_bits = _asks_nothing(request) and _mode_after(request, inode) != inode.mode
+    if takes_bits and not permission.permits(who, inode, permission.WRITE):
         permission.check_owner(who, inode)
     for number in (request.uid, request.gid):
         if number is not None and not inodes.is_id(number):
@@ -64,8 +65,9 @@ def _check_owners(request: SetAttr, inode: Inode) -> None:
 
 
 def _asks_nothing(request: SetAttr) -> bool:
-    """chown(2) that leaves both as they are is the one call that comes as a request without fields; it takes set-id
-    bits and capabilities away as any other chown does (fs/open.c, chown_common)."""
+    """Two calls come as a request without fields, and both take set-id bits and capabilities away: chown(2) that leaves
+    owner and group as they are (fs/open.c, chown_common), which is the owner's, and write(2) to a file that has
+    capabilities (fs/inode.c, file_remove_privs), which is for whoever may write. They cannot be told apart."""
     fields = (request.mode, request.uid, request.gid, request.size_bytes, request.atime_ns, request.mtime_ns)
     return all(field is None for field in fields)
 

@@ -16,7 +16,7 @@ from shoalfs.transport.errors import BadMessage
 from shoalfs.transport.ids import TargetId, chunk_id
 from shoalfs.transport.limits import BRAKE_CHUNKS_MIN
 
-STORED = 100_000  # chunks, on each of two of the three targets
+STORED = 300_000  # chunks, on each of two of the three targets
 
 
 @pytest.fixture

@@ -77,6 +77,15 @@ def test_chown(md, who, uid, gid, number):
     assert after.data_version == made.data_version
 
 
+def test_who_may_write_takes_set_id_bits_away_by_writing_and_nobody_else(md):
+    """A write to a file with capabilities comes as a change of nothing, and so does chown(path, -1, -1)."""
+    made = md.create(b"f", who=ALICE, mode=0o6757)
+    assert outcome(md, made.ino, BOB) is None
+    assert mode_of(md, made.ino) == 0o757
+    made = md.create(b"g", who=ALICE, mode=0o6755)
+    assert outcome(md, made.ino, BOB) == E.EPERM
+
+
 def test_chown_keeps_a_lock_bit_and_a_directorys_bits(md):
     made = md.create(b"f", mode=0o6745)
     outcome(md, made.ino, ROOT, uid=1)
