@@ -69,6 +69,7 @@ class Client:
     handles: Handles
     kernel: "Kernel"
     coherent: Coherent
+    releases: Releases
 
     async def write_file(self, name: bytes, data: bytes, parent: InodeId = ROOT_INODE) -> InodeId:
         inode, number, _ = await self.vfs.create(ROOT_CREDENTIALS, parent, name, 0o644, os.O_WRONLY | os.O_CREAT)
@@ -163,7 +164,7 @@ class World:
             nursery.start_soon(data_path.run)
             nursery.start_soon(releases.run)
             nursery.start_soon(scans.run)
-            yield Client(vfs, session, data_path, handles, kernel, coherent)
+            yield Client(vfs, session, data_path, handles, kernel, coherent, releases)
             nursery.cancel_scope.cancel()
 
 
