@@ -84,8 +84,8 @@ def test_what_a_killed_mount_held_is_free_after_its_lease(cluster: Cluster):
     (cluster.point / "f").write_text("committed")
     theirs = os.open(other / "f", os.O_RDWR)
     fcntl.flock(theirs, fcntl.LOCK_EX)
-    os.write(theirs, b"never committed")
     with open(cluster.point / "f", "rb") as mine:
+        os.write(theirs, b"never committed")  # after our open, which would have it committed
         assert failing(fcntl.flock, mine, fcntl.LOCK_EX | fcntl.LOCK_NB) == errno.EAGAIN
         process = cluster._mounts.pop("other")
         process.kill()
