@@ -23,7 +23,7 @@ from typing import Any
 import trio
 
 from shoalfs.mds import messages as m
-from shoalfs.mds.client import MdsClient, open_session
+from shoalfs.mds.client import MdsClient, caches_nothing, open_session
 from shoalfs.transport.carrier import Carriers
 from shoalfs.transport.ids import ROOT_INODE, InodeId
 from shoalfs.transport.network import open_network
@@ -117,7 +117,7 @@ async def clients_of(stack: AsyncExitStack, nodes: Nodes, count: int) -> list[Cl
     clients = []
     for _ in range(count):
         network = await stack.enter_async_context(
-            open_network(Carriers.standard(None), Hello(role=m.CLIENT, name="bench"))
+            open_network(Carriers.standard(None), Hello(role=m.CLIENT, name="bench"), caches_nothing())
         )
         session = await stack.enter_async_context(open_session(network, nodes.addresses, "bench"))
         made = await session.mutate(

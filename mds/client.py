@@ -27,14 +27,18 @@ from shoalfs.mds.leader import PATIENCE_MS, Leader
 from shoalfs.mds.lock_client import LockClient
 from shoalfs.mds.messages import (
     GET_MAP,
+    INVALIDATE,
     MUTATE,
     RENEW,
+    WRITE_BACK,
     ChunksReserved,
     ClusterMap,
     Command,
     EndSession,
     GetMap,
     Inode,
+    Invalidate,
+    Invalidated,
     Mutate,
     Op,
     OpenSession,
@@ -42,6 +46,8 @@ from shoalfs.mds.messages import (
     Renew,
     ReserveChunks,
     SessionOpened,
+    WriteBack,
+    WrittenBack,
 )
 from shoalfs.mds.mutations import Mutations
 from shoalfs.transport.errors import (
@@ -54,6 +60,7 @@ from shoalfs.transport.limits import LEASE_TTLS, SESSION_RENEWALS_PER_TTL, SLOTS
 from shoalfs.transport.method import Message, Method, Nothing
 from shoalfs.transport.network import Network
 from shoalfs.transport.rpc import Reply
+from shoalfs.transport.service import Call, Service
 
 log = logging.getLogger("shoal.mds.client")
 
@@ -247,6 +254,22 @@ async def _open(leader: Leader, client: str) -> SessionOpened:
     command = Command(0, 0, Op.OPEN_SESSION, msgspec.Raw(_encode(request)))
     answer = await leader.call(MUTATE, Mutate(SessionId(0), (command,)))
     return _body(answer.body.outcomes[0], SessionOpened)
+
+
+def caches_nothing() -> Service:
+    """What a client answers the leader's pushes with that keeps nothing under leases: it is done at once. Without an
+    answer others would wait for it, and its session would be ended."""
+
+    async def dropped(call: Call, request: Invalidate, payload: memoryview) -> Invalidated:
+        return Invalidated()
+
+    async def written_back(call: Call, request: WriteBack, payload: memoryview) -> WrittenBack:
+        return WrittenBack(done=True)
+
+    service = Service()
+    service.add(INVALIDATE, dropped)
+    service.add(WRITE_BACK, written_back)
+    return service
 
 
 @asynccontextmanager

@@ -228,7 +228,7 @@ class Coherence:
 
     def may_write_at_once(self, session: SessionId, ino: InodeId) -> bool:
         """The write lease, if nobody has to be asked for it."""
-        free = not (self._writing_back.get(ino) or self.table.written_by_many(ino, self._now_ms()))
+        free = ino not in self._writing_back and not self.table.written_by_many(ino, self._now_ms())
         return free and not self._sessions.in_grace(session) and self.table.lease_write(session, ino)
 
     async def lease_write(self, session: SessionId, ino: InodeId) -> m.WriteLeased:

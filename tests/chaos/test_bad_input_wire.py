@@ -29,7 +29,7 @@ from harness.refusals import failing
 from shoalfs.chunkserver import messages as c
 from shoalfs.chunkserver.client import ChunkClient, hash_chunk
 from shoalfs.mds import messages as m
-from shoalfs.mds.client import MdsClient, open_session
+from shoalfs.mds.client import MdsClient, caches_nothing, open_session
 from shoalfs.transport.carrier import Carriers
 from shoalfs.transport.errors import BadMessage, ChunkNotReserved, PosixError, ShoalError, StaleReceipt
 from shoalfs.transport.ids import ROOT_INODE, ChunkId, TargetId, chunk_id, chunk_pg, chunk_sequence
@@ -292,7 +292,7 @@ def as_rogue(cluster: Cluster, work: Callable[[Rogue], Awaitable[None]]) -> None
         hello = Hello(cluster_id=cluster_id, role=m.CLIENT, name="rogue")
         with trio.fail_after(50):
             async with (
-                open_network(Carriers.standard(), hello) as network,
+                open_network(Carriers.standard(), hello, caches_nothing()) as network,
                 open_session(network, [address], "rogue", patience_ms=5_000) as session,
             ):
                 await work(Rogue(cluster, network, session, address))

@@ -20,7 +20,7 @@ import trio
 from harness.cluster import shoal
 from harness.metadata import contents
 from shoalfs.mds import messages as m
-from shoalfs.mds.client import MdsClient, open_session
+from shoalfs.mds.client import MdsClient, caches_nothing, open_session
 from shoalfs.mds.store import LmdbStore
 from shoalfs.transport.carrier import Carriers
 from shoalfs.transport.ids import ROOT_INODE
@@ -150,7 +150,7 @@ async def test_one_node_becomes_three_and_a_dead_one_is_replaced(nodes: Nodes) -
     nodes.start("a", "run")
     with trio.fail_after(110):
         async with (
-            open_network(Carriers.standard(None), Hello(role=m.CLIENT, name="test")) as network,
+            open_network(Carriers.standard(None), Hello(role=m.CLIENT, name="test"), caches_nothing()) as network,
             open_session(network, [nodes.address("a")], "test") as session,
             trio.open_nursery() as nursery,
         ):

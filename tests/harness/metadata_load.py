@@ -24,7 +24,7 @@ from typing import Any
 import trio
 
 from shoalfs.mds import messages as m
-from shoalfs.mds.client import MdsClient, open_session
+from shoalfs.mds.client import MdsClient, caches_nothing, open_session
 from shoalfs.transport.carrier import Carriers
 from shoalfs.transport.errors import PosixError, ShoalError
 from shoalfs.transport.ids import ROOT_INODE, InodeId
@@ -152,12 +152,12 @@ class Load:
         hello = Hello(role=m.CLIENT, name="load")
         async with AsyncExitStack() as stack:
             for number in range(CLIENTS):
-                network = await stack.enter_async_context(open_network(carriers, hello))
+                network = await stack.enter_async_context(open_network(carriers, hello, caches_nothing()))
                 session = await stack.enter_async_context(
                     open_session(network, self.config["addresses"], f"load-{number}")
                 )
                 self.clients.append(await self._client(number, session))
-            network = await stack.enter_async_context(open_network(carriers, hello))
+            network = await stack.enter_async_context(open_network(carriers, hello, caches_nothing()))
             async with trio.open_nursery() as nursery:
                 for client in self.clients:
                     nursery.start_soon(self._work, client)
