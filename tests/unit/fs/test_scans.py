@@ -73,6 +73,18 @@ async def list_root(client):
     client.vfs.releasedir(number)
 
 
+async def scanned(one, two):
+    """``one`` has filled the root, ``two`` has read so much of it that the rest is fetched."""
+    await leased(one)
+    await leased(two)
+    await filled(one)
+    await list_root(two)
+    await read_all(two, range(4))
+    with trio.fail_after(5):
+        while not two.data_path.counters["scanned_files"]:
+            await trio.sleep(0.01)
+
+
 async def test_a_listed_directory_is_opened_with_few_questions(cluster):
     async with cluster.client() as one, cluster.client() as two:
         await leased(one)
@@ -105,14 +117,7 @@ async def test_names_that_are_asked_for_one_by_one_are_listed(cluster):
 
 async def test_what_was_fetched_and_changed_elsewhere_is_not_used(cluster):
     async with cluster.client() as one, cluster.client() as two:
-        await leased(one)
-        await leased(two)
-        await filled(one)
-        await list_root(two)
-        await read_all(two, range(4))
-        with trio.fail_after(5):
-            while not two.data_path.counters["scanned_files"]:
-                await trio.sleep(0.01)
+        await scanned(one, two)
         for number in (5, 8):  # one inline, one in chunks
             handle, _ = await one.open(b"f%d" % number, os.O_WRONLY)
             await one.vfs.write(handle, 0, b"new")
@@ -126,14 +131,7 @@ async def test_what_was_fetched_and_changed_elsewhere_is_not_used(cluster):
 async def test_an_unlinked_file_that_was_opened_from_what_was_fetched_stays(cluster):
     """The leader was not told of the open; it asks when the name goes."""
     async with cluster.client() as one, cluster.client() as two:
-        await leased(one)
-        await leased(two)
-        await filled(one)
-        await list_root(two)
-        await read_all(two, range(4))
-        with trio.fail_after(5):
-            while not two.data_path.counters["scanned_files"]:
-                await trio.sleep(0.01)
+        await scanned(one, two)
         questions = asked(two)
         handle, _ = await two.open(b"f8", os.O_RDONLY)
         assert "mds.open" not in questions
