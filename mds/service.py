@@ -34,26 +34,8 @@ Q = TypeVar("Q", bound=msgspec.Struct)
 A = TypeVar("A", bound=msgspec.Struct)
 _encode = msgspec.msgpack.Encoder().encode
 
-_CLIENT_OPS = frozenset(m.Op) - {
-    m.Op.REAP,
-    m.Op.REGISTER_TARGET,
-    m.Op.SET_TARGET_STATE,
-    m.Op.ADD_GARBAGE,
-    m.Op.DROP_GARBAGE,
-    m.Op.CHANGE_GROUP,
-    m.Op.SETTLE_GROUP,
-    m.Op.REMOVE_TARGET,
-    m.Op.SET_UPKEEP,
-    m.Op.MEND,
-    m.Op.PURGE_TRASH,
-    m.Op.RESTORE_TRASH,
-    m.Op.CREATE_POOL,
-    m.Op.SET_POOL,
-}
-_OPS_OF_ROLE = {
-    m.CLIENT: _CLIENT_OPS,
-    m.ADMIN: _CLIENT_OPS
-    | {
+_OPERATOR_OPS = frozenset(
+    {
         m.Op.SET_TARGET_STATE,
         m.Op.REMOVE_TARGET,
         m.Op.SET_UPKEEP,
@@ -62,8 +44,15 @@ _OPS_OF_ROLE = {
         m.Op.RESTORE_TRASH,
         m.Op.CREATE_POOL,
         m.Op.SET_POOL,
-    },
-    m.CHUNKSERVER: frozenset({m.Op.REGISTER_TARGET}),
+    }
+)
+_CHUNKSERVER_OPS = frozenset({m.Op.REGISTER_TARGET})
+_LEADER_OPS = frozenset({m.Op.REAP, m.Op.ADD_GARBAGE, m.Op.DROP_GARBAGE, m.Op.CHANGE_GROUP, m.Op.SETTLE_GROUP})
+_CLIENT_OPS = frozenset(m.Op) - _OPERATOR_OPS - _CHUNKSERVER_OPS - _LEADER_OPS
+_OPS_OF_ROLE = {
+    m.CLIENT: _CLIENT_OPS,
+    m.ADMIN: _CLIENT_OPS | _OPERATOR_OPS,
+    m.CHUNKSERVER: _CHUNKSERVER_OPS,
 }
 """Which operations a peer may send. The rest is proposed by the leader itself."""
 _OF_SESSION = m.Open | m.FetchFiles | m.Renew | m.Release

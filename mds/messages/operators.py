@@ -1,0 +1,195 @@
+"""What operators ask: status, checks and repairs, the trash, dumps."""
+
+import enum
+
+from shoalfs.mds.messages.cluster import Mend, Upkeep
+from shoalfs.mds.messages.heartbeat import ScrubReport
+from shoalfs.mds.messages.records import ClusterMap, Extent, Inode
+from shoalfs.transport.ids import ChunkId, InodeId, SessionId, TargetId
+from shoalfs.transport.method import Message
+
+
+class GetStatus(Message, frozen=True):
+    pass
+
+
+class RaftStatus(Message, frozen=True):
+    node: int
+    leader: int  # 0: unknown
+    leader_address: str
+    term: int
+    commit_index: int
+    applied_index: int
+    members: tuple[tuple[int, str], ...]
+
+
+class TargetUsage(Message, frozen=True):
+    target: TargetId
+    capacity_bytes: int
+    used_bytes: int
+    chunks: int
+    seen_ms_ago: int
+
+
+class SessionInfo(Message, frozen=True):
+    session: SessionId
+    client: str
+    opens: int
+    renewed_ms_ago: int
+    leases: int = 0
+
+
+class RepairStatus(Message, frozen=True):
+    """What is being repaired or moved, as far as the leader knows: it learns what is missing page by page."""
+
+    missing_chunks: int = 0  # copies that some target lacks
+    missing_bytes: int = 0
+    last_copies: int = 0  # of these, chunks with one good copy left
+    lost_chunks: int = 0  # of these, chunks without any good copy within reach
+    groups_moving: int = 0
+    targets_syncing: int = 0
+    copied_chunks: int = 0  # since this node leads
+    copied_bytes: int = 0
+    bytes_per_s: int = 0  # lately
+    eta_s: int | None = None  # None: not known (nothing was copied lately); 0: nothing is missing
+    checked_percent: int = 100  # of the targets' inventories, since the last change
+
+
+class ScrubStatus(Message, frozen=True):
+    target: TargetId
+    report: ScrubReport
+
+
+class MdsStatus(Message, frozen=True):
+    raft: RaftStatus
+    map: ClusterMap
+    usage: tuple[TargetUsage, ...]
+    sessions: tuple[SessionInfo, ...]
+    inodes: int
+    inline_files: int
+    inline_bytes: int
+    orphans: int
+    garbage_chunks: int
+    counters: dict[str, int]
+    repair: RepairStatus = RepairStatus()
+    scrubs: tuple[ScrubStatus, ...] = ()
+    upkeep: Upkeep = Upkeep()
+    scrub_period_ms: int = 0
+    trashed: int = 0  # removed files that are kept
+
+
+class CheckNamespace(Message, frozen=True):
+    """Check part of the namespace: inodes from ``after_ino`` on (0: from the start), about ``count`` of them."""
+
+    after_ino: InodeId
+    count: int = 10_000
+
+
+class Finding(Message, frozen=True):
+    """One broken invariant. ``kind`` is a stable word (``wrong-nlink``), ``text`` is for people."""
+
+    kind: str
+    ino: InodeId
+    text: str
+    key: bytes = b""  # the row that it is about, where the inode does not say it all
+
+
+class NamespaceChecked(Message, frozen=True):
+    """``extents``: those of the inodes checked, each with its inode, so that the caller can verify the chunks.
+    ``unlisted``: inodes of which not all fitted, with the offset from which they are to be asked for by GET_EXTENTS."""
+
+    next_ino: InodeId  # 0: done
+    inodes: int
+    findings: tuple[Finding, ...]
+    extents: tuple[tuple[InodeId, Extent], ...]
+    unlisted: tuple[tuple[InodeId, int], ...] = ()
+
+
+class ListTrash(Message, frozen=True):
+    """The oldest first, behind (``after_ns``, ``after_ino``)."""
+
+    after_ns: int = 0
+    after_ino: int = 0
+    count: int = 1000
+
+
+class Trashed(Message, frozen=True):
+    """``path``: where it was, as far as the directories above still say; they may be in the trash themselves.
+    ``parent_trashed``: the directory that it was in is."""
+
+    inode: Inode
+    deleted_ns: int
+    parent: InodeId
+    name: bytes
+    path: bytes
+    parent_trashed: bool
+
+
+class TrashListing(Message, frozen=True):
+    items: tuple[Trashed, ...]
+    eof: bool
+
+
+class PlanMend(Message, frozen=True):
+    """How can these findings be repaired, as things are now?"""
+
+    findings: tuple[Finding, ...]
+
+
+class Plan(Message, frozen=True):
+    """``mend`` None: it is not repaired, and ``text`` says why. Plans of a lower ``phase`` come first, and the check is
+    made again before those of the next: one repair may make another one needless."""
+
+    text: str
+    phase: int = 0
+    mend: Mend | None = None
+
+
+class MendPlans(Message, frozen=True):
+    """In the order of the findings."""
+
+    plans: tuple[Plan, ...]
+
+
+class ClassifyChunks(Message, frozen=True):
+    """What the metadata know of these chunks."""
+
+    chunks: tuple[ChunkId, ...]
+
+
+class ChunkClass(enum.IntEnum):
+    LINKED = 0  # at least one extent uses it
+    RESERVED = 1  # a live session may still commit it
+    GARBAGE = 2  # waits for its deletion
+    UNKNOWN = 3  # nobody can ever use it
+    BEYOND = 4  # its number was never given out: it is of another time or another cluster, and is kept
+
+
+class ChunkClasses(Message, frozen=True):
+    classes: tuple[int, ...]
+
+
+class OpenDump(Message, frozen=True):
+    """Begin a dump of all metadata (mds/dump.py), as of now. One at a time: Overloaded while another one is read."""
+
+
+class DumpOffer(Message, frozen=True):
+    number: int
+
+
+class ReadDump(Message, frozen=True):
+    """The reply's payload is what follows ``offset_bytes``: DUMP_PIECE_BYTES, or what is there by now, which may be
+    nothing yet. BadMessage if the dump is not kept any more."""
+
+    number: int
+    offset_bytes: int
+
+
+class DumpPiece(Message, frozen=True):
+    eof: bool  # nothing will follow
+
+
+class ResolvePath(Message, frozen=True):
+    """Find an inode by its path from the root; the last symlink is not followed. For operators (`shoal info`)."""
+
+    path: bytes
