@@ -18,6 +18,7 @@ backlog.
 import errno
 from collections.abc import Iterable, Iterator
 from functools import partial
+from typing import TYPE_CHECKING
 
 import msgspec
 import trio
@@ -26,12 +27,14 @@ from shoalfs.fs.contents import Contents
 from shoalfs.fs.fetcher import Fetcher
 from shoalfs.fs.parallel import all_of
 from shoalfs.fs.ports import Buffer, Metadata
-from shoalfs.fs.units import Backlog, Unit
+from shoalfs.fs.units import Backlog, Unit, give_up_refused
 from shoalfs.fs.uploader import Uploader
 from shoalfs.mds.messages import CommitExtents, CommitInline, Committed, Op, Patch, Receipt
 from shoalfs.transport.errors import ChunkNotReserved, LayoutConflict, PosixError, ShoalError, StaleReceipt
-from shoalfs.transport.ids import ChunkId, TargetId
 from shoalfs.transport.limits import COMMIT_ATTEMPTS_MAX, EXTENTS_PER_COMMIT_MAX, FILE_SIZE_BYTES_MAX
+
+if TYPE_CHECKING:
+    from shoalfs.transport.ids import ChunkId, TargetId
 
 
 class Committer:
@@ -115,13 +118,8 @@ class Committer:
         if isinstance(error, LayoutConflict):
             await self._fetcher.refetch()
             return
-        # Of ChunkNotReserved we know no epoch that is wrong: a commit whose answer was lost did link the chunk, and
-        # somebody else has written over it since.
         epochs = {target.id: target.epoch for target in (await self._metadata.refresh_map()).targets}
-        stored = [unit for unit in units if unit.stored is not None]
-        stale = [unit for unit in stored if not _all_current(unit, epochs)]
-        for unit in stale or stored:
-            unit.stored = None
+        give_up_refused(units, epochs)
 
     def _fits_inline(self, end_bytes: int) -> bool:
         inode = self._contents.inode
@@ -226,7 +224,7 @@ class Committer:
             return
         need = await self._uploader.min_ack(self._contents.inode.pool)
         volatile = {unit.stored.chunk: unit for unit in units if unit.stored and unit.stored.durable_receipts < need}
-        held = {chunk: _holders(unit) for chunk, unit in volatile.items()}
+        held = {chunk: unit.stored.holders for chunk, unit in volatile.items() if unit.stored}
         for chunk, receipts in (await self._uploader.sync(held, need)).items():
             unit = volatile[chunk]
             assert unit.stored is not None
@@ -256,16 +254,7 @@ class Committer:
     def _remember(self, units: Iterable[Unit], *, durable: bool) -> None:
         for unit in units:
             if unit.stored and not durable and unit.stored.durable_receipts < len(unit.stored.receipts):
-                self.undurable[unit.stored.chunk] = _holders(unit)
-
-
-def _holders(unit: Unit) -> tuple[TargetId, ...]:
-    return tuple(receipt.target for receipt in unit.stored.receipts) if unit.stored else ()
-
-
-def _all_current(unit: Unit, epochs: dict[TargetId, int]) -> bool:
-    assert unit.stored is not None
-    return all(epochs.get(receipt.target) == receipt.target_epoch for receipt in unit.stored.receipts)
+                self.undurable[unit.stored.chunk] = unit.stored.holders
 
 
 def _receipts(units: Iterable[Unit]) -> tuple[Receipt, ...]:

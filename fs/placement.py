@@ -63,6 +63,18 @@ class Placement:
                 return group
         return None
 
+    def choose(
+        self, pool: PoolId, ino: InodeId, index: int, full: Collection[TargetId], failed: Collection[TargetId]
+    ) -> PlacementGroup | None:
+        """The group that is to take a chunk: without targets that are full or failed lately if there is one, else with
+        those that failed; and if no group is whole, one with enough targets for ``min_ack``. None if there is none."""
+        for least in (None, self.min_ack(pool)):
+            for avoid in ({*full, *failed}, full):
+                group = self.group_for(pool, ino, index, avoid, least=least)
+                if group is not None:
+                    return group
+        return None
+
     def targets(self, group: PlacementGroup) -> list[tuple[int, Target]]:
         """The targets of the group that can be written to, with their places in it."""
         return [(place, self._targets[t]) for place, t in enumerate(group.targets) if self._is_up(t)]

@@ -9,13 +9,13 @@ The one rule: units are committed in the order in which they were taken, so what
 top.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from shoalfs.fs.ports import Buffer
 from shoalfs.fs.ranges import RangeMap
 from shoalfs.mds.messages import Extent, Receipt
-from shoalfs.transport.ids import ChunkId
+from shoalfs.transport.ids import ChunkId, TargetId
 from shoalfs.transport.limits import DIRTY_RUN_COST_BYTES, FILE_SIZE_BYTES_MAX
 
 
@@ -30,6 +30,14 @@ class Stored(NamedTuple):
     @property
     def durable_receipts(self) -> int:
         return sum(receipt.durable for receipt in self.receipts)
+
+    @property
+    def holders(self) -> tuple[TargetId, ...]:
+        return tuple(receipt.target for receipt in self.receipts)
+
+    def is_current(self, epochs: Mapping[TargetId, int]) -> bool:
+        """All receipts are of the targets' present lives. ``epochs``: as the cluster map has them."""
+        return all(epochs.get(receipt.target) == receipt.target_epoch for receipt in self.receipts)
 
 
 class Part(NamedTuple):
@@ -91,6 +99,17 @@ class Unit:
             Extent(start, length, chunk.chunk, within, self.payload_bytes, chunk.chunk_hash, chunk.fragments)
             for start, within, length in spans
         ]
+
+
+def give_up_refused(units: Iterable[Unit], epochs: Mapping[TargetId, int]) -> None:
+    """A commit of these units was refused for its chunks: those that have to be stored again are as if never stored.
+    That are those with a receipt of an old epoch; where none has one, something else is wrong with a chunk (an earlier
+    commit happened and the chunk was overwritten since; it went to targets that are not its group's any more), and none
+    is used again."""
+    stored = [unit for unit in units if unit.stored is not None]
+    stale = [unit for unit in stored if unit.stored is not None and not unit.stored.is_current(epochs)]
+    for unit in stale or stored:
+        unit.stored = None
 
 
 class Backlog:

@@ -128,18 +128,15 @@ class Uploader:
         return self._placement
 
     async def _group(self, inode: Inode, index: int) -> PlacementGroup:
-        """A group that may take the chunk: without targets that failed lately if there is one, else with them; and if
-        no group is whole, one with enough targets for ``min_ack``. Raises PosixError(ENOSPC), TargetDown."""
+        """A group that may take the chunk. Raises PosixError(ENOSPC), TargetDown."""
         for refreshed in (False, True):
             if refreshed:
                 await self._metadata.refresh_map()
             placement = self._current()
             full, failed = self._full.now(placement.target), self._failed.now(placement.target)
-            for least in (None, placement.min_ack(inode.pool)):
-                for avoid in ({*full, *failed}, full):
-                    group = placement.group_for(inode.pool, inode.ino, index, avoid, least=least)
-                    if group is not None:
-                        return group
+            group = placement.choose(inode.pool, inode.ino, index, full, failed)
+            if group is not None:
+                return group
         if full:
             raise PosixError(TargetFull.errno)
         raise TargetDown(f"no placement group of pool {inode.pool} has enough targets that are up")

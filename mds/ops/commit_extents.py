@@ -143,7 +143,11 @@ def _check_receipts(
     txn: ReadTxn, extent: Extent, receipts: list[Receipt], epochs: dict[TargetId, int], *, durable: bool
 ) -> None:
     """Raises StaleReceipt unless ``min_ack`` targets of the chunk's group hold what they should, as of their current
-    epochs; BadMessage if the extent is not of a chunk of that pool."""
+    epochs; BadMessage if the extent is not of a chunk of that pool.
+
+    What is not durable yet is synced later on the targets that gave receipts, and their word is then taken for it. So
+    one of a target that is not a member (any more) is refused: nobody reads from there, and the copy will be deleted.
+    Whoever is a member now is let go only once the others were seen to have the chunk."""
     chunk = extent.chunk
     group = records.GROUP.load(txn, keys.group(chunk_pg(chunk)))
     if group is None:
@@ -152,6 +156,8 @@ def _check_receipts(
     _check_fragments(extent, pool)
     holders: set[TargetId] = set()
     for receipt in receipts:
+        if receipt.target not in group.targets and not durable:
+            raise StaleReceipt(f"target {receipt.target} is no member of the group of chunk {chunk}: the map is old")
         if receipt.target not in group.targets or (durable and not receipt.durable):
             continue
         place = group.place(receipt.target)

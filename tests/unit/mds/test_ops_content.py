@@ -321,6 +321,20 @@ def test_receipts(md, ino):
     md.do(m.CommitExtents(ino, extents, (first, second), durable=True))
 
 
+def test_a_commit_that_is_synced_later_has_receipts_of_members_only(md, ino):
+    """Else the writer would take the word of who is no member any more for what fsync promises: nobody reads there, and
+    the copy is deleted."""
+    chunk = md.chunk()
+    members = md.receipts(chunk, durable=False)
+    outsider = next(t for t in md.map().targets if t.id not in {r.target for r in members})
+    stray = m.Receipt(chunk, outsider.id, outsider.epoch, False, HASH)
+    extents = (md.extent(chunk, 0, 10),)
+    refused(md, StaleReceipt, m.CommitExtents(ino, extents, (*members, stray)))
+    synced = tuple(msgspec.structs.replace(r, durable=True) for r in (*members, stray))
+    md.do(m.CommitExtents(ino, extents, synced, durable=True))
+    md.do(m.CommitExtents(ino, extents, members))
+
+
 def test_receipts_end_with_the_epoch(md, ino):
     chunk = md.chunk()
     receipts = md.receipts(chunk)
