@@ -13,7 +13,7 @@ import logging
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import msgspec
 import trio
@@ -21,11 +21,13 @@ import trio
 from shoalfs.fs.effects import doubtful, effects
 from shoalfs.fs.handles import Handles
 from shoalfs.fs.leases import Asking, LeaseCache, Name, Unknown
+from shoalfs.fs.new_files import NewFiles, bytes_of, can_be_made
+from shoalfs.fs.ports import Files, Kernel
 from shoalfs.mds import messages as m
 from shoalfs.mds.client import MdsClient, boot_time
-from shoalfs.transport.errors import SessionGone
+from shoalfs.transport.errors import SessionGone, ShoalError
 from shoalfs.transport.ids import InodeId, SessionId
-from shoalfs.transport.limits import READDIR_ENTRIES_MAX, WRITE_BACK_TTLS
+from shoalfs.transport.limits import NEW_FILES_MAX, READDIR_ENTRIES_MAX, WRITE_BACK_TTLS
 from shoalfs.transport.method import A, Message, Method, Q
 from shoalfs.transport.rpc import Reply
 from shoalfs.transport.service import Call
@@ -45,36 +47,6 @@ class FetchedFile(NamedTuple):
     extents: tuple[m.Extent, ...]
 
 
-class Kernel(Protocol):
-    """What the kernel can be told about what it has cached. None of these waits for a lock that a request of a program
-    may hold, except where it says so."""
-
-    def forget_names(self) -> None:
-        """Ask again for every name before it is used next."""
-
-    def forget_attributes(self, ino: InodeId) -> None:
-        """Ask again for the attributes, the size among them."""
-
-    def forget_pages(self, ino: InodeId) -> None:
-        """Forget pages and attributes, soon."""
-
-    async def forgotten_pages(self, ino: InodeId) -> None:
-        """Forget pages and attributes; done when this returns. Not in a request that holds pages."""
-
-    async def drop_pages(self, inodes: tuple[InodeId, ...]) -> None:
-        """Forget pages and attributes; returns when that is done, or when it takes too long because a page is locked:
-        then whoever reads next asks for the attributes, and drops the pages if they are old."""
-
-
-class Files(Protocol):
-    """What programs have written to files and is not committed."""
-
-    def is_dirty(self, ino: InodeId) -> bool: ...
-
-    async def write_back(self, ino: InodeId) -> bool:
-        """Commit what was written to the file before this call. False: it could not be, and is tried again."""
-
-
 class Coherent:
     """See the module. :meth:`begin` before anything else; :meth:`run` must be running."""
 
@@ -92,6 +64,11 @@ class Coherent:
         self._files: Files | None = None
         # Until when each write to a file is committed without asking for the write lease; bounded by what is open.
         self._through_until: dict[InodeId, float] = {}
+        self.new_files = NewFiles(self._tell_new, self._told_new, self._refused_new)
+        # Told of each directory in which a file was made: by the leader, or here. Who asks for its write lease?
+        self.on_made: Callable[[InodeId], None] = lambda directory: None
+        # Told of files of which the leader hears when they are closed already.
+        self.on_closed: Callable[[InodeId], None] = lambda ino: None
         self._asking_to_write: dict[InodeId, trio.Event] = {}
 
     def begin(self, session: MdsClient) -> None:
@@ -138,11 +115,13 @@ class Coherent:
 
     async def read(self, method: Method[Q, A], request: Q) -> Reply[A]:
         """Ask the leader, whatever is known here. As :meth:`MdsClient.read`."""
+        await self._settle(request)
         return await self._session.read(method, request)
 
     def known(self, ino: InodeId) -> m.Inode | None:
         """The inode, if it is known here and may be believed."""
-        return self.cache.inode(ino) if self.left_s() else None
+        inode = self.cache.inode(ino) if self.left_s() else None
+        return inode if inode is None else self.new_files.view(inode)
 
     def keeps_name(self, directory: InodeId, name: bytes, ino: InodeId | None) -> bool:
         """True if it is known here that the name leads to ``ino`` (None: that it does not exist)."""
@@ -158,7 +137,7 @@ class Coherent:
             if ino is None:
                 self.hits += 1
                 return None
-            inode = None if isinstance(ino, Unknown) else self.cache.inode(ino)
+            inode = None if isinstance(ino, Unknown) else self.known(ino)
             if inode is not None:
                 self.hits += 1
                 return inode
@@ -170,7 +149,7 @@ class Coherent:
             if found.leased and found.inode is not None:
                 self._learn(asking, found.inode)
         self.on_looked_up(who, parent, found.inode)
-        return found.inode
+        return found.inode if found.inode is None else self.new_files.view(found.inode)
 
     async def getattr(self, ino: InodeId) -> m.Inode:
         """The attributes. Raises ShoalError."""
@@ -182,7 +161,7 @@ class Coherent:
             entry = (await self._repeated(m.GETATTR, m.GetAttr(ino, self.session))).body
             if entry.leased:
                 self._learn(asking, entry.inode)
-            return entry.inode
+            return self.new_files.view(entry.inode)
 
     async def readdir(self, request: m.ReadDir) -> m.Listing:
         """A page of a listing, always from the leader; what it brings is kept. Raises ShoalError."""
@@ -263,6 +242,7 @@ class Coherent:
     async def _repeated(self, method: Method[Q, A], request: Q) -> Reply[A]:
         """Ask under a session that may have been lost meanwhile: a question loses nothing by it, and is asked once
         more under the new one."""
+        await self._settle(request)
         try:
             return await self._session.read(method, request)
         except SessionGone:
@@ -280,6 +260,18 @@ class Coherent:
 
     async def mutate(self, op: m.Op, request: Message, reply: type[M]) -> M:
         """As :meth:`MdsClient.mutate`. What is kept is corrected before this returns, and before it raises."""
+        if len(self.new_files):
+            if isinstance(request, m.CommitInline) and request.ino in self.new_files:
+                committed = await self._tell_with_bytes(request)
+                if committed is not None:
+                    return cast("M", committed)
+            await self._settle(request)
+        answer = await self._mutate(op, request, reply)
+        if isinstance(request, m.Create) and isinstance(answer, m.Created) and answer.created:
+            self.on_made(request.parent)
+        return answer
+
+    async def _mutate(self, op: m.Op, request: Message, reply: type[M]) -> M:
         with self._asking() as asking:
             try:
                 answer, leased, directories = await self._session.change(
@@ -321,6 +313,77 @@ class Coherent:
         self.cache.answered(asking)
         self.cache.drop(names, inodes)
 
+    # --- files that the leader does not know -------------------------------------------------------------------------
+
+    async def make(self, request: m.Create) -> m.Inode | None:
+        """Make a file here, of which the leader is told later, if nobody else can notice. None: it must be asked.
+        Raises ShoalError."""
+        if not self._may_make(request):
+            return None
+        ino = await self._session.inode_number()
+        if not self._may_make(request):
+            return None  # others did something while we waited for a number
+        directory = self.cache.inode(request.parent)
+        assert directory is not None
+        inode = self.new_files.make(directory, request, ino)
+        with self._asking() as asking:
+            self.cache.moved_name(asking, request.parent, request.name, ino)
+            self.cache.learn_inode(asking, inode)
+            self.cache.learn_write(asking, ino)
+        self.on_made(request.parent)
+        return inode
+
+    async def prepare_to_make(self) -> None:
+        """Have numbers for new files. Raises ShoalError."""
+        await self._session.reserve_inodes()
+
+    def _may_make(self, request: m.Create) -> bool:
+        """The directory is written to by this mount alone, all its names are known, and this is none of them."""
+        if request.parent not in self.cache.writes or not self.left_s() or len(self.new_files) >= NEW_FILES_MAX:
+            return False
+        directory = self.cache.inode(request.parent)
+        is_free = self.cache.name(request.parent, request.name) is None
+        return directory is not None and is_free and can_be_made(directory, request)
+
+    async def _settle(self, request: Any) -> None:
+        """The leader knows all that matters to the request."""
+        if len(self.new_files):
+            removed = None
+            if isinstance(request, m.Rmdir):
+                removed = self.cache.name(request.parent, request.name)
+            elif isinstance(request, m.Rename):
+                removed = self.cache.name(request.new_parent, request.new_name)
+            await self.new_files.settle(request, removed)
+
+    async def _tell_with_bytes(self, request: m.CommitInline) -> m.Committed | None:
+        """Tell of a file together with the first bytes that are committed to it. None: it cannot be done."""
+        data = bytes_of(request)
+        created = None if data is None else await self.new_files.tell(request.ino, data)
+        if created is None:
+            return None
+        return m.Committed(created.inode, request.patches[0].offset_bytes, previous_data_version=1)
+
+    async def _tell_new(self, request: m.Create) -> m.Created:
+        created = await self._mutate(m.Op.CREATE, request, m.Created)
+        if self.cache.inode(request.ino) is None:
+            self.cache.drop_write(request.ino)  # it is not leased, for whatever reason, nor is writing to it
+        return created
+
+    def _told_new(self, ino: InodeId) -> None:
+        if self._handles.holders(ino):
+            self._handles.registered.add(ino)
+        else:
+            self.cache.drop_write(ino)
+            self.on_closed(ino)
+
+    def _refused_new(self, ino: InodeId, error: ShoalError) -> None:
+        log.error("inode %d was made here, and the metadata service refuses it: %s", ino, error)
+        self.cache.drop(inodes=(ino,))
+        self.cache.drop_write(ino)
+        self._kernel.forget_names()
+        if self._files is not None:
+            self._files.lose(ino, error)
+
     # --- keeping what is written -------------------------------------------------------------------------------------
 
     def keeps_writes(self, ino: InodeId) -> bool:
@@ -338,7 +401,8 @@ class Coherent:
         try:
             with self._asking() as asking:
                 answer = (await self._repeated(m.LEASE_WRITE, m.LeaseWrite(self.session, ino))).body
-                self._handles.registered.add(ino)
+                if self._handles.holders(ino):
+                    self._handles.registered.add(ino)
                 if answer.granted:
                     self.cache.learn_write(asking, ino)
                 elif answer.through_ms:
@@ -355,13 +419,27 @@ class Coherent:
         self.cache.drop_write(request.ino)
         done = False
         with trio.move_on_after(self._session.ttl_ms * WRITE_BACK_TTLS / 1000):
-            done = self._files is None or await self._files.write_back(request.ino)
+            done = await self._tell_all_in(request.ino)
+            done = (self._files is None or await self._files.write_back(request.ino)) and done
         return m.WrittenBack(done)
 
+    async def _tell_all_in(self, directory: InodeId) -> bool:
+        try:
+            await self.new_files.tell_all_in(directory)
+        except ShoalError as error:
+            log.warning("files made in directory %d could not be told: %s", directory, error)
+            return False
+        return True
+
     def kept_writes(self) -> tuple[InodeId, ...]:
-        """Files of which something is kept under a write lease: what a new leader has to know."""
+        """Files of which something is kept under a write lease, and directories in which files were made: what a new
+        leader has to know."""
         files = self._files
-        return () if files is None else tuple(ino for ino in self.cache.writes if files.is_dirty(ino))
+        return tuple(
+            ino
+            for ino in self.cache.writes
+            if self.new_files.has_in(ino) or (files is not None and files.is_dirty(ino))
+        )
 
     # --- dropping ----------------------------------------------------------------------------------------------------
 
@@ -404,6 +482,7 @@ class Coherent:
         """There is a new session, which has nothing."""
         self.drop_everything()
         self.cache.writes = set()
+        self.new_files.forget_all()
         self._through_until.clear()
 
     async def meet_new_leader(self) -> None:

@@ -107,6 +107,12 @@ class DataPath:
             return True
         return not await _flush_each([file], durable=False)
 
+    def lose(self, ino: InodeId, error: ShoalError) -> None:
+        """This file can never be committed."""
+        file = self._files.get(ino)
+        if file is not None:
+            file.lose(error)
+
     def lose_all(self, error: ShoalError) -> None:
         """The session is gone: what is not committed never can be."""
         for file in self._files.values():

@@ -22,7 +22,7 @@ class Effects:
 
 def doubtful(request: Message) -> tuple[set[Name], set[InodeId]]:
     """The names and inodes of which nothing is certain after a mutation that failed, or whose answer never came."""
-    names = set(_names(request))
+    names = set(names_of(request))
     inodes = {directory for directory, _ in names}
     ino = getattr(request, "ino", None)
     if ino is not None:
@@ -38,7 +38,7 @@ def effects(request: Message, reply: Any) -> Effects:
     if inode is None:
         return Effects()
     found = Effects(told=(inode,))
-    for name in _names(request):
+    for name in names_of(request):
         found.names[name] = None if isinstance(request, m.Unlink | m.Rmdir) else inode.ino
         if not isinstance(request, m.Create) or reply.created:
             found.stale.add(name[0])
@@ -46,7 +46,7 @@ def effects(request: Message, reply: Any) -> Effects:
 
 
 def _renamed(request: m.Rename, reply: m.Renamed) -> Effects:
-    old, new = _names(request)
+    old, new = names_of(request)
     told = (reply.moved,) if reply.other is None else (reply.moved, reply.other)
     if reply.other is not None and reply.other.ino == reply.moved.ino:
         return Effects(told=told)  # two names of one inode: both stay
@@ -55,8 +55,9 @@ def _renamed(request: m.Rename, reply: m.Renamed) -> Effects:
     return Effects({old: left, new: reply.moved.ino}, {old[0], new[0]}, told)
 
 
-def _names(request: Message) -> Iterator[Name]:
-    if isinstance(request, m.Create | m.Mknod | m.Mkdir | m.Symlink | m.Unlink | m.Rmdir):
+def names_of(request: Message) -> Iterator[Name]:
+    """The names that a request is about."""
+    if isinstance(request, m.Lookup | m.Create | m.Mknod | m.Mkdir | m.Symlink | m.Unlink | m.Rmdir):
         yield request.parent, request.name
     elif isinstance(request, m.Link):
         yield request.new_parent, request.new_name

@@ -26,6 +26,7 @@ from shoalfs.fs.handles import Handles
 from shoalfs.fs.kernel_cache import KernelCache
 from shoalfs.fs.native_ops import NativeOps
 from shoalfs.fs.operations import Operations
+from shoalfs.fs.own_directories import OwnDirectories
 from shoalfs.fs.pages import KernelPages
 from shoalfs.fs.releases import Releases
 from shoalfs.fs.root import find_root
@@ -34,7 +35,7 @@ from shoalfs.fs.vfs import Vfs
 from shoalfs.mds.client import MdsClient, open_session
 from shoalfs.mds.messages import CLIENT, INVALIDATE, WRITE_BACK
 from shoalfs.transport.carrier import Carriers
-from shoalfs.transport.errors import SessionGone, UserError
+from shoalfs.transport.errors import SessionGone, ShoalError, UserError
 from shoalfs.transport.limits import DIRTY_BYTES_DEFAULT, READ_CACHE_BYTES_DEFAULT
 from shoalfs.transport.network import open_network
 from shoalfs.transport.service import Service
@@ -154,11 +155,14 @@ async def _serve(
     releases = Releases(coherent)
     scans = Scans(coherent, data_path.is_complete, data_path.counters)
     coherent.on_looked_up = scans.looked_up
+    own = OwnDirectories(coherent, releases)
+    coherent.on_made, coherent.on_closed = own.made, releases.add
     vfs = Vfs(coherent, data_path, handles, releases, scans, KernelPages(), kernel, durable_close=options.durable_close)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(data_path.run)
         nursery.start_soon(releases.run)
         nursery.start_soon(scans.run)
+        nursery.start_soon(own.run)
         nursery.start_soon(coherent.run)
         nursery.start_soon(kernel.run)
         try:
@@ -169,8 +173,16 @@ async def _serve(
             with trio.move_on_after(_FLUSH_AT_END_S, shield=True):
                 for error in await data_path.flush_all(durable=True):
                     log.error("bytes that were not committed are lost: %s", error)
+                await _tell_all(coherent)
                 await releases.send_all()
         nursery.cancel_scope.cancel()
+
+
+async def _tell_all(coherent: Coherent) -> None:
+    try:
+        await coherent.new_files.tell_all()
+    except ShoalError as error:
+        log.error("files that were made here are lost: %s", error)
 
 
 async def _answer_kernel(

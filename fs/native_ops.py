@@ -190,7 +190,7 @@ class NativeOps:
 
     async def _setxattr(self, request: wire.Request) -> bytes:
         asked = wire.setxattr(request.body)
-        await self._vfs.setxattr(self._who(request), self._ino(request.ino), *asked)
+        await self._vfs.xattrs.set(self._who(request), self._ino(request.ino), *asked)
         return b""
 
     # --- locks -------------------------------------------------------------------------------------------------------

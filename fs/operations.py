@@ -316,7 +316,7 @@ class Operations(pyfuse3.Operations):
 
     @_handler
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
-        """Every change of a directory is on disk when the call that made it returns."""
+        await self._vfs.fsyncdir(fh)
 
     # --- the rest ----------------------------------------------------------------------------------------------------
 
@@ -339,16 +339,16 @@ class Operations(pyfuse3.Operations):
 
     @_handler
     async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
-        return await self._vfs.getxattr(self._who(ctx), self._ino(inode), name)
+        return await self._vfs.xattrs.get(self._who(ctx), self._ino(inode), name)
 
     @_handler
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext) -> None:
-        await self._vfs.setxattr(self._who(ctx), self._ino(inode), name, value)
+        await self._vfs.xattrs.set(self._who(ctx), self._ino(inode), name, value)
 
     @_handler
     async def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
-        await self._vfs.removexattr(self._who(ctx), self._ino(inode), name)
+        await self._vfs.xattrs.remove(self._who(ctx), self._ino(inode), name)
 
     @_handler
     async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> tuple[bytes, ...]:
-        return await self._vfs.listxattr(self._who(ctx), self._ino(inode))
+        return await self._vfs.xattrs.list(self._who(ctx), self._ino(inode))

@@ -1,6 +1,7 @@
-"""What the data path needs of the two services: a metadata session and the chunkservers.
+"""What the parts of a mount need of what is around them: a metadata session, the chunkservers, the kernel, and what
+programs have written.
 
-`mds/client.py` and `chunkserver/client.py` implement these ports over the network; tests implement them over
+`mds/client.py` and `chunkserver/client.py` implement the first two over the network; tests implement them over
 a dictionary and over the real state machine. Both raise only errors of `transport/errors.py`.
 """
 
@@ -10,6 +11,7 @@ from typing import Protocol, TypeAlias, TypeVar
 import msgspec
 
 from shoalfs.mds.messages import ClusterMap, Op, Receipt, Target
+from shoalfs.transport.errors import ShoalError
 from shoalfs.transport.ids import ChunkId, InodeId, SessionId
 from shoalfs.transport.method import A, Message, Method, Q
 
@@ -88,3 +90,36 @@ class Chunks(Protocol):
 
     async def sync(self, target: Target, chunks: Sequence[ChunkId]) -> tuple[Receipt, ...]:
         """Put chunks that this target holds on its disk. Raises ChunkMissing if one is not there."""
+
+
+class Kernel(Protocol):
+    """What the kernel can be told about what it has cached. None of these waits for a lock that a request of a program
+    may hold, except where it says so."""
+
+    def forget_names(self) -> None:
+        """Ask again for every name before it is used next."""
+
+    def forget_attributes(self, ino: InodeId) -> None:
+        """Ask again for the attributes, the size among them."""
+
+    def forget_pages(self, ino: InodeId) -> None:
+        """Forget pages and attributes, soon."""
+
+    async def forgotten_pages(self, ino: InodeId) -> None:
+        """Forget pages and attributes; done when this returns. Not in a request that holds pages."""
+
+    async def drop_pages(self, inodes: tuple[InodeId, ...]) -> None:
+        """Forget pages and attributes; returns when that is done, or when it takes too long because a page is locked:
+        then whoever reads next asks for the attributes, and drops the pages if they are old."""
+
+
+class Files(Protocol):
+    """What programs have written to files and is not committed."""
+
+    def is_dirty(self, ino: InodeId) -> bool: ...
+
+    async def write_back(self, ino: InodeId) -> bool:
+        """Commit what was written to the file before this call. False: it could not be, and is tried again."""
+
+    def lose(self, ino: InodeId, error: ShoalError) -> None:
+        """The file can never be committed."""

@@ -20,14 +20,15 @@ from typing import NamedTuple
 
 import msgspec
 
-from shoalfs.fs.coherent import Coherent, Kernel
+from shoalfs.fs.coherent import Coherent
 from shoalfs.fs.data_path import DataPath
 from shoalfs.fs.file import FileData
 from shoalfs.fs.handles import DirHandle, FileHandle, Handles
 from shoalfs.fs.pages import KernelPages
-from shoalfs.fs.ports import Buffer
+from shoalfs.fs.ports import Buffer, Kernel
 from shoalfs.fs.releases import Releases
 from shoalfs.fs.scans import Scans
+from shoalfs.fs.xattrs import Xattrs
 from shoalfs.mds import messages as m
 from shoalfs.transport.errors import PosixError, ShoalError
 from shoalfs.transport.ids import InodeId
@@ -37,13 +38,6 @@ from shoalfs.transport.method import Message
 log = logging.getLogger("shoal.fs.vfs")
 
 _SET_ID = stat.S_ISUID | stat.S_ISGID
-_NAMESPACES = (b"user.", b"trusted.", b"security.")
-_LAYOUT = b"trusted.shoal."  # attributes that the service makes up from the inode
-
-
-def _may_be_absent(name: bytes) -> bool:
-    """Whether an inode without attributes answers ENODATA: the service has other errors for what is no name."""
-    return name.startswith(_NAMESPACES) and not name.startswith(_LAYOUT) and not name.endswith(b".")
 
 
 class Caching(NamedTuple):
@@ -80,6 +74,7 @@ class Vfs:
         self._pages = pages
         self._kernel = kernel
         self._durable_close = durable_close
+        self.xattrs = Xattrs(metadata, self._seen)
         self._unlinking: Counter[InodeId] = Counter()  # whose names mutations of this mount are taking away
         self.opens_here = 0  # opens of which nobody had to be told
 
@@ -189,32 +184,6 @@ class Vfs:
     async def statfs(self) -> m.FsStat:
         return (await self._metadata.read(m.STATFS, m.StatFs())).body
 
-    async def getxattr(self, who: m.Credentials, ino: InodeId, name: bytes) -> bytes:
-        """As getxattr(2). Access control lists, for which the kernel asks before it checks permissions, and attributes
-        that an inode cannot have are answered from its record."""
-        if name in m.ACL_NAMES:
-            try:
-                return (await self.getattr(ino)).access_lists[name]
-            except KeyError:
-                raise PosixError(errno.ENODATA) from None
-        if _may_be_absent(name) and not (await self.getattr(ino)).xattr_bytes:
-            raise PosixError(errno.ENODATA)
-        return (await self._metadata.read(m.GETXATTR, m.GetXattr(who, ino, name))).body.value
-
-    async def listxattr(self, who: m.Credentials, ino: InodeId) -> tuple[bytes, ...]:
-        inode = await self.getattr(ino)
-        if not inode.xattr_bytes:
-            return tuple(inode.access_lists)
-        return (await self._metadata.read(m.LISTXATTR, m.ListXattr(who, ino))).body.names
-
-    async def setxattr(self, who: m.Credentials, ino: InodeId, name: bytes, value: bytes, flags: int = 0) -> None:
-        """As setxattr(2). Without the compiled part no flags come here: pyfuse3 checks XATTR_CREATE and XATTR_REPLACE
-        by asking first."""
-        await self._change(m.Op.SETXATTR, m.SetXattr(who, ino, name, value, flags))
-
-    async def removexattr(self, who: m.Credentials, ino: InodeId, name: bytes) -> None:
-        await self._change(m.Op.REMOVEXATTR, m.RemoveXattr(who, ino, name))
-
     # --- directories -------------------------------------------------------------------------------------------------
 
     def opendir(self, who: m.Credentials, ino: InodeId) -> int:
@@ -254,10 +223,14 @@ class Vfs:
     ) -> tuple[m.Inode, int, Caching]:
         """open(2) with O_CREAT. Returns the inode, the handle, and what the kernel may cache."""
         request = m.Create(who, parent, name, mode, exclusive=bool(flags & os.O_EXCL), umask=umask)
+        made = await self._metadata.make(request)
+        if made is not None:
+            return self._made(made, flags)
         created = await self._metadata.mutate(m.Op.CREATE, request, m.Created)
         if not created.created:
             number, caching = await self.open(who, created.inode.ino, flags)
             return self._handles.file(number).file.inode, number, caching
+        self._handles.registered.add(created.inode.ino)
         return self._made(created.inode, flags)
 
     async def tmpfile(
@@ -265,15 +238,16 @@ class Vfs:
     ) -> tuple[m.Inode, int, Caching]:
         """open(2) with O_TMPFILE; returns as :meth:`create`."""
         request = m.Tmpfile(who, parent, mode, linkable=not flags & os.O_EXCL, umask=umask)
-        return self._made((await self._metadata.mutate(m.Op.TMPFILE, request, m.Entry)).inode, flags)
+        made = (await self._metadata.mutate(m.Op.TMPFILE, request, m.Entry)).inode
+        self._handles.registered.add(made.ino)
+        return self._made(made, flags)
 
     def _made(self, inode: m.Inode, flags: int) -> tuple[m.Inode, int, Caching]:
-        """A new file, which the service knows to be open here."""
+        """A new file, which the service knows to be open here, or will be told of as such."""
         self._seen(inode)
         file = self._data_path.file(inode)
         file.refresh(inode, b"")
         self._handles.hold(file.ino)
-        self._handles.registered.add(file.ino)
         return inode, self._add(file, flags), _caching(flags, keep=False)
 
     async def open(self, who: m.Credentials, ino: InodeId, flags: int) -> tuple[int, Caching]:
@@ -433,10 +407,21 @@ class Vfs:
 
     async def flush(self, number: int) -> None:
         """close(2), also of a duplicate: everything written is committed, or the error is returned."""
-        await self._handles.file(number).file.flush(durable=self._durable_close)
+        await self._commit_file(self._handles.file(number).file, durable=self._durable_close)
 
     async def fsync(self, number: int) -> None:
-        await self._handles.file(number).file.flush(durable=True)
+        await self._commit_file(self._handles.file(number).file, durable=True)
+
+    async def fsyncdir(self, number: int) -> None:
+        """Every change of a directory is on disks when the call that made it returns, but for files that were made
+        here."""
+        await self._metadata.new_files.tell_all_in(self._handles.dir(number).ino)
+
+    async def _commit_file(self, file: FileData, *, durable: bool) -> None:
+        """Commit what was written to it, and that it exists: for a small new file that is one command."""
+        await file.flush(durable=durable)
+        if file.ino in self._metadata.new_files:
+            await self._metadata.new_files.tell(file.ino)
 
     async def release(self, number: int) -> None:
         """The handle is gone; nobody is left to be told of an error. What was written through a shared mapping after
@@ -447,8 +432,8 @@ class Vfs:
                 return
             if not file.committed_inode.nlink:
                 file.discard()
-            elif file.is_dirty:
-                await file.flush(durable=False)
+            else:
+                await self._commit_file(file, durable=False)
         except ShoalError as error:
             log.error("inode %d: closed for the last time with bytes that are not committed: %s", file.ino, error)
         finally:
@@ -477,8 +462,8 @@ class Vfs:
     async def commit(self, ino: InodeId) -> None:
         """Commit what this mount has written to the file."""
         file = self._data_path.find(ino)
-        if file is not None and file.is_dirty:
-            await file.flush(durable=False)
+        if file is not None:
+            await self._commit_file(file, durable=False)
 
     async def revalidate(self, ino: InodeId) -> None:
         """Know what is committed of the file now; if others have changed it, so does the kernel."""

@@ -37,6 +37,7 @@ from shoalfs.mds.messages import (
     EndSession,
     GetMap,
     Inode,
+    InodesReserved,
     Invalidate,
     Invalidated,
     Mutate,
@@ -45,6 +46,7 @@ from shoalfs.mds.messages import (
     Outcome,
     Renew,
     ReserveChunks,
+    ReserveInodes,
     SessionOpened,
     WriteBack,
     WrittenBack,
@@ -56,7 +58,7 @@ from shoalfs.transport.errors import (
     from_wire,
 )
 from shoalfs.transport.ids import InodeId, SessionId
-from shoalfs.transport.limits import LEASE_TTLS, SESSION_RENEWALS_PER_TTL, SLOTS_PER_SESSION
+from shoalfs.transport.limits import INODE_RANGE_MAX, LEASE_TTLS, SESSION_RENEWALS_PER_TTL, SLOTS_PER_SESSION
 from shoalfs.transport.method import Message, Method, Nothing
 from shoalfs.transport.network import Network
 from shoalfs.transport.rpc import Reply
@@ -127,8 +129,9 @@ class MdsClient:
         self.leased_until = 0.0  # see the module; on boot_time()
         self._map = opened.map
         self._slots = _Slots()
-        # Chunk numbers [next, end) are reserved for this session and not used yet.
+        # Chunk numbers [next, end) are reserved for this session and not used yet; and so are inode numbers.
         self._next_sequence = self._end_sequence = 0
+        self._next_ino = self._end_ino = 0
 
     @property
     def map(self) -> ClusterMap:
@@ -186,6 +189,20 @@ class MdsClient:
                 self._end_sequence = got.first_sequence + got.count
             self._next_sequence += 1
             return self._next_sequence - 1
+
+    async def inode_number(self) -> InodeId:
+        """The next inode number that is reserved for this session. Raises as :meth:`mutate`."""
+        while self._next_ino == self._end_ino:
+            await self.reserve_inodes()
+        self._next_ino += 1
+        return InodeId(self._next_ino - 1)
+
+    async def reserve_inodes(self) -> None:
+        """Have at least one number for :meth:`inode_number`. Raises as :meth:`mutate`."""
+        async with self._reserving:
+            if self._next_ino == self._end_ino:
+                got = await self.mutate(Op.RESERVE_INODES, ReserveInodes(INODE_RANGE_MAX), InodesReserved)
+                self._next_ino, self._end_ino = got.first_ino, got.first_ino + got.count
 
     async def run(self) -> None:
         """Carry mutations, watch the leader and keep the session alive until cancelled."""

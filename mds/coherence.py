@@ -5,13 +5,15 @@ The life of a mutation, beginning with its arrival (docs/leases.md has the argum
 
 1. **grace**: while a session that an earlier leader knew has not reported, it may hold leases that nobody here
    remembers: wait until it reports, or until it expires;
-2. **admission**: what the mutation touches is worked out and marked; if a name of it is being changed, wait first;
+2. **admission**: what the mutation touches is worked out and marked; if a name of it is being changed, or may be that
+   of a file which another session has made and not told of, wait first;
 3. **recall**: sessions that hold leases on it are told, and have acknowledged; one that keeps written bytes of it has
    committed them;
 4. **apply**, through Raft;
 5. **end**: the session that asked is given leases on what it is told, the marks are taken off, the answer is sent.
 
-A question about a file that another session has a write lease on waits for the third part of 3 only.
+A question about a file, or a name in a directory, that another session has a write lease on waits for the third part
+of 3 only.
 
 2 to 5 belong to one leadership. A mutation that meets the next one before it is proposed is refused with NotLeader,
 which makes the client repeat it: it was admitted against leases that are no longer the ones that count.
@@ -231,22 +233,26 @@ class Coherence:
         free = ino not in self._writing_back and not self.table.written_by_many(ino, self._now_ms())
         return free and not self._sessions.in_grace(session) and self.table.lease_write(session, ino)
 
-    async def lease_write(self, session: SessionId, ino: InodeId) -> m.WriteLeased:
-        """Give the write lease, once no other session holds any lease on the inode. Raises NotLeader. Cancelled:
-        nothing is left behind."""
+    async def lease_write(self, session: SessionId, ino: InodeId, *, directory: bool) -> m.WriteLeased:
+        """Give the write lease, once no other session holds any lease on the inode. On a directory: nor on its names,
+        and the session is given that too. Raises NotLeader. Cancelled: nothing is left behind."""
         through_ms = self.table.written_by_many(ino, self._now_ms())
         if through_ms or self._sessions.in_grace(session):
             return m.WriteLeased(granted=False, through_ms=through_ms)
         if ino in self._writing_back:
             await self._writing_back[ino].wait()
             self._check_current()
-        change = self.table.begin(session, Touched(inodes={ino}), self._now_ms())
+        wanted = Touched(inodes={ino}, directories={ino} if directory else set())
+        change = self.table.begin(session, wanted, self._now_ms())
         try:
             await self._wait_settled(change)
             self._check_current()
             granted = ino not in self._writing_back and self.table.lease_write(session, ino, change)
         finally:
             self.end(change)
+        if granted and directory and not self.table.lease_names(session, ino, None, self._now_ms()):
+            self.table.drop_write(session, ino)
+            granted = False
         return m.WriteLeased(granted)
 
     def restore_writes(self, session: SessionId, inodes: Iterable[InodeId]) -> None:
@@ -282,6 +288,8 @@ class Coherence:
             return Admission(self, None, commands)
         if self._sessions.in_grace(session) or self.table.blocked(touched):
             return None
+        if self.table.written_directory(session, touched) is not None:
+            return None
         change = self.table.begin(session, touched, self._now_ms())
         if change.recalls or change.writers:
             self.end(change)
@@ -298,6 +306,8 @@ class Coherence:
                 return Admission(self, None, commands)
             if self._sessions.in_grace(session):
                 await trio.sleep(_GRACE_LOOK_S)
+            elif (directory := self.table.written_directory(session, touched)) is not None:
+                await self.settle(session, directory)
             elif self.table.blocked(touched):
                 await self._ended.park()
             else:

@@ -87,13 +87,14 @@ def make(
     size_bytes: int,
     acl: bytes = b"",
     default_acl: bytes = b"",
+    ino: int = 0,
 ) -> Inode:
-    """A new inode with the next number, its layout taken from ``parent``; stored and counted, not yet linked
-    to."""
+    """A new inode with this number, or the next one, its layout taken from ``parent``; stored and counted, not yet
+    linked to."""
     counters = load_counters(txn)
     is_dir = stat.S_ISDIR(mode)
     inode = Inode(
-        ino=InodeId(counters.next_ino),
+        ino=InodeId(ino or counters.next_ino),
         mode=mode,
         nlink=2 if is_dir else 1,
         uid=uid,
@@ -117,7 +118,8 @@ def make(
         default_acl=default_acl,
     )
     store(txn, inode)
-    counters = msgspec.structs.replace(counters, next_ino=counters.next_ino + 1, inodes=counters.inodes + 1)
+    next_ino = counters.next_ino if ino else counters.next_ino + 1
+    counters = msgspec.structs.replace(counters, next_ino=next_ino, inodes=counters.inodes + 1)
     store_counters(txn, counters)
     return inode
 

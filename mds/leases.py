@@ -6,7 +6,9 @@ dropped it". There are three kinds, each on one inode:
 * on an **inode**: its attributes, its inline bytes, its extents;
 * on the **names** of a directory: what each of them leads to, and that a name does not exist;
 * to **write** a file: its holder may keep what programs write to it, for nobody else is told anything of the file, or
-  changes it, before the holder was asked to commit that.
+  changes it, before the holder was asked to commit that;
+* to write a **directory**, which is the same lease on a directory: its holder may make files in it and tell of them
+  later, for nobody else is told a name of it, or that it does not exist, before the holder was asked to tell.
 
 A mutation goes through three steps, and the table knows each that is between the first and the last (a
 :class:`Change`):
@@ -21,8 +23,10 @@ The rules from which coherence follows:
 * a name that is marked is not marked again: the second mutation waits for the first (:meth:`LeaseTable.blocked`). So
   what a name leads to cannot change between ``begin`` and the end;
 * the session that mutates keeps its leases: it learns the new state from the answer;
-* one session holds the write lease on an inode, and while it does no other holds a lease on that inode. So the commit
-  of its holder has nobody to be told, and waits for nobody.
+* one session holds the write lease on an inode, and while it does no other holds a lease on that inode, or on the
+  names of that directory. So the commit of its holder has nobody to be told, and waits for nobody;
+* a mutation of a name waits for the write lease on its directory to be called back *before* it marks the name
+  (:meth:`LeaseTable.written_directory`): what the holder has to tell may be a file of that very name.
 
 Why it is bounded: a session holds at most ``per_session_max`` leases on inodes and as many on names. When it comes
 near, :meth:`LeaseTable.crowded` says which old ones to call back.
@@ -40,8 +44,10 @@ CONTENDED_NAMES: Final = 16
 CONTENDED_MS: Final = 1_000
 """A directory that is **contended** is not leased: two sessions that fill it together would otherwise tell each other
 of every file, a round trip each. It becomes contended when one session had to be told of CONTENDED_NAMES changes within
-CONTENDED_MS, and ceases to be when nothing has changed in it for so long."""
+CONTENDED_MS, and ceases to be when for so long only one session has changed anything in it, or nobody."""
 _CONTENDED_MAX: Final = 65_536  # directories remembered as contended
+_NOBODY: Final[frozenset[SessionId]] = frozenset()
+_NO_SESSION: Final = SessionId(0)
 CONTENDED_WRITES: Final = 8
 """A file whose write lease was called back so often within CONTENDED_MS is contended for as long: nobody gets the
 lease, and who writes commits each write."""
@@ -78,15 +84,16 @@ class LeaseTable:
         # Invariants: the sessions whose ``_Held`` has the inode; no empty sets.
         self._inode_holders: dict[InodeId, set[SessionId]] = {}
         self._names_holders: dict[InodeId, set[SessionId]] = {}
-        # Invariant: the session whose ``_Held.writes`` has the inode; and then ``_inode_holders`` has no other.
+        # Invariant: the session whose ``_Held.writes`` has the inode; and then neither ``_inode_holders`` nor
+        # ``_names_holders`` has another.
         self._writers: dict[InodeId, SessionId] = {}
         # What is marked. Invariants: the sum over all changes that have not ended; no zero entries.
         self._changing_names: set[Name] = set()
         self._names_changing_in: Counter[InodeId] = Counter()
         self._changing_inodes: Counter[InodeId] = Counter()
         self._changing_directories: Counter[InodeId] = Counter()
-        # Contended directories, and until when they are.
-        self._contended: dict[InodeId, int] = {}
+        # Contended directories: until when they are, and who changed each last.
+        self._contended: dict[InodeId, tuple[int, SessionId]] = {}
         # How often the write lease on each was called back since when; bounded as the contended directories are.
         self._called_back: dict[InodeId, tuple[int, int]] = {}
 
@@ -111,6 +118,8 @@ class LeaseTable:
         not be cached."""
         if directory in self._changing_directories or self._is_contended(directory, now_ms):
             return False
+        if self._writers.get(directory, session) != session:
+            return False
         held = self._held.setdefault(session, _Held())
         if directory not in held.names:
             if len(held.names) >= self._max:
@@ -127,7 +136,9 @@ class LeaseTable:
         mine = own is not None and ino in own.touched.inodes
         if self._changing_inodes.get(ino, 0) > mine or self._writers.get(ino, session) != session:
             return False
-        if not self._inode_holders.get(ino, set()) <= {session}:
+        if not self._inode_holders.get(ino, _NOBODY) <= {session} or not self._names_holders.get(ino, _NOBODY) <= {
+            session
+        }:
             return False
         held = self._held.setdefault(session, _Held())
         if ino not in held.writes:
@@ -140,6 +151,15 @@ class LeaseTable:
     def writer(self, ino: InodeId) -> SessionId | None:
         """Who holds the write lease."""
         return self._writers.get(ino)
+
+    def written_directory(self, session: SessionId, touched: Touched) -> InodeId | None:
+        """A directory in which another session may have made files that nobody knows of, and of which ``touched`` has
+        a name."""
+        if self._writers:
+            for directory, _ in touched.names:
+                if self._writers.get(directory, session) != session:
+                    return directory
+        return None
 
     def drop_write(self, session: SessionId, ino: InodeId) -> None:
         """The session keeps nothing any more that was written to ``ino``, or has never had the lease."""
@@ -203,13 +223,17 @@ class LeaseTable:
             writer = self._writers.get(ino, session)
             if writer != session:
                 change.writers[ino] = writer
-        for name in touched.names:
-            directory = name[0]
-            if directory in self._contended:
-                self._contended[directory] = now_ms + CONTENDED_MS
+        for directory in touched.directories:
             for holder in self._names_holders.get(directory, ()):
                 if holder != session:
-                    self._recall_name(_of(change, holder), holder, name, now_ms)
+                    _of(change, holder).directories.add(directory)
+        for name in touched.names:
+            directory = name[0]
+            if directory in self._contended and self._contended[directory][1] != session:
+                self._contended[directory] = (now_ms + CONTENDED_MS, session)
+            for holder in self._names_holders.get(directory, ()):
+                if holder != session:
+                    self._recall_name(change, holder, name, now_ms)
                     if directory in change.recalls[holder].directories:
                         touched.directories.add(directory)
         self._mark(touched)
@@ -254,8 +278,8 @@ class LeaseTable:
         held = self._held.get(session)
         return 0 if held is None else len(held.inodes) + len(held.names) + len(held.writes)
 
-    def _recall_name(self, recall: Touched, holder: SessionId, name: Name, now_ms: int) -> None:
-        directory = name[0]
+    def _recall_name(self, change: Change, holder: SessionId, name: Name, now_ms: int) -> None:
+        directory, recall = name[0], _of(change, holder)
         told, since_ms = self._held[holder].names[directory]
         if now_ms - since_ms > CONTENDED_MS:
             told, since_ms = 0, now_ms
@@ -264,13 +288,13 @@ class LeaseTable:
             recall.names.add(name)
             return
         recall.directories.add(directory)
-        self._contended[directory] = now_ms + CONTENDED_MS
+        self._contended[directory] = (now_ms + CONTENDED_MS, change.session)
         if len(self._contended) > _CONTENDED_MAX:
             del self._contended[next(iter(self._contended))]
 
     def _is_contended(self, directory: InodeId, now_ms: int) -> bool:
-        until_ms = self._contended.get(directory)
-        if until_ms is None:
+        until_ms, _ = self._contended.get(directory, (0, _NO_SESSION))
+        if not until_ms:
             return False
         if now_ms < until_ms:
             return True

@@ -66,6 +66,8 @@ class SessionRow(Message, frozen=True):
     nonce: bytes
     client: str
     opened_ns: int
+    # Inode numbers [first, end) that the session may give to files, the newest range last; at most INODE_RANGES_KEPT.
+    inodes: tuple[tuple[int, int], ...] = ()
 
 
 class Recorded(Message, frozen=True):

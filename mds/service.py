@@ -14,6 +14,7 @@ import msgspec
 import trio
 
 from shoalfs.mds import check, cluster, mending, reads, trash_list
+from shoalfs.mds import inode as inodes
 from shoalfs.mds import messages as m
 from shoalfs.mds.batcher import Batcher
 from shoalfs.mds.coherence import Admission, Coherence
@@ -57,11 +58,18 @@ _OPS_OF_ROLE = {
 """Which operations a peer may send. The rest is proposed by the leader itself."""
 _OF_SESSION = m.Open | m.FetchFiles | m.Renew | m.Release
 """Questions of a session that must be alive."""
-_SETTLING = m.GetAttr | m.Open
-"""Questions whose answers programs see: what others have written is committed first. A LOOKUP or a listing says "not
-leased" instead, and the kernel asks for the attributes before it shows them."""
+_SETTLING = m.GetAttr | m.Open | m.ReadDir
+"""Questions whose answers programs see: what others have written to the inode is committed first. The attributes in
+the answer to a LOOKUP or a listing are "not leased" instead, and the kernel asks before it shows them."""
 _LEASING = m.Lookup | m.GetAttr | m.ReadDir
 """Questions that wish for leases if they name a session."""
+
+
+def _settled_before(request: Any) -> tuple[SessionId, InodeId] | None:
+    """Who asks, and the inode of which this is to be answered with all that others have done to it."""
+    if isinstance(request, m.Lookup):
+        return request.session, request.parent
+    return (request.session, request.ino) if isinstance(request, _SETTLING) else None
 
 
 class MdsService:
@@ -130,9 +138,10 @@ class MdsService:
 
         async def handle(call: Call, request: Q, payload: memoryview) -> Any:
             await self._lead()
-            if isinstance(request, _SETTLING) and self._coherence.must_settle(request.session, request.ino):
+            asked = _settled_before(request)
+            if asked is not None and self._coherence.must_settle(*asked):
                 self._hear_asking(call, request)
-                await self._coherence.settle(request.session, request.ino)
+                await self._coherence.settle(*asked)
                 await self._lead()
             return self._read(function, call, request)
 
@@ -144,7 +153,8 @@ class MdsService:
         def answer(call: Call, request: Q, payload: memoryview, done: Done[Any]) -> bool:
             if not self._leads():
                 return False
-            if isinstance(request, _SETTLING) and self._coherence.must_settle(request.session, request.ino):
+            asked = _settled_before(request)
+            if asked is not None and self._coherence.must_settle(*asked):
                 return False
             reply = self._read(function, call, request)
             # The lease is looked at again after reading: the process may have been stopped for long in between.
@@ -254,13 +264,15 @@ class MdsService:
         return Nothing()
 
     async def _lease_write(self, call: Call, request: m.LeaseWrite, payload: memoryview) -> m.WriteLeased:
-        """Of a file that the session has open, which it need not have said before."""
+        """Of a file that the session has open, which it need not have said before; of a directory, it is now."""
         await self._lead()
         self._hear(call, request.session)
         if not self._state.sessions.hold(request.session, request.ino):
             raise PosixError(errno.ENFILE, "the session has too many files open")
         coherence = self._coherence
-        answer = await coherence.lease_write(request.session, request.ino)
+        with self._store.read() as txn:
+            directory = inodes.load(txn, request.ino).is_dir
+        answer = await coherence.lease_write(request.session, request.ino, directory=directory)
         await self._lead()
         if coherence.is_over:
             raise NotLeader  # who gave it does not count any more

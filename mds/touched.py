@@ -154,6 +154,7 @@ TOUCHES_NOTHING: Final = frozenset(
         m.Op.OPEN_SESSION,
         m.Op.END_SESSION,
         m.Op.RESERVE_CHUNKS,
+        m.Op.RESERVE_INODES,
         m.Op.TMPFILE,  # it is not in the directory that it is made for
         m.Op.REAP,  # of an inode that has no name and that nobody has open
         m.Op.REGISTER_TARGET,

@@ -40,8 +40,21 @@ class ChunksReserved(Message, frozen=True):
     count: int
 
 
+class ReserveInodes(Message, frozen=True):
+    count: int  # 1..INODE_RANGE_MAX
+
+
+class InodesReserved(Message, frozen=True):
+    first_ino: InodeId  # the session may give first_ino .. + count - 1 to files that it makes, each once
+    count: int
+
+
 class Create(Message, frozen=True):
-    """Make a regular file. Exists already: EEXIST if ``exclusive``, else that file is returned unchanged."""
+    """Make a regular file. Exists already: EEXIST if ``exclusive``, else that file is returned unchanged.
+
+    ``ino``: the number that it gets, of those reserved for the session; it has shown the file to its programs already
+    (docs/leases.md). Then ``data`` is what it holds, at most the inline bytes of such a file; and if the name leads to
+    this very inode, this was done before, and is done."""
 
     who: Credentials
     parent: InodeId
@@ -49,6 +62,8 @@ class Create(Message, frozen=True):
     mode: int  # permission bits
     exclusive: bool
     umask: int = 0  # taken off the mode unless the directory has a default access control list
+    ino: InodeId = InodeId(0)  # 0: the next one
+    data: bytes = b""
 
 
 class Created(Message, frozen=True):

@@ -34,6 +34,7 @@ from shoalfs.mds.messages.namespace import (
     Created,
     EndSession,
     Entry,
+    InodesReserved,
     Link,
     Mkdir,
     Mknod,
@@ -44,6 +45,7 @@ from shoalfs.mds.messages.namespace import (
     Rename,
     Renamed,
     ReserveChunks,
+    ReserveInodes,
     Rmdir,
     SessionOpened,
     SetAttr,
@@ -64,6 +66,7 @@ class Op(enum.IntEnum):
     OPEN_SESSION = 1
     END_SESSION = 2
     RESERVE_CHUNKS = 3
+    RESERVE_INODES = 4
     CREATE = 10
     MKNOD = 11
     MKDIR = 12
@@ -137,6 +140,7 @@ OP_TYPES: Final[dict[Op, tuple[type[Message], type[Message]]]] = {
     Op.OPEN_SESSION: (OpenSession, SessionOpened),
     Op.END_SESSION: (EndSession, Nothing),
     Op.RESERVE_CHUNKS: (ReserveChunks, ChunksReserved),
+    Op.RESERVE_INODES: (ReserveInodes, InodesReserved),
     Op.CREATE: (Create, Created),
     Op.TMPFILE: (Tmpfile, Entry),
     Op.MKNOD: (Mknod, Entry),

@@ -37,9 +37,10 @@ def make(
     umask: int = 0,
     rdev: int = 0,
     size_bytes: int = 0,
+    ino: int = 0,
 ) -> Inode:
     """As :func:`make_inode`, and link it under a name that was checked to be free."""
-    child = make_inode(txn, context, who, parent, mode, umask=umask, rdev=rdev, size_bytes=size_bytes)
+    child = make_inode(txn, context, who, parent, mode, umask=umask, rdev=rdev, size_bytes=size_bytes, ino=ino)
     inodes.store(txn, dentry.insert(txn, parent, name, child, context.now_ns))
     return child
 
@@ -54,6 +55,7 @@ def make_inode(
     umask: int = 0,
     rdev: int = 0,
     size_bytes: int = 0,
+    ino: int = 0,
 ) -> Inode:
     """Make an inode of this type and these permission bits, to be linked in ``parent``, whose default access control
     list takes the place of the umask; symlinks inherit none."""
@@ -74,4 +76,5 @@ def make_inode(
         size_bytes=size_bytes,
         acl=acl.encode(access),
         default_acl=parent.default_acl if stat.S_ISDIR(mode) else b"",
+        ino=ino,
     )

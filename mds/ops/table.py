@@ -27,6 +27,7 @@ from shoalfs.mds.ops.remove_target import remove_target
 from shoalfs.mds.ops.removexattr import removexattr
 from shoalfs.mds.ops.rename import rename
 from shoalfs.mds.ops.reserve_chunks import reserve_chunks
+from shoalfs.mds.ops.reserve_inodes import reserve_inodes
 from shoalfs.mds.ops.restore_trash import restore_trash
 from shoalfs.mds.ops.rmdir import rmdir
 from shoalfs.mds.ops.set_target_state import set_target_state
@@ -44,6 +45,7 @@ OPERATIONS: Final[dict[Op, Operation]] = {
     Op.OPEN_SESSION: open_session,
     Op.END_SESSION: end_session,
     Op.RESERVE_CHUNKS: reserve_chunks,
+    Op.RESERVE_INODES: reserve_inodes,
     Op.CREATE: create,
     Op.TMPFILE: tmpfile,
     Op.MKNOD: mknod,

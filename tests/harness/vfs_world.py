@@ -14,6 +14,7 @@ from shoalfs.chunkserver.server import run as run_chunkserver
 from shoalfs.fs.coherent import Coherent
 from shoalfs.fs.data_path import DataPath
 from shoalfs.fs.handles import Handles
+from shoalfs.fs.own_directories import OwnDirectories
 from shoalfs.fs.pages import KernelPages
 from shoalfs.fs.releases import Releases
 from shoalfs.fs.scans import Scans
@@ -70,6 +71,7 @@ class Client:
     kernel: "Kernel"
     coherent: Coherent
     releases: Releases
+    _made: int = 0
 
     async def write_file(self, name: bytes, data: bytes, parent: InodeId = ROOT_INODE) -> InodeId:
         inode, number, _ = await self.vfs.create(ROOT_CREDENTIALS, parent, name, 0o644, os.O_WRONLY | os.O_CREAT)
@@ -89,6 +91,19 @@ class Client:
         inode = await self.vfs.lookup(ROOT_CREDENTIALS, ROOT_INODE, name)
         number, caching = await self.vfs.open(ROOT_CREDENTIALS, inode.ino, flags)
         return number, caching.keep
+
+    async def make(self, name: bytes, parent: InodeId = ROOT_INODE, flags: int = os.O_RDWR) -> tuple[InodeId, int]:
+        """Create a file and leave it open: its inode and its handle."""
+        inode, number, _ = await self.vfs.create(ROOT_CREDENTIALS, parent, name, 0o644, flags | os.O_CREAT)
+        return inode.ino, number
+
+    async def own(self, directory: InodeId) -> None:
+        """Fill the directory until this mount has it to itself."""
+        with trio.fail_after(10):
+            while not (self.coherent.keeps_writes(directory) and self.coherent.cache.is_complete(directory)):
+                await self.write_file(b"own%d" % self._made, b"", directory)
+                self._made += 1
+                await trio.sleep(0.01)
 
     async def close(self, number: int) -> None:
         await self.vfs.flush(number)
@@ -159,11 +174,14 @@ class World:
             releases = Releases(coherent)
             scans = Scans(coherent, data_path.is_complete, data_path.counters)
             coherent.on_looked_up = scans.looked_up
+            own = OwnDirectories(coherent, releases)
+            coherent.on_made, coherent.on_closed = own.made, releases.add
             vfs = Vfs(coherent, data_path, handles, releases, scans, KernelPages(), kernel)
             nursery.start_soon(coherent.run)
             nursery.start_soon(data_path.run)
             nursery.start_soon(releases.run)
             nursery.start_soon(scans.run)
+            nursery.start_soon(own.run)
             yield Client(vfs, session, data_path, handles, kernel, coherent, releases)
             nursery.cancel_scope.cancel()
 

@@ -211,11 +211,11 @@ async def test_extended_attributes_and_layouts(cluster):
     async with cluster.client() as one:
         ino = await one.write_file(b"f", b"")
         with pytest.raises(PosixError) as caught:
-            await one.vfs.getxattr(ROOT, ino, b"user.a")
+            await one.vfs.xattrs.get(ROOT, ino, b"user.a")
         assert caught.value.errno == errno.ENODATA
-        await one.vfs.setxattr(ROOT, ino, b"user.a", b"1")
-        assert await one.vfs.getxattr(ROOT, ino, b"user.a") == b"1"
-        assert await one.vfs.listxattr(ROOT, ino) == (b"user.a",)
-        await one.vfs.removexattr(ROOT, ino, b"user.a")
-        assert await one.vfs.listxattr(ROOT, ino) == ()
-        assert await one.vfs.getxattr(ROOT, ROOT_INODE, b"trusted.shoal.inline_bytes") == b"8168"
+        await one.vfs.xattrs.set(ROOT, ino, b"user.a", b"1")
+        assert await one.vfs.xattrs.get(ROOT, ino, b"user.a") == b"1"
+        assert await one.vfs.xattrs.list(ROOT, ino) == (b"user.a",)
+        await one.vfs.xattrs.remove(ROOT, ino, b"user.a")
+        assert await one.vfs.xattrs.list(ROOT, ino) == ()
+        assert await one.vfs.xattrs.get(ROOT, ROOT_INODE, b"trusted.shoal.inline_bytes") == b"8168"

@@ -1,0 +1,227 @@
+"""Files that programs have made on this mount and of which the leader knows nothing yet.
+
+In a directory on which this mount has the write lease nobody else is told a name, or that there is none, before this
+mount was asked for what it has made there (docs/leases.md). So a new file gets one of the inode numbers that are
+reserved for the session, and the leader is told of it when it matters to anybody: with the bytes of a small file when
+it is closed, in one command; before anything is asked or changed that concerns its name or its number; when somebody
+else looks into the directory; and after NEW_FILE_MS at the latest.
+
+**Invariant**: every file here is in a directory of which this mount holds the write lease, or is being asked for what
+it made there, or has lost its session.
+
+Told once, forgotten: whether a command was applied is never in doubt for long, because telling of the same file again
+changes nothing (`mds/ops/create.py`).
+"""
+
+import errno
+import stat
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+import trio
+
+from shoalfs.fs.effects import names_of
+from shoalfs.fs.leases import UNKNOWN, Name, Unknown
+from shoalfs.mds import messages as m
+from shoalfs.transport.errors import BadMessage, PosixError, ShoalError
+from shoalfs.transport.ids import InodeId
+
+_SPECIAL: Final = stat.S_ISUID | stat.S_ISGID
+_FOR_NOW: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EAGAIN})
+"""The leader refuses a file for now. Anything else that it may say of one, it will always say."""
+_CHANGES_DIRECTORY: Final = m.SetAttr | m.SetXattr | m.RemoveXattr | m.ReadDir
+"""Of a directory: who may make files in it, or what they are like, or which there are."""
+
+
+@dataclass(slots=True, eq=False)
+class _New:
+    request: m.Create
+    made_ns: int
+    telling: trio.Event | None = None  # it is being told; set when that has ended
+
+
+class NewFiles:
+    """``tell`` sends the command; ``told`` and ``refused`` hear what became of it. At most NEW_FILES_MAX."""
+
+    def __init__(
+        self,
+        tell: Callable[[m.Create], Awaitable[m.Created]],
+        told: Callable[[InodeId], None],
+        refused: Callable[[InodeId, ShoalError], None],
+    ) -> None:
+        self._tell = tell
+        self._told = told
+        self._refused = refused
+        # Invariant: the three say the same; no empty sets.
+        self._files: dict[InodeId, _New] = {}
+        self._by_name: dict[Name, InodeId] = {}
+        self._in: dict[InodeId, dict[InodeId, None]] = {}
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __contains__(self, ino: InodeId) -> bool:
+        return ino in self._files
+
+    def has_in(self, directory: InodeId) -> bool:
+        return directory in self._in
+
+    # --- making ------------------------------------------------------------------------------------------------------
+
+    def make(self, directory: m.Inode, request: m.Create, ino: InodeId) -> m.Inode:
+        """Make a file as the leader would (`mds/inode.py`), with this number, in a directory for which
+        :func:`can_be_made` holds."""
+        now_ns = time.time_ns()
+        self._files[ino] = _New(msgspec.structs.replace(request, ino=ino), now_ns)
+        self._by_name[request.parent, request.name] = ino
+        self._in.setdefault(request.parent, {})[ino] = None
+        return m.Inode(
+            ino=ino,
+            mode=stat.S_IFREG | request.mode & ~request.umask & 0o7777,
+            nlink=1,
+            uid=request.who.uid,
+            gid=request.who.gid,
+            rdev=0,
+            size_bytes=0,
+            used_bytes=0,
+            atime_ns=now_ns,
+            mtime_ns=now_ns,
+            ctime_ns=now_ns,
+            btime_ns=now_ns,
+            version=1,
+            data_version=1,
+            pool=directory.pool,
+            chunk_bytes=directory.chunk_bytes,
+            inline_bytes_max=directory.inline_bytes_max,
+        )
+
+    def view(self, inode: m.Inode) -> m.Inode:
+        """A directory as it is with the files that were made in it here."""
+        new = self._in.get(inode.ino)
+        if new is None:
+            return inode
+        newest_ns = self._files[next(reversed(new))].made_ns
+        return msgspec.structs.replace(
+            inode,
+            size_bytes=inode.size_bytes + len(new),
+            mtime_ns=max(inode.mtime_ns, newest_ns),
+            ctime_ns=max(inode.ctime_ns, newest_ns),
+        )
+
+    # --- telling -----------------------------------------------------------------------------------------------------
+
+    async def tell(self, ino: InodeId, data: bytes = b"") -> m.Created | None:
+        """Have the leader know of the file, which holds ``data``. None: it knows already. Raises ShoalError. Cancelled:
+        it may know, and will be told again."""
+        while (new := self._files.get(ino)) is not None and new.telling is not None:
+            await new.telling.wait()
+        if new is None:
+            return None
+        new.telling = trio.Event()
+        try:
+            created = await self._tell(msgspec.structs.replace(new.request, data=data) if data else new.request)
+        except ShoalError as error:
+            if _is_final(error):
+                self._forget(ino)
+                self._refused(ino, error)
+            raise
+        else:
+            self._forget(ino)
+            self._told(ino)
+            return created
+        finally:
+            new.telling.set()
+            new.telling = None
+
+    async def tell_all_in(self, directory: InodeId) -> None:
+        """Have the leader know of every file that was made in the directory before this call. Raises as
+        :meth:`tell_these`."""
+        await self.tell_these(list(self._in.get(directory, ())))
+
+    async def tell_all(self) -> None:
+        await self.tell_these(list(self._files))
+
+    async def tell_older(self, age_ms: int) -> None:
+        """Those that were made so long ago. Raises as :meth:`tell_these`."""
+        made_ns = time.time_ns() - age_ms * 1_000_000
+        await self.tell_these([ino for ino, new in self._files.items() if new.made_ns <= made_ns])
+
+    async def tell_these(self, inos: list[InodeId]) -> None:
+        """They travel together. What is refused for good is lost, and its file says so. Raises what the last one did
+        that could not be told."""
+        failures: list[ShoalError] = []
+
+        async def tell(ino: InodeId) -> None:
+            try:
+                await self.tell(ino)
+            except ShoalError as error:
+                if not _is_final(error):
+                    failures.append(error)
+
+        async with trio.open_nursery() as nursery:
+            for ino in inos:
+                nursery.start_soon(tell, ino)
+        if failures:
+            raise failures[-1]
+
+    async def settle(self, request: Any, removed: InodeId | Unknown | None) -> None:
+        """Have the leader know of all that matters to this request, which takes away the directory ``removed``, or a
+        name of which nothing is known. Raises as :meth:`tell_these`."""
+        if removed is UNKNOWN:
+            await self.tell_all()
+            return
+        concerned = list(dict.fromkeys(self._concerned(request)))
+        if isinstance(removed, int):
+            concerned += self._in.get(removed, ())
+        if concerned:
+            await self.tell_these(concerned)
+
+    def _concerned(self, request: Any) -> Iterator[InodeId]:
+        for field in ("ino", "source"):
+            ino = getattr(request, field, None)
+            if ino in self._files:
+                yield ino
+            elif ino in self._in and isinstance(request, _CHANGES_DIRECTORY):
+                yield from self._in[ino]
+        for name in names_of(request):
+            if name in self._by_name:
+                yield self._by_name[name]
+
+    def forget_all(self) -> None:
+        """The session is gone: nobody will ever know of these."""
+        self._files.clear()
+        self._by_name.clear()
+        self._in.clear()
+
+    def _forget(self, ino: InodeId) -> None:
+        new = self._files.pop(ino, None)
+        if new is not None:
+            del self._by_name[new.request.parent, new.request.name]
+            siblings = self._in[new.request.parent]
+            del siblings[ino]
+            if not siblings:
+                del self._in[new.request.parent]
+
+
+def _is_final(error: ShoalError) -> bool:
+    return isinstance(error, BadMessage) or (isinstance(error, PosixError) and error.errno not in _FOR_NOW)
+
+
+def can_be_made(directory: m.Inode, request: m.Create) -> bool:
+    """Whether what the file will be like is plain to see: no list of access rights to inherit, no set-id bit, which
+    some users may not give."""
+    return not directory.default_acl and not (directory.mode | request.mode) & _SPECIAL
+
+
+def bytes_of(request: m.CommitInline) -> bytes | None:
+    """What a file holds that was empty before this commit; None if that cannot be said."""
+    if request.append:
+        return None
+    data = bytearray()
+    for patch in request.patches:
+        data.extend(bytes(max(0, patch.offset_bytes - len(data))))
+        data[patch.offset_bytes : patch.offset_bytes + len(patch.data)] = patch.data
+    return bytes(data) or None
