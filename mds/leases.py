@@ -233,8 +233,9 @@ class LeaseTable:
                 self._contended[directory] = (now_ms + CONTENDED_MS, session)
             for holder in self._names_holders.get(directory, ()):
                 if holder != session:
-                    self._recall_name(change, holder, name, now_ms)
-                    if directory in change.recalls[holder].directories:
+                    recall = _of(change, holder)
+                    self._recall_name(recall, holder, name, session, now_ms)
+                    if directory in recall.directories:
                         touched.directories.add(directory)
         self._mark(touched)
         return change
@@ -278,8 +279,8 @@ class LeaseTable:
         held = self._held.get(session)
         return 0 if held is None else len(held.inodes) + len(held.names) + len(held.writes)
 
-    def _recall_name(self, change: Change, holder: SessionId, name: Name, now_ms: int) -> None:
-        directory, recall = name[0], _of(change, holder)
+    def _recall_name(self, recall: Touched, holder: SessionId, name: Name, changer: SessionId, now_ms: int) -> None:
+        directory = name[0]
         told, since_ms = self._held[holder].names[directory]
         if now_ms - since_ms > CONTENDED_MS:
             told, since_ms = 0, now_ms
@@ -288,7 +289,7 @@ class LeaseTable:
             recall.names.add(name)
             return
         recall.directories.add(directory)
-        self._contended[directory] = (now_ms + CONTENDED_MS, change.session)
+        self._contended[directory] = (now_ms + CONTENDED_MS, changer)
         if len(self._contended) > _CONTENDED_MAX:
             del self._contended[next(iter(self._contended))]
 

@@ -88,7 +88,7 @@ def the_kernel_keeps_for_minutes(patch: pytest.MonkeyPatch) -> None:
 
 
 def names_are_not_recalled(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(LeaseTable, "_recall_name", lambda self, recall, holder, name, now_ms: None)
+    patch.setattr(LeaseTable, "_recall_name", lambda self, recall, holder, name, changer, now_ms: None)
 
 
 def a_lost_answer_is_not_doubted(patch: pytest.MonkeyPatch) -> None:
