@@ -24,7 +24,7 @@ log = logging.getLogger("shoal.fs.own_directories")
 _MADE: Final = 8  # so many files made within _WITHIN_S, and the lease is asked for
 _WITHIN_S: Final = 1.0
 _AGAIN_S: Final = 1.0  # not asked for sooner after it was refused
-_IDLE_S: Final = 5.0
+_IDLE_S: Final = 2.0
 _LOOK_S: Final = 0.25
 _LISTED_MAX: Final = 20_000  # entries: a directory with more is asked for only if it is known already
 
