@@ -6,7 +6,7 @@
 
 from shoalfs.transport.errors import UserError
 from shoalfs.transport.link import Carrier, Link, Listener
-from shoalfs.transport.rdma_setup import Transport
+from shoalfs.transport.rdma_setup import Choice, Transport
 from shoalfs.transport.tcp import TcpCarrier
 from shoalfs.transport.tls import TlsPaths
 from shoalfs.transport.unix import UnixCarrier
@@ -22,7 +22,7 @@ class Carriers:
     def standard(cls, tls: TlsPaths | None = None, transport: str = "tcp") -> "Carriers":
         """What a real process uses. ``transport`` is "auto", "rdma" or "tcp". Raises UserError if a TLS file is
         missing or wrong."""
-        return cls(UnixCarrier(), TcpCarrier(tls, Transport(transport)))
+        return cls(UnixCarrier(), TcpCarrier(tls, Choice(Transport(transport))))
 
     async def dial(self, address: str) -> Link:
         """Raises PeerUnreachable, NotAllowed, or UserError if the address can never work."""

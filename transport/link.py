@@ -4,8 +4,9 @@ A carrier knows nothing of frames. Everything that goes wrong with a link is rai
 NotAllowed when the peer's certificate is refused.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import trio
@@ -15,12 +16,29 @@ from shoalfs.transport.frame import Buffer, Payload
 from shoalfs.transport.limits import STALL_TIMEOUT_MS
 
 
+@dataclass(frozen=True, slots=True)
+class LinkInfo:
+    """How a link moves bytes, for people. ``carrier`` is "unix", "tcp", "tls", "verbs" or "memory"; ``device`` that of
+    verbs; ``reason`` why it is not verbs, empty where they were never a question. ``counters``: of verbs, what went
+    through the device."""
+
+    carrier: str
+    device: str = ""
+    reason: str = ""
+    counters: Mapping[str, int] = field(default_factory=dict)
+
+
 class Link(Protocol):
     """One connection, used by at most one receiving and one sending task."""
 
     @property
     def name(self) -> str:
         """What it is and whom it leads to, for the log."""
+        ...
+
+    @property
+    def info(self) -> LinkInfo:
+        """How it moves bytes. Settled once the first bytes have come."""
         ...
 
     async def handshake(self) -> None:

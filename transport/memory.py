@@ -13,7 +13,7 @@ import trio
 from shoalfs.transport.errors import PeerUnreachable, UserError
 from shoalfs.transport.frame import Buffer
 from shoalfs.transport.limits import KIB, LISTEN_BACKLOG
-from shoalfs.transport.link import stall_limit, unsent_part
+from shoalfs.transport.link import LinkInfo, stall_limit, unsent_part
 
 _PIPE_BYTES_MAX: Final = 256 * KIB
 
@@ -45,6 +45,10 @@ class MemoryLink:
     @property
     def name(self) -> str:
         return self._name
+
+    @property
+    def info(self) -> LinkInfo:
+        return LinkInfo("memory")
 
     async def handshake(self) -> None:
         await trio.lowlevel.checkpoint()

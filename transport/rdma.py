@@ -55,7 +55,8 @@ from shoalfs.transport.rdma_memory import (
     SEND_SLOTS,
     Pool,
 )
-from shoalfs.transport.rdma_ports import NoVerbs, Port, as_no_verbs, choose_port, verbs
+from shoalfs.transport.rdma_ports import as_no_verbs, device_table, verbs
+from shoalfs.transport.rdma_table import NoVerbs, Port, choose_port
 from shoalfs.transport.rdma_wire import RDMA_VERSION, Endpoint, Offer
 
 log = logging.getLogger("shoal.transport.rdma")
@@ -121,7 +122,7 @@ class Verbs:
         """A queue pair on the port that ``local_ip`` belongs to, not connected yet. ``fd`` is of the TCP socket."""
         port = self._ports.get(local_ip)
         if port is None:  # opening devices to look takes a while
-            port = self._ports[local_ip] = choose_port(local_ip)
+            port = self._ports[local_ip] = choose_port(device_table(), local_ip)
         with as_no_verbs(port.device):
             device = self._devices.get(port.device)
             if device is None:
@@ -267,6 +268,10 @@ class VerbsPair:
             attributes.rnr_retry = _RNR_RETRIES
             attributes.ah_attr = AHAttr(gr=route, is_global=1, port_num=self.port.number, dlid=peer.lid)
             self._pair.to_rts(attributes)
+
+    @property
+    def device(self) -> str:
+        return self.port.device
 
     def keep(self, beside: Link) -> None:
         """The TCP link is closed together with this pair."""

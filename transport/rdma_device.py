@@ -10,7 +10,8 @@ from pyverbs.wr import SGE, RecvWR
 
 from shoalfs.transport.limits import RDMA_CONNECTIONS_MAX, RDMA_CREDITS, RDMA_MESSAGE_BYTES
 from shoalfs.transport.rdma_memory import BLOCK_BYTES, Block, Pool
-from shoalfs.transport.rdma_ports import NoVerbs, verbs
+from shoalfs.transport.rdma_ports import verbs
+from shoalfs.transport.rdma_table import NoVerbs
 
 
 class Device:

@@ -13,7 +13,7 @@ The one rule: a slot is used again only after the peer gave it back, or after th
 import logging
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import Final, NamedTuple, Protocol
 
@@ -22,7 +22,7 @@ import trio
 from shoalfs.transport.errors import PeerUnreachable, ShoalError
 from shoalfs.transport.frame import Buffer
 from shoalfs.transport.limits import RDMA_LINGER_MS
-from shoalfs.transport.link import stall_limit
+from shoalfs.transport.link import LinkInfo, stall_limit
 from shoalfs.transport.rdma_flow import Flow, next_portion
 from shoalfs.transport.rdma_wire import HEADER_BYTES, decode_header, encode_header
 
@@ -46,6 +46,11 @@ class QueuePair(Protocol):
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def device(self) -> str:
+        """What it is a queue pair of."""
+        ...
 
     @property
     def pulls(self) -> bool:
@@ -109,6 +114,16 @@ class QueuePair(Protocol):
 
 
 @dataclass(slots=True)
+class _Traffic:
+    """What went through the device: messages, and the bytes that were moved into or out of bulk slots beside them."""
+
+    messages_sent: int = 0
+    messages_received: int = 0
+    bulk_sent_bytes: int = 0
+    bulk_received_bytes: int = 0
+
+
+@dataclass(slots=True)
 class _Arrival:
     """A message whose bytes are not all taken. First what it carries, then its bulk."""
 
@@ -124,6 +139,7 @@ class VerbsLink:
     def __init__(self, pair: QueuePair) -> None:
         self._pair = pair
         self._flow = Flow()
+        self._traffic = _Traffic()
         self._arrivals: deque[_Arrival] = deque()
         self._reading: dict[int, _Arrival] = {}  # by slot: READs on their way
         self._ended = False  # the peer said that nothing follows, or is gone
@@ -134,6 +150,14 @@ class VerbsLink:
     @property
     def name(self) -> str:
         return self._pair.name
+
+    @property
+    def info(self) -> LinkInfo:
+        return LinkInfo("verbs", self._pair.device, counters=asdict(self._traffic))
+
+    @property
+    def peer_gone(self) -> bool:
+        return self._pair.peer_gone
 
     async def handshake(self) -> None:
         await trio.lowlevel.checkpoint()
@@ -251,6 +275,8 @@ class VerbsLink:
             if slot is not None:
                 self._fill(self._pair.bulk_out(slot)[:bulk])
             self._pair.post_message(HEADER_BYTES + inline, slot, bulk)
+            self._traffic.messages_sent += 1
+            self._traffic.bulk_sent_bytes += bulk
         return not self._unsent
 
     def _first_buffers(self) -> Iterator[memoryview]:
@@ -285,6 +311,8 @@ class VerbsLink:
     def _arrived(self, number: int, size_bytes: int) -> None:
         message = self._pair.received(number)[:size_bytes]
         header = decode_header(message)
+        self._traffic.messages_received += 1
+        self._traffic.bulk_received_bytes += header.bulk_bytes
         slot = self._flow.received(header)
         self._ended = self._ended or header.end
         inline = message[HEADER_BYTES:]

@@ -11,31 +11,33 @@ were told, and its end is the first sign that the peer died.
 import ipaddress
 import logging
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from enum import Enum
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import Final, Protocol, TypeVar
 
 import trio
 
 from shoalfs.transport.errors import PeerUnreachable, ProtocolViolation
 from shoalfs.transport.frame import Buffer
 from shoalfs.transport.limits import RDMA_PROBE_MS
-from shoalfs.transport.link import Link
+from shoalfs.transport.link import Link, LinkInfo
 from shoalfs.transport.method import Message
-from shoalfs.transport.rdma_link import VerbsLink
+from shoalfs.transport.rdma_link import QueuePair, VerbsLink
+from shoalfs.transport.rdma_rest import Rests
+from shoalfs.transport.rdma_table import NoVerbs
 from shoalfs.transport.rdma_wire import (
     MAGIC,
     PREFIX_BYTES,
     Answer,
+    Endpoint,
     Offer,
     Verdict,
     decode_setup,
     encode_setup,
     setup_length,
 )
-
-if TYPE_CHECKING:
-    from shoalfs.transport.rdma import Verbs, VerbsPair
 
 log = logging.getLogger("shoal.transport.rdma")
 _T = TypeVar("_T", bound=Message)
@@ -50,14 +52,47 @@ class Transport(Enum):
     TCP = "tcp"
 
 
-class Choice:
-    """What this process does about verbs. pyverbs is loaded here if they are wanted, so that no dial waits for it."""
+class Pair(QueuePair, Protocol):
+    """A queue pair that is not connected yet. `transport/rdma.py` has the real one."""
 
-    def __init__(self, transport: Transport) -> None:
+    @property
+    def endpoint(self) -> Endpoint: ...
+
+    @property
+    def offer(self) -> Offer:
+        """What a dialler says of itself."""
+        ...
+
+    def connect(self, peer: Endpoint, offer: Offer | None = None) -> None:
+        """Connect to the peer's queue pair; an acceptor gives the dialler's ``offer``. Raises NoVerbs."""
+        ...
+
+    def keep(self, beside: Link) -> None:
+        """The TCP link is closed together with this pair."""
+        ...
+
+
+class Devices(Protocol):
+    """What a machine has of verbs."""
+
+    def pair(self, local_ip: str, fd: int, name: str, *, pulls: bool) -> Pair:
+        """A queue pair on the port that ``local_ip`` belongs to. ``fd`` is of the TCP socket. Raises NoVerbs."""
+        ...
+
+
+class Choice:
+    """What this process does about verbs. pyverbs is loaded here if they are wanted and no ``devices`` are given, so
+    that no dial waits for it."""
+
+    def __init__(
+        self, transport: Transport, devices: Devices | None = None, clock: Callable[[], float] = trio.current_time
+    ) -> None:
         self.transport = transport
-        self._verbs: Verbs | None = None
-        self._unavailable = 'transport is "tcp"'
-        if transport is not Transport.TCP:
+        self.clock = clock
+        self.rests = Rests()
+        self._verbs = None if transport is Transport.TCP else devices
+        self._unavailable = f'transport is "{transport.value}"'
+        if transport is not Transport.TCP and devices is None:
             try:
                 from shoalfs.transport import rdma
             except ImportError as error:
@@ -65,15 +100,18 @@ class Choice:
             else:
                 self._verbs = rdma.process_verbs()
 
-    def pair(self, sock: socket.socket, name: str, *, pulls: bool) -> "VerbsPair":
+    @property
+    def unavailable(self) -> str:
+        """Why this process uses no verbs at all; empty if it may."""
+        return self._unavailable if self._verbs is None else ""
+
+    def pair(self, sock: socket.socket, name: str, *, pulls: bool) -> Pair:
         """A queue pair beside this socket. Raises PeerUnreachable, with the reason, if there can be none."""
         if self._verbs is None:
             raise PeerUnreachable(self._unavailable)
         local_ip = sock.getsockname()[0]
         if not pulls and self.transport is Transport.AUTO and _is_loopback(local_ip):
-            raise PeerUnreachable("the peer is on this machine")
-        from shoalfs.transport.rdma_ports import NoVerbs
-
+            raise PeerUnreachable("a loopback address")
         try:
             return self._verbs.pair(local_ip, sock.fileno(), name, pulls=pulls)
         except NoVerbs as error:
@@ -92,6 +130,10 @@ class _Switch:
     @property
     def name(self) -> str:
         return self._path.name
+
+    @property
+    def info(self) -> LinkInfo:
+        return self._path.info if isinstance(self._path, VerbsLink) else replace(self._path.info, reason=self.reason)
 
     async def receive_into(self, view: memoryview) -> int:
         return await self._path.receive_into(view)
@@ -133,15 +175,24 @@ class _Switch:
         view = memoryview(bytearray(size_bytes_max))
         return bytes(view[: await self._path.receive_into(view)])
 
-    def _use(self, link: VerbsLink, pair: "VerbsPair") -> None:
+    def _use(self, link: VerbsLink, pair: Pair) -> None:
         pair.keep(self._path)
         self._path = link
         log.info("%s: over verbs", link.name)
 
 
 class Dialled(_Switch):
+    def __init__(self, below: Link, sock: socket.socket, choice: Choice) -> None:
+        super().__init__(below, sock, choice)
+        self._place = below.name
+
     async def handshake(self) -> None:
         await self._path.handshake()
+        if self._choice.transport is Transport.AUTO:
+            resting = self._choice.rests.reason(self._place, self._choice.clock())
+            if resting:
+                self._stay(resting)
+                return
         try:
             pair = self._choice.pair(self._sock, self.name, pulls=False)
         except PeerUnreachable as error:
@@ -159,10 +210,30 @@ class Dialled(_Switch):
         else:
             self._use(link, pair)
 
-    async def _connect(self, pair: "VerbsPair", link: VerbsLink) -> str:
-        """Why it cannot be; empty: the verbs carry."""
-        from shoalfs.transport.rdma_ports import NoVerbs
+    async def receive_into(self, view: memoryview) -> int:
+        with self._watched():
+            return await super().receive_into(view)
 
+    def send_now(self, buffers: Sequence[Buffer]) -> bool:
+        with self._watched():
+            return super().send_now(buffers)
+
+    async def drain(self) -> None:
+        with self._watched():
+            await super().drain()
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Verbs that break while the peer is there are left alone for a while."""
+        try:
+            yield
+        except PeerUnreachable as error:
+            if isinstance(self._path, VerbsLink) and not self._path.peer_gone:
+                self._choice.rests.begin(self._place, f"verbs broke: {error}", self._choice.clock())
+            raise
+
+    async def _connect(self, pair: Pair, link: VerbsLink) -> str:
+        """Why it cannot be; empty: the verbs carry."""
         await self._say(pair.offer)
         answer = await self._hear(Answer)
         if answer.endpoint is None:
@@ -176,6 +247,7 @@ class Dialled(_Switch):
             reason = str(error)
         except trio.TooSlowError:
             reason = f"the verbs path carried nothing within {RDMA_PROBE_MS} ms"
+            self._choice.rests.begin(self._place, reason, self._choice.clock())
         await self._say(Verdict(not reason, reason))
         return reason
 
@@ -207,7 +279,7 @@ class Accepted(_Switch):
             self._settled = True
             first, self._first = self._first, _NO_DATA
             if not first.startswith(MAGIC):
-                self.reason = "the dialler did not ask for verbs"
+                self.reason = self._choice.unavailable or "the dialler did not ask for verbs"
                 return len(first)
             await self._answer(first)
         return await super().receive_into(view)
@@ -232,12 +304,10 @@ class Accepted(_Switch):
             self.reason = verdict.reason
             pair.close()
 
-    def _prepare(self, offer: Offer) -> "VerbsPair":
+    def _prepare(self, offer: Offer) -> Pair:
         if not offer.fits:
             raise PeerUnreachable("another version of the verbs carrier")
         pair = self._choice.pair(self._sock, self.name, pulls=True)
-        from shoalfs.transport.rdma_ports import NoVerbs
-
         try:
             pair.connect(offer.endpoint, offer)
         except NoVerbs as error:

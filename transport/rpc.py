@@ -31,12 +31,14 @@ from shoalfs.transport.limits import (
     ACCEPT_PAUSE_MS,
     CONNECTIONS_MAX,
     HELLO_TIMEOUT_MS,
+    LINK_REASON_CHARS_MAX,
     NOTIFIES_QUEUED_MAX,
     PAYLOAD_IN_FLIGHT_BYTES_MAX,
     REQUEST_TIMEOUT_MS_DEFAULT,
     REQUEST_TIMEOUT_MS_MAX,
 )
 from shoalfs.transport.link import Link, Listener, buffers_of, size_of, stall_limit
+from shoalfs.transport.links import LinkStatus
 from shoalfs.transport.method import A, AnyMethod, Method, Q
 from shoalfs.transport.outbox import Outbox
 from shoalfs.transport.room import PayloadRoom
@@ -54,6 +56,7 @@ from shoalfs.transport.session import (
 )
 
 log = logging.getLogger("shoal.transport.rpc")
+_NAME_CHARS_MAX: Final = 100  # of a peer's name, where it is shown
 _CARRY_REQUESTS: Final = frozenset({Kind.REQUEST, Kind.NOTIFY})
 
 _NO_PAYLOAD: Final = memoryview(b"")
@@ -107,6 +110,20 @@ class Connection:
     def peer(self) -> Hello:
         """What the other side said of itself."""
         return self._session.peer
+
+    @property
+    def status(self) -> LinkStatus:
+        """Whom it leads to, and how."""
+        info, peer = self._link.info, self.peer
+        reason = "" if info.carrier == "verbs" else peer.no_verbs or info.reason
+        return LinkStatus(
+            peer.role[:_NAME_CHARS_MAX],
+            peer.name[:_NAME_CHARS_MAX],
+            info.carrier,
+            info.device,
+            reason[:LINK_REASON_CHARS_MAX],
+            dict(info.counters),
+        )
 
     @property
     def backlogged(self) -> bool:
@@ -224,7 +241,7 @@ class Connection:
         try:
             await self._link.handshake()
             if self._dialler:
-                await self._send_first(self._session.greeting())
+                await self._send_first(self._session.greeting(self._link.info.reason))
             event = await self._first_event()
             if isinstance(event, Refused):
                 raise event.reason
@@ -454,7 +471,7 @@ async def serve(
                     continue
                 counters["connections"] += 1
                 connection = Connection(link, hello, service, room, dialler=False)
-                nursery.start_soon(_serve_connection, connection, link.name, counters)
+                nursery.start_soon(_serve_connection, connection, link.name, service)
     finally:
         listener.close()
 
@@ -469,7 +486,8 @@ async def _accept(listener: Listener, counters: Counter[str]) -> Link:
             await trio.sleep(ACCEPT_PAUSE_MS / 1000)
 
 
-async def _serve_connection(connection: Connection, name: str, counters: Counter[str]) -> None:
+async def _serve_connection(connection: Connection, name: str, service: Service) -> None:
+    counters = service.counters
     try:
         with trio.fail_after(HELLO_TIMEOUT_MS / 1000):
             await connection.greet()
@@ -483,4 +501,8 @@ async def _serve_connection(connection: Connection, name: str, counters: Counter
         counters["frames_bad" if isinstance(error, ProtocolViolation) else "hellos_refused"] += 1
         log.warning("closing %s: %s", name, error)
     else:
-        await connection.run()
+        service.accepted.add(connection)
+        try:
+            await connection.run()
+        finally:
+            service.accepted.discard(connection)

@@ -8,10 +8,13 @@ saves the task, which costs more than a small answer does. It may decline, and t
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from shoalfs.transport.errors import ShoalError
 from shoalfs.transport.frame import Payload
+from shoalfs.transport.limits import LINKS_TOLD_MAX
+from shoalfs.transport.links import LINKS, GetLinks, Links
 from shoalfs.transport.method import A, AnyMethod, Method, Q
 from shoalfs.transport.session import Hello
 
@@ -41,13 +44,16 @@ method's handler is to do it. A ShoalError that it raises is the answer."""
 
 
 class Service:
-    """What this side answers to. ``counters`` are for operators: connections, requests, frames_bad and the like."""
+    """What this side answers to; LINKS always. ``counters`` are for operators: connections, requests, frames_bad and
+    the like; ``accepted`` are the open connections that this service was dialled for."""
 
     def __init__(self) -> None:
         self.counters: Counter[str] = Counter()
+        self.accepted: set[Connection] = set()
         self._handlers: dict[int, Handler[Any, Any]] = {}
         self._prompts: dict[int, Prompt[Any, Any]] = {}
         self._methods: dict[int, AnyMethod] = {}
+        self.add(LINKS, self._links)
 
     @property
     def methods(self) -> Mapping[int, AnyMethod]:
@@ -74,3 +80,7 @@ class Service:
 
     def handler(self, method: AnyMethod) -> Handler[Any, Any]:
         return self._handlers[method.number]
+
+    async def _links(self, call: Call, request: GetLinks, payload: memoryview) -> Links:
+        told = tuple(connection.status for connection in islice(self.accepted, LINKS_TOLD_MAX))
+        return Links(told, len(self.accepted) - len(told))

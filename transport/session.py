@@ -45,6 +45,7 @@ from shoalfs.transport.limits import (
     CREDITS_MAX,
     ERROR_TEXT_BYTES_MAX,
     HELLO_BYTES_MAX,
+    LINK_REASON_CHARS_MAX,
     REQUEST_TIMEOUT_MS_MAX,
 )
 from shoalfs.transport.method import AnyMethod, Message
@@ -56,7 +57,8 @@ class Hello(Message, frozen=True):
     """What each side says first. ``cluster_id`` is 16 bytes, or empty: "any", for one that does not know it yet.
 
     ``role`` is "client", "chunkserver", "mds" or "admin"; ``name`` is for people; ``credits`` is how many requests
-    the receiver of this hello may have outstanding at its sender.
+    the receiver of this hello may have outstanding at its sender. ``no_verbs``: why a dialler that may use verbs does
+    not; empty if it does, or never meant to.
     """
 
     version: int = PROTOCOL_VERSION
@@ -64,6 +66,7 @@ class Hello(Message, frozen=True):
     role: str = "client"
     name: str = ""
     credits: int = CREDITS_DEFAULT
+    no_verbs: str = ""
 
 
 class State(enum.Enum):
@@ -167,9 +170,10 @@ class Session:
         return len(self._outstanding) + len(self._serving)
 
     # --- sending: each returns the bytes that precede the payload ---
-    def greeting(self) -> bytes:
+    def greeting(self, no_verbs: str = "") -> bytes:
         """The hello of this side."""
-        return encode_head(Kind.HELLO, _encode(self._hello))
+        hello = msgspec.structs.replace(self._hello, no_verbs=no_verbs[:LINK_REASON_CHARS_MAX])
+        return encode_head(Kind.HELLO, _encode(hello))
 
     def request(
         self, method: AnyMethod, body: msgspec.Struct, payload_bytes: int, timeout_ms: int

@@ -12,7 +12,7 @@ import trio
 
 from shoalfs.transport.errors import PeerUnreachable
 from shoalfs.transport.frame import Buffer
-from shoalfs.transport.link import stall_limit, unsent_part
+from shoalfs.transport.link import LinkInfo, stall_limit, unsent_part
 
 _BUFFERS_PER_SEND: Final = 1024  # IOV_MAX of Linux
 _SOCKET_BUFFER_BYTES: Final = 1 << 20  # asked for; the kernel's wmem_max and rmem_max may allow less
@@ -29,6 +29,10 @@ class SocketLink:
     @property
     def name(self) -> str:
         return self._name
+
+    @property
+    def info(self) -> LinkInfo:
+        return LinkInfo(self._name.partition(":")[0])
 
     async def handshake(self) -> None:
         await trio.lowlevel.checkpoint()

@@ -31,9 +31,9 @@ _Endpoint = tuple[socket.AddressFamily, tuple[str, int] | tuple[str, int, int, i
 class TcpCarrier:
     scheme: Final = "tcp"
 
-    def __init__(self, tls: TlsPaths | None, transport: Transport = Transport.TCP) -> None:
+    def __init__(self, tls: TlsPaths | None, choice: Choice | None = None) -> None:
         self._tls = TlsContexts(tls) if tls is not None else None
-        self._choice = Choice(transport)
+        self._choice = choice or Choice(Transport.TCP)
 
     async def dial(self, place: str) -> Link:
         host, port = _parse(place)

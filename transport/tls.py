@@ -13,7 +13,7 @@ from typing import Final, cast
 from shoalfs.transport.errors import NotAllowed, PeerUnreachable, ShoalError, UserError
 from shoalfs.transport.frame import Buffer
 from shoalfs.transport.limits import KIB
-from shoalfs.transport.link import Link, unsent_part
+from shoalfs.transport.link import Link, LinkInfo, unsent_part
 
 _PORTION_BYTES: Final = 256 * KIB  # plain bytes that are encrypted before the result is sent; received likewise
 
@@ -68,6 +68,10 @@ class TlsLink:
     @property
     def name(self) -> str:
         return f"{self._below.name} tls"
+
+    @property
+    def info(self) -> LinkInfo:
+        return LinkInfo("tls")
 
     async def handshake(self) -> None:
         await self._below.handshake()

@@ -8,6 +8,7 @@ inside the commands that need them: `shoal --help` has to be quick.
 import typer
 
 from shoalfs.fs.cli import (
+    doctor,
     down,
     dump,
     fsck,
@@ -31,6 +32,7 @@ def register(app: typer.Typer) -> None:
     app.command("up")(up.up)
     app.command("down")(down.down)
     app.command("status")(status.status)
+    app.command("doctor")(doctor.doctor)
     app.command("info")(info.info)
     fsck.app.command("repair")(repair.repair)
     app.add_typer(fsck.app, name="fsck")

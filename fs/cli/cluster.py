@@ -86,6 +86,11 @@ def call(reach: Reach, work: "Callable[[Operator], Awaitable[T]]") -> T:
     return trio.run(connected)
 
 
+def own_name() -> str:
+    """What an operator's connections are called."""
+    return f"shoal:{os.getpid()}"
+
+
 @asynccontextmanager
 async def connect(reach: Reach) -> AsyncIterator[Operator]:
     from shoalfs.mds.leader import Leader
@@ -93,7 +98,7 @@ async def connect(reach: Reach) -> AsyncIterator[Operator]:
     from shoalfs.transport.network import open_network
     from shoalfs.transport.session import Hello
 
-    hello = Hello(cluster_id=reach.cluster_id, role=ADMIN, name=f"shoal:{os.getpid()}")
+    hello = Hello(cluster_id=reach.cluster_id, role=ADMIN, name=own_name())
     async with open_network(reach.carriers(), hello) as network:
         yield Operator(network, Leader(network, reach.mds, PATIENCE_MS))
 

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 import typer
 
-from shoalfs.fs.cli.cluster import ConfigOption, MdsOption, Operator, StateOption, call, locate
+from shoalfs.fs.cli import links
+from shoalfs.fs.cli.cluster import ConfigOption, MdsOption, Operator, StateOption, call, locate, own_name
 from shoalfs.fs.cli.output import Format, OutputOption, console, print_json, print_table, size
 from shoalfs.fs.cli.session import as_rows
 
 if TYPE_CHECKING:
     from shoalfs.mds.messages import MdsStatus, RepairStatus
+    from shoalfs.transport.links import Links
 
 _ASK_MS: Final = 2_000  # a member that does not answer by then counts as down
 
@@ -34,14 +36,19 @@ def status(
     state: StateOption = None,
 ) -> None:
     """Show how the cluster is. Exit code 0 if all of it is up, 1 if something is down."""
-    found, members = call(locate(mds, config, state), ask)
+    found, members, told = call(locate(mds, config, state), _ask_all)
     health = assess(found, members)
     if output is Format.JSON:
-        print_json(as_json(found, members, health))
+        print_json(as_json(found, members, health, told))
     else:
-        _print(found, members, health)
+        _print(found, members, health, told)
     if health.word != "healthy":
         raise typer.Exit(1)
+
+
+async def _ask_all(operator: Operator) -> "tuple[MdsStatus, dict[int, bool], dict[links.Server, Links]]":
+    found, members = await ask(operator)
+    return found, members, await links.ask(operator, links.servers(found, members))
 
 
 async def ask(operator: Operator) -> "tuple[MdsStatus, dict[int, bool]]":
@@ -104,7 +111,9 @@ def assess(found: "MdsStatus", members: Mapping[int, bool]) -> Health:
     return Health("broken" if broken or not found.map.targets else "degraded", tuple(reasons))
 
 
-def as_json(found: "MdsStatus", members: Mapping[int, bool], health: Health) -> dict[str, Any]:
+def as_json(
+    found: "MdsStatus", members: Mapping[int, bool], health: Health, told: "Mapping[links.Server, Links]"
+) -> dict[str, Any]:
     """Everything that the screen shows, exactly. Keys are only ever added."""
     usage = {entry.target: entry for entry in found.usage}
     return {
@@ -150,11 +159,15 @@ def as_json(found: "MdsStatus", members: Mapping[int, bool], health: Health) -> 
         "capacity_bytes": sum(target.capacity_bytes for target in found.map.targets),
         "used_bytes": sum(entry.used_bytes for entry in found.usage),
         "counters": dict(sorted(found.counters.items())),
+        "links": links.as_rows(told, own_name()),
+        "links_left_out": links.left_out(told),
     }
 
 
-def _print(found: "MdsStatus", members: Mapping[int, bool], health: Health) -> None:
-    exact = as_json(found, members, health)
+def _print(
+    found: "MdsStatus", members: Mapping[int, bool], health: Health, told: "Mapping[links.Server, Links]"
+) -> None:
+    exact = as_json(found, members, health, told)
     colour = {"healthy": "green", "degraded": "yellow", "broken": "red"}[health.word]
     screen = console()
     screen.print(f"[bold {colour}]{health.word}[/]  cluster {exact['cluster_id']}  map epoch {exact['map_epoch']}")
@@ -166,7 +179,8 @@ def _print(found: "MdsStatus", members: Mapping[int, bool], health: Health) -> N
         f"{found.trashed} removed files kept"
     )
     screen.print(f"storage    {size(exact['used_bytes'])} of {size(exact['capacity_bytes'])} used")
-    screen.print(f"redundancy {redundancy(found.repair)}\n")
+    screen.print(f"redundancy {redundancy(found.repair)}")
+    screen.print(f"links      {links.summary(exact['links'], exact['links_left_out'])}\n")
     print_table(
         ("mds", "state", "address"),
         [(m["node"], _role(m, found.raft.leader), m["address"]) for m in exact["members"]],
@@ -198,6 +212,7 @@ def _print(found: "MdsStatus", members: Mapping[int, bool], health: Health) -> N
         ("session", "client", "opens", "leases", "last seen"),
         [(s["id"], s["client"], s["opens"], s["leases"], _ago(s["renewed_ms_ago"])) for s in exact["sessions"]],
     )
+    links.show(exact["links"])
 
 
 def redundancy(repair: "RepairStatus") -> str:

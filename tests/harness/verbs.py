@@ -10,8 +10,11 @@ from collections.abc import Callable, Sequence
 import trio
 
 from shoalfs.transport.errors import PeerUnreachable
+from shoalfs.transport.link import Link
 from shoalfs.transport.rdma_link import Event, What
 from shoalfs.transport.rdma_memory import SEND_SLOTS, Block, Pool
+from shoalfs.transport.rdma_table import DevicePort, NoVerbs, choose_port
+from shoalfs.transport.rdma_wire import RDMA_VERSION, Endpoint, Offer
 
 
 class SimulatedPair:
@@ -21,11 +24,13 @@ class SimulatedPair:
         block = pool.take()
         assert block is not None
         self.name = name
+        self.device = "simulated"
         self.pulls = pulls
         self.block: Block = block
         self.peer: SimulatedPair = self
         self.peer_gone = False
         self.closed = False
+        self.beside: Link | None = None  # the TCP link, if it was made beside one
         self.broken = False
         self.posted: deque[int] = deque(range(len(block.receives)))
         self.receives_least = len(block.receives)
@@ -87,6 +92,8 @@ class SimulatedPair:
     def close(self) -> None:
         assert not self.closed
         self.closed = True
+        if self.beside is not None:
+            self.beside.close()
         self.peer.peer_gone = True
         self.peer._news.set()
         self._to_do.close()
@@ -133,3 +140,52 @@ def simulated_pairs(
     acceptor = SimulatedPair("acceptor", pool, nursery, True, pause_s)
     dialler.peer, acceptor.peer = acceptor, dialler
     return dialler, acceptor
+
+
+class _SetUpPair(SimulatedPair):
+    """One that is connected in the course of a set-up, by its number."""
+
+    def __init__(self, devices: "SimulatedDevices", number: int, gid: bytes, name: str, pulls: bool) -> None:
+        super().__init__(name, devices.pool, devices.nursery, pulls, devices.pause_s)
+        self._devices = devices
+        self.endpoint = Endpoint(number, 0, gid, 5)
+        self.offer = Offer(RDMA_VERSION, self.endpoint, 0, 0, 0, 0)
+
+    def connect(self, peer: Endpoint, offer: Offer | None = None) -> None:
+        if self._devices.cut:
+            return  # as a device that sends into the void
+        self.peer = self._devices.made[peer.queue_pair]
+
+    def post_message(self, size_bytes: int, slot: int | None, bulk_bytes: int, *, last: bool = False) -> None:
+        if self.peer is not self:
+            super().post_message(size_bytes, slot, bulk_bytes, last=last)
+        else:
+            self._sends += 1  # and never completes
+
+    def keep(self, beside: Link) -> None:
+        self.beside = beside
+
+
+class SimulatedDevices:
+    """The devices of one machine, for connections to itself: ``table`` says which there are. ``cut``: queue pairs can
+    be made, and nothing that they send arrives."""
+
+    def __init__(self, nursery: trio.Nursery, table: Sequence[DevicePort]) -> None:
+        self.nursery = nursery
+        self.table = table
+        self.cut = False
+        self.pool = Pool(8)
+        self.made: dict[int, _SetUpPair] = {}
+
+    @staticmethod
+    def pause_s() -> float:
+        return 0
+
+    def pair(self, local_ip: str, fd: int, name: str, *, pulls: bool) -> _SetUpPair:
+        port = choose_port(self.table, local_ip)
+        if len(self.made) == 8:
+            raise NoVerbs("all registered memory is in use")
+        number = len(self.made) + 1
+        self.made[number] = pair = _SetUpPair(self, number, port.gid, f"{name} verbs {port.device}", pulls)
+        pair.device = port.device
+        return pair
