@@ -34,9 +34,12 @@ find_python() {
 
 # What the packages are needed for is tested, not whether dpkg knows them: that also works on other systems.
 something_is_missing() {
-    local command
+    local command file
     for command in "${COMMANDS[@]}"; do
         command -v "$command" >/dev/null || return 0
+    done
+    for file in "${FILES[@]}"; do
+        [ -e "$file" ] || return 0
     done
     ! pkg-config --exists fuse3 ||
         ! python3 -c 'import ctypes; ctypes.CDLL("libisal.so.2")' 2>/dev/null ||
@@ -77,5 +80,6 @@ install_python() {
 }
 
 COMMANDS=(gcc pkg-config fusermount3 python3)
+FILES=()
 PACKAGES=(python3-venv python3-dev gcc libc6-dev pkg-config libfuse3-dev fuse3 libisal2)
 mkdir -p "$WORK"

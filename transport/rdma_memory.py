@@ -7,6 +7,7 @@ touched or registered, so blocks that were never used cost nothing but addresses
 import ctypes
 import logging
 import mmap
+from contextlib import suppress
 from typing import Final
 
 from shoalfs.transport.limits import (
@@ -77,11 +78,14 @@ class Pool:
 def _map(size_bytes: int) -> tuple[bool, mmap.mmap]:
     """True and huge pages if the administrator set enough aside, else ordinary ones, joined by the kernel if it can."""
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    huge = True
     try:
-        return True, mmap.mmap(-1, size_bytes, flags=flags | 0x40000)  # MAP_HUGETLB of mmap(2)
+        mapping = mmap.mmap(-1, size_bytes, flags=flags | 0x40000)  # MAP_HUGETLB of mmap(2)
     except OSError as error:
         log.debug("no huge pages for RDMA: %s", error)
-    mapping = mmap.mmap(-1, size_bytes, flags=flags)
-    mapping.madvise(mmap.MADV_HUGEPAGE)
+        huge = False
+        mapping = mmap.mmap(-1, size_bytes, flags=flags)
+        with suppress(OSError):  # a kernel that cannot join pages
+            mapping.madvise(mmap.MADV_HUGEPAGE)
     mapping.madvise(mmap.MADV_DONTFORK)  # a child's copy-on-write would take pages from under the device
-    return False, mapping
+    return huge, mapping

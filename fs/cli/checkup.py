@@ -66,6 +66,10 @@ class Machine(Protocol):
         """Of 2 MiB."""
         ...
 
+    def rdma_hardware(self) -> bool:
+        """The kernel has an RDMA device."""
+        ...
+
     def module(self, name: str) -> bool:
         """The kernel has it, loaded or built in."""
         ...
@@ -167,10 +171,12 @@ def _network(machine: Machine, config: Config) -> Iterator[Line]:
 
 
 def _rdma(machine: Machine, config: Config) -> Iterator[Line]:
+    # Whoever says "auto" everywhere has machines without a device, too.
+    absent = Mark.NOTE if config.net.transport == "auto" and not machine.rdma_hardware() else Mark.WRONG
     trouble = machine.binding()
     if trouble:
         yield Line(
-            Mark.WRONG,
+            absent,
             "pyverbs",
             trouble,
             "apt install rdma-core ibverbs-providers python3-pyverbs; in a virtual environment, link "
@@ -179,11 +185,11 @@ def _rdma(machine: Machine, config: Config) -> Iterator[Line]:
         return
     yield Line(Mark.OK, "pyverbs", "loaded")
     if not machine.module("ib_uverbs"):
-        yield Line(Mark.WRONG, "kernel", "ib_uverbs is not loaded", "modprobe -a ib_uverbs rdma_ucm")
+        yield Line(absent, "kernel", "ib_uverbs is not loaded", "modprobe -a ib_uverbs rdma_ucm")
         return
     trouble = machine.verbs_device()
     if trouble:
-        yield Line(Mark.WRONG, "kernel", trouble, "lspci | grep -i -e mellanox -e infiniband; rdma link show")
+        yield Line(absent, "kernel", trouble, "lspci | grep -i -e mellanox -e infiniband; rdma link show")
         return
     yield Line(Mark.OK, "kernel", "ib_uverbs is loaded, and its device can be opened")
     try:
@@ -191,14 +197,15 @@ def _rdma(machine: Machine, config: Config) -> Iterator[Line]:
     except NoVerbs as error:
         yield Line(Mark.WRONG, "device", str(error), "ibv_devinfo")
         return
+    if not table:
+        yield Line(absent, "device", "none", "rdma link show")
+        return
     yield from _devices(table)
     yield from _memory(machine)
     yield from _addresses(machine, config, table)
 
 
 def _devices(table: Sequence[DevicePort]) -> Iterator[Line]:
-    if not table:
-        yield Line(Mark.WRONG, "device", "none", "rdma link show")
     useful = any(port.active for port in table)
     for port in table:
         kind = "InfiniBand" if port.infiniband else "RoCE"

@@ -63,6 +63,12 @@ class ThisMachine:
         except OSError:
             return 0
 
+    def rdma_hardware(self) -> bool:
+        try:
+            return bool(os.listdir("/sys/class/infiniband"))
+        except OSError:
+            return False
+
     def module(self, name: str) -> bool:
         shown = {"fuse": "/sys/class/misc/fuse", "ib_uverbs": "/sys/class/infiniband_verbs"}
         return os.path.exists(f"/sys/module/{name}") or os.path.exists(shown.get(name, ""))
@@ -98,10 +104,16 @@ class ThisMachine:
         return [ip for ip in (_way_out(family, place) for family, _, _, _, place in found[:1]) if ip]
 
     def queue_pair(self, local_ip: str) -> None:
+        import trio
+
         from shoalfs.transport.rdma import process_verbs
 
-        with socket.socket() as beside:
-            process_verbs().pair(local_ip, beside.fileno(), "doctor", pulls=False).close()
+        async def make() -> None:
+            with socket.socket() as beside:
+                process_verbs().pair(local_ip, beside.fileno(), "doctor", pulls=False).close()
+            await trio.lowlevel.checkpoint()
+
+        trio.run(make)
 
     def tls(self, config: Config) -> None:
         from shoalfs.transport.carrier import Carriers

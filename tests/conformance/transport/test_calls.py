@@ -57,7 +57,7 @@ async def test_a_payload_of_64_mib_goes_both_ways(place):
     server = await place.start()
     parts = [os.urandom(48 * MIB), b"", memoryview(os.urandom(16 * MIB))]
     async with place.network() as network:
-        reply = await network.call(server.address, ECHO, Number(1), parts)
+        reply = await network.call(server.address, ECHO, Number(1), parts, timeout_ms=60_000)
     assert reply.payload == parts[0] + bytes(parts[2])
 
 

@@ -5,17 +5,21 @@
 argument() { sed -n "s/.*\b$1=\([^ ]*\).*/\1/p" /proc/cmdline; }
 
 WORK=$(argument guest_work)
-export PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root PYTHONDONTWRITEBYTECODE=1
+export PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
 mount -t tmpfs run /run
 mkdir -p /dev/shm /dev/pts /run/out
 mount -t tmpfs shm /dev/shm
 mount -t tmpfs tmp /tmp
 mount -t devpts pts /dev/pts
 ln -sf /proc/self/fd /dev/fd
-mount -t 9p -o trans=virtio,version=9p2000.L,msize=512000 out /run/out
-mkdir -p /lib/modules
-mount --bind "$WORK/kernel/lib/modules" /lib/modules # loading on demand looks there, too
-modprobe -a ib_uverbs rdma_ucm rdma_rxe fuse dummy
+if [ "$(argument guest)" = uml ]; then # all that is needed is built in
+    mount -t hostfs -o "$WORK/out" none /run/out
+else
+    mount -t 9p -o trans=virtio,version=9p2000.L,msize=512000 out /run/out
+    mkdir -p /lib/modules
+    mount --bind "$WORK/kernel/lib/modules" /lib/modules # loading on demand looks there, too
+    modprobe -a ib_uverbs rdma_ucm rdma_rxe fuse dummy
+fi
 
 ulimit -l unlimited
 ip link set lo up

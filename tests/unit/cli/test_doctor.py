@@ -40,6 +40,7 @@ class Fake:
     memlock: int | None = None
     huge: int = 280
     modules: tuple[str, ...] = ("fuse", "ib_uverbs")
+    hardware: bool = True
     uverbs: str = ""
     pyverbs: str = ""
     table: list[DevicePort] | NoVerbs = field(default_factory=lambda: [port()])
@@ -71,6 +72,9 @@ class Fake:
 
     def huge_pages_free(self):
         return self.huge
+
+    def rdma_hardware(self):
+        return self.hardware
 
     def module(self, name):
         return name in self.modules
@@ -175,6 +179,19 @@ def test_what_could_be_better(machine, topic, text):
 def test_infiniband_needs_no_address_in_its_table():
     ib = port(infiniband=True, gids=[Gid(0, bytes.fromhex("fe80000000000000b8599f0300fc6b3e"), False)])
     assert {line.mark for line in examine(Fake(table=[ib]), CONFIG)} == {Mark.OK}
+
+
+NONE = Fake(hardware=False, table=[], answer=LinkInfo("tls", reason="no RDMA device here"))
+NO_BINDING = Fake(hardware=False, pyverbs="cannot be loaded", answer=LinkInfo("tls", reason="pyverbs"))
+
+
+@pytest.mark.parametrize("machine", [NONE, NO_BINDING])
+def test_a_machine_without_a_device_is_fine_with_auto_and_not_with_rdma(machine):
+    marks = {}
+    for transport in ("auto", "rdma"):
+        wanted = Config(net=NetTable(transport=transport), tls=CONFIG.tls, mount=CONFIG.mount)
+        marks[transport] = {line.mark for line in examine(machine, wanted)}
+    assert marks == {"auto": {Mark.OK, Mark.NOTE}, "rdma": {Mark.OK, Mark.NOTE, Mark.WRONG}}
 
 
 def test_verbs_are_not_looked_at_if_nobody_wants_them():

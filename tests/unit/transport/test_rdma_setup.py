@@ -134,6 +134,14 @@ async def test_tcp_where_the_device_reaches_nobody(nursery, not_loopback, monkey
     assert (link.carrier, link.reason) == ("tcp", "the verbs path carried nothing within 50 ms")
 
 
+async def test_tcp_where_the_registered_memory_is_used_up(nursery, not_loopback):
+    both = Both(nursery, "auto", "auto")
+    for _ in range(8):
+        both.devices.pair("127.0.0.1", 0, "another", pulls=False)
+    link = await both.chosen()
+    assert (link.carrier, link.reason) == ("tcp", "all registered memory is in use")
+
+
 async def test_after_verbs_broke_tcp_is_taken_for_a_while(nursery, not_loopback):
     now = 0.0
     both = Both(nursery, "auto", "auto")
