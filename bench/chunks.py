@@ -21,10 +21,12 @@ import trio
 
 from shoalfs.chunkserver.client import ChunkClient
 from shoalfs.chunkserver.disk import RealDisk
+from shoalfs.chunkserver.forwarder import Addresses, Forwarder
 from shoalfs.chunkserver.service import ChunkService
 from shoalfs.chunkserver.store import ChunkStore
 from shoalfs.chunkserver.target import open_target
 from shoalfs.mds import messages as m
+from shoalfs.mds.leader import Leader
 from shoalfs.transport.carrier import Carriers
 from shoalfs.transport.checksum import block_hashes, chunk_hash
 from shoalfs.transport.ids import ChunkId, InodeId, TargetId
@@ -112,10 +114,12 @@ async def bench(directory: str, args: argparse.Namespace) -> None:
         async with trio.open_nursery() as nursery:
             carriers, address = Carriers.standard(), f"unix:{directory}/socket"
             hello = Hello(cluster_id=CLUSTER, role="chunkserver", name="bench")
-            await nursery.start(serve, carriers, address, ChunkService("bench", [target]).rpc, hello)
-            remote = m.Target(TargetId(1), target.uuid, "bench", address, 1, m.TargetState.UP, 0)
-            await bench_socket(carriers, remote, args)
-            nursery.cancel_scope.cancel()
+            async with open_network(carriers, hello) as peers:
+                forwarder = Forwarder(peers, Addresses(Leader(peers, [address])))
+                await nursery.start(serve, carriers, address, ChunkService("bench", [target], forwarder).rpc, hello)
+                remote = m.Target(TargetId(1), target.uuid, "bench", address, 1, m.TargetState.UP, 0)
+                await bench_socket(carriers, remote, args)
+                nursery.cancel_scope.cancel()
 
 
 async def bench_socket(carriers: Carriers, target: m.Target, args: argparse.Namespace) -> None:

@@ -10,17 +10,21 @@ from typing import NamedTuple
 
 import trio
 
+from shoalfs.chunkserver.chain import checked
 from shoalfs.chunkserver.messages import (
     GET,
     LIST,
     PUT,
+    PUT_CHAIN,
     SERVER_STATUS,
     SYNC,
     VERIFY,
+    ChainLink,
     ChunksListed,
     GetChunk,
     GetServerStatus,
     ListChunks,
+    PutChain,
     PutChunk,
     ServerStatus,
     SyncChunks,
@@ -83,6 +87,13 @@ class ChunkClient:
         if receipt.chunk_hash != chunk_hash:
             raise ProtocolViolation(f"{target.address} stored other bytes than it was sent")
         return receipt
+
+    async def put_chain(self, target: Target, request: PutChain, payload: Payload) -> Sequence[ChainLink]:
+        """Store ``payload`` on all that ``request`` names, of whom ``target`` is the first: it passes it on. What
+        became of it on each, in their order. The payload is not to change meanwhile; repeating it is harmless.
+        Cancelled: any of them may have it."""
+        reply = await self._network.call(target.address, PUT_CHAIN, request, payload)
+        return checked(request, reply.body.links)
 
     async def get(
         self,

@@ -24,6 +24,31 @@ class ChunkStored(Message, frozen=True):
     receipt: Receipt
 
 
+class PutChain(Message, frozen=True):
+    """Store the payload as this chunk on ``targets``: the first is on the server that is asked, which passes the chunk
+    on to the server of the second, and so on. Each is answered for by itself."""
+
+    targets: tuple[TargetId, ...]
+    chunk: ChunkId
+    ino: InodeId
+    offset_bytes: int
+    chunk_hash: bytes
+    durable: bool
+
+
+class ChainLink(Message, frozen=True):
+    """What became of the chunk on one target: a receipt, or the wire code and text of an error."""
+
+    target: TargetId
+    receipt: Receipt | None = None
+    code: int = 0
+    text: str = ""
+
+
+class ChainStored(Message, frozen=True):
+    links: tuple[ChainLink, ...]  # of the targets asked for, in their order
+
+
 class GetChunk(Message, frozen=True):
     """Read ``length_bytes`` from ``offset_bytes``; what is returned begins and ends at block boundaries around it."""
 
@@ -118,12 +143,13 @@ class ServerStatus(Message, frozen=True):
 
 
 _CLIENTS: Final = frozenset({"client", "admin"})
-_READERS: Final = _CLIENTS | {"chunkserver"}  # peers fetch what they lack
+_CLIENTS_AND_PEERS: Final = _CLIENTS | {"chunkserver"}  # peers fetch what they lack, and pass chunks on
 _ADMIN: Final = frozenset({"admin"})
 
 PUT: Final = Method(200, "chunk.put", PutChunk, ChunkStored, CHUNK_BYTES_MAX, 0, _CLIENTS)
-GET: Final = Method(201, "chunk.get", GetChunk, ChunkRead, 0, PAYLOAD_BYTES_MAX, _READERS)
+GET: Final = Method(201, "chunk.get", GetChunk, ChunkRead, 0, PAYLOAD_BYTES_MAX, _CLIENTS_AND_PEERS)
 SYNC: Final = Method(202, "chunk.sync", SyncChunks, ChunksSynced, roles=_CLIENTS)
 LIST: Final = Method(203, "chunk.list", ListChunks, ChunksListed, roles=_ADMIN)
 VERIFY: Final = Method(204, "chunk.verify", VerifyChunks, ChunksVerified, roles=_ADMIN)
 SERVER_STATUS: Final = Method(205, "chunk.status", GetServerStatus, ServerStatus, roles=_CLIENTS)
+PUT_CHAIN: Final = Method(206, "chunk.put_chain", PutChain, ChainStored, CHUNK_BYTES_MAX, 0, _CLIENTS_AND_PEERS)

@@ -21,6 +21,7 @@ import trio
 from shoalfs.chunkserver.client import ChunkClient
 from shoalfs.chunkserver.directory import cluster_of
 from shoalfs.chunkserver.disk import RealDisk
+from shoalfs.chunkserver.forwarder import Addresses, Forwarder
 from shoalfs.chunkserver.heartbeat import Heart
 from shoalfs.chunkserver.index import IndexDamaged
 from shoalfs.chunkserver.service import ChunkService
@@ -78,9 +79,9 @@ async def run(
     hello = Hello(cluster_id=cluster_id, role=CHUNKSERVER, name=options.node)
     async with contextlib.AsyncExitStack() as stack:
         targets, dead = await _open_targets(stack, disk, options.targets, cluster_id)
-        service = ChunkService(options.node, targets, dead)
         network = await stack.enter_async_context(open_network(carriers, hello))
         leader = Leader(network, options.mds, HEARTBEAT_PATIENCE_MS)
+        service = ChunkService(options.node, targets, Forwarder(network, Addresses(leader)), dead)
         async with trio.open_nursery() as nursery:
             address = await nursery.start(serve, carriers, options.listen, service.rpc, hello)
             peers = ChunkClient(network)

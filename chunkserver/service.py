@@ -4,18 +4,25 @@ The one rule: a target is addressed by the number that the metadata service gave
 number that is not ours, the answer is TargetDown, so that the caller fetches the cluster map again.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from typing import Final
 
+import msgspec
+import trio
+
+from shoalfs.chunkserver.chain import failed
+from shoalfs.chunkserver.forwarder import Forwarder
 from shoalfs.chunkserver.messages import (
     GET,
     LIST,
     PUT,
+    PUT_CHAIN,
     SERVER_STATUS,
     SYNC,
     VERIFY,
+    ChainLink,
+    ChainStored,
     ChunkRead,
     ChunksListed,
     ChunksSynced,
@@ -25,6 +32,7 @@ from shoalfs.chunkserver.messages import (
     GetServerStatus,
     ListChunks,
     ListedChunk,
+    PutChain,
     PutChunk,
     ServerStatus,
     SyncChunks,
@@ -33,23 +41,29 @@ from shoalfs.chunkserver.messages import (
     VerifyChunks,
 )
 from shoalfs.chunkserver.target import Target
-from shoalfs.transport.errors import BadMessage, ChunkCorrupt, ChunkMissing, TargetDown, wire_code
+from shoalfs.mds.messages import Receipt
+from shoalfs.transport.errors import BadMessage, ChunkCorrupt, ChunkMissing, ShoalError, TargetDown, wire_code
 from shoalfs.transport.ids import ChunkId, TargetId
-from shoalfs.transport.limits import CHUNK_LIST_MAX
+from shoalfs.transport.limits import CHUNK_LIST_MAX, REPLICAS_MAX
 from shoalfs.transport.service import Call, Service
 
 _ID_MAX: Final = (1 << 64) - 1
 
 
 class ChunkService:
-    """``dead``: path and reason of configured targets that could not be opened; they are only shown."""
+    """``dead``: path and reason of configured targets that could not be opened; they are only shown. ``forwarder``
+    passes on what is also for targets of other servers."""
 
-    def __init__(self, node: str, targets: Sequence[Target], dead: Sequence[tuple[str, str]] = ()) -> None:
+    def __init__(
+        self, node: str, targets: Sequence[Target], forwarder: Forwarder, dead: Sequence[tuple[str, str]] = ()
+    ) -> None:
         self._node = node
         self._targets = tuple(targets)
         self._dead = tuple(dead)
+        self._forwarder = forwarder
         self.rpc = Service()
         self.rpc.add(PUT, self._put)
+        self.rpc.add(PUT_CHAIN, self._put_chain)
         self.rpc.add(GET, self._get)
         self.rpc.add(SYNC, self._sync)
         self.rpc.add(LIST, self._list)
@@ -63,8 +77,35 @@ class ChunkService:
         raise TargetDown(f"target {number} is not on {self._node}")
 
     async def _put(self, call: Call, request: PutChunk, payload: memoryview) -> ChunkStored:
+        return ChunkStored(await self._store(request.target, request, payload))
+
+    async def _put_chain(self, call: Call, request: PutChain, payload: memoryview) -> ChainStored:
+        """The chunk is stored here and passed on at the same time; neither stops at a failure of the other."""
+        if not 0 < len(request.targets) <= REPLICAS_MAX or len(set(request.targets)) != len(request.targets):
+            raise BadMessage(f"a chain has 1 to {REPLICAS_MAX} targets, each once")
+        here, *others = request.targets
+        links: dict[TargetId, ChainLink] = {}
+
+        async def store() -> None:
+            try:
+                links[here] = ChainLink(here, await self._store(here, request, payload))
+            except ShoalError as error:
+                links[here] = failed(here, error)
+
+        async def forward() -> None:
+            rest = msgspec.structs.replace(request, targets=tuple(others))
+            for link in await self._forwarder.forward(rest, payload, call.deadline):
+                links[link.target] = link
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(store)
+            if others:
+                nursery.start_soon(forward)
+        return ChainStored(tuple(links[target] for target in request.targets))
+
+    async def _store(self, target: TargetId, request: PutChunk | PutChain, payload: memoryview) -> Receipt:
         _check_ids(request.chunk, request.ino, request.offset_bytes)
-        receipt = await self._target(request.target).put(
+        return await self._target(target).put(
             chunk=request.chunk,
             ino=request.ino,
             offset_bytes=request.offset_bytes,
@@ -72,7 +113,6 @@ class ChunkService:
             chunk_hash=request.chunk_hash,
             durable=request.durable,
         )
-        return ChunkStored(receipt)
 
     async def _get(self, call: Call, request: GetChunk, payload: memoryview) -> tuple[ChunkRead, memoryview]:
         _check_ids(request.chunk)
@@ -106,7 +146,7 @@ class ChunkService:
     async def _status(self, call: Call, request: GetServerStatus, payload: memoryview) -> ServerStatus:
         living = [await _target_status(target) for target in self._targets]
         dead = [TargetStatus(TargetId(0), b"", path, 0, 0, 0, 0, 0, 0, reason) for path, reason in self._dead]
-        counters = Counter(self.rpc.counters)
+        counters = self.rpc.counters + self._forwarder.counters
         for target in self._targets:
             counters.update(target.counters)
         return ServerStatus(self._node, (*living, *dead), dict(counters))

@@ -17,6 +17,7 @@ from shoalfs.fs.parallel import settle_all
 from shoalfs.fs.ports import Chunks, Metadata
 from shoalfs.fs.prefetch import Prefetcher
 from shoalfs.fs.reader import ChunkReader
+from shoalfs.fs.replicate import Replication
 from shoalfs.fs.uploader import Uploader
 from shoalfs.mds.messages import Inode
 from shoalfs.transport.errors import ShoalError
@@ -39,6 +40,7 @@ class DataPath:
         *,
         dirty_bytes: int = DIRTY_BYTES_DEFAULT,
         cache_bytes: int = READ_CACHE_BYTES_DEFAULT,
+        replication: Replication = "fanout",
     ) -> None:
         self.counters: Counter[str] = Counter()
         self._write_back = WriteBack(dirty_bytes)
@@ -48,7 +50,7 @@ class DataPath:
         self._crowded = trio.Event()
         self._services = Services(
             metadata=metadata,
-            uploader=Uploader(metadata, chunks, self.counters),
+            uploader=Uploader(metadata, chunks, self.counters, replication),
             reader=ChunkReader(metadata, chunks, self._bad_replicas, self.counters, cache_bytes=cache_bytes),
             budget=self._write_back.budget,
             counters=self.counters,

@@ -29,6 +29,7 @@ from shoalfs.fs.operations import Operations
 from shoalfs.fs.own_directories import OwnDirectories
 from shoalfs.fs.pages import KernelPages
 from shoalfs.fs.releases import Releases
+from shoalfs.fs.replicate import Replication
 from shoalfs.fs.root import find_root
 from shoalfs.fs.scans import Scans
 from shoalfs.fs.vfs import Vfs
@@ -62,6 +63,7 @@ class MountOptions:
     attr_timeout_ms: int = 300_000
     dirty_bytes: int = DIRTY_BYTES_DEFAULT
     cache_bytes: int = READ_CACHE_BYTES_DEFAULT
+    replication: Replication = "fanout"
     durable_close: bool = False
     allow_other: bool = field(default_factory=lambda: os.geteuid() == 0)
     read_only: bool = False
@@ -134,7 +136,11 @@ async def run(
     ):
         coherent.begin(session)
         data_path = DataPath(
-            coherent, ChunkClient(network), dirty_bytes=options.dirty_bytes, cache_bytes=options.cache_bytes
+            coherent,
+            ChunkClient(network),
+            dirty_bytes=options.dirty_bytes,
+            cache_bytes=options.cache_bytes,
+            replication=options.replication,
         )
         coherent.attach(data_path)
         data_paths.append(data_path)

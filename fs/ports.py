@@ -10,6 +10,7 @@ from typing import Protocol, TypeAlias, TypeVar
 
 import msgspec
 
+from shoalfs.chunkserver.messages import ChainLink, PutChain
 from shoalfs.mds.messages import ClusterMap, Op, Receipt, Target
 from shoalfs.transport.errors import ShoalError
 from shoalfs.transport.ids import ChunkId, InodeId, SessionId
@@ -75,6 +76,12 @@ class Chunks(Protocol):
         timeout_ms: int,
     ) -> Receipt:
         """Store a chunk on one target. The buffers must not change until this returns."""
+
+    async def put_chain(
+        self, target: Target, request: PutChain, payload: Buffer | Sequence[Buffer]
+    ) -> Sequence[ChainLink]:
+        """Store a chunk on all targets of the request, of which ``target`` is the first: what became of it on each, in
+        their order. The buffers must not change until this returns."""
 
     async def get(
         self,

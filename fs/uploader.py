@@ -19,23 +19,26 @@ from shoalfs.fs.pauses import Pauses
 from shoalfs.fs.pieces import Pieces, prepare
 from shoalfs.fs.placement import Placement
 from shoalfs.fs.ports import Chunks, Metadata
+from shoalfs.fs.replicate import Copies, Replication, Replicator
 from shoalfs.fs.units import Stored
-from shoalfs.mds.messages import Inode, PlacementGroup, Receipt, Target
+from shoalfs.mds.messages import Inode, PlacementGroup, Receipt
 from shoalfs.transport.errors import ChunkMissing, PosixError, Retry, ShoalError, TargetDown, TargetFull
 from shoalfs.transport.ids import ChunkId, PoolId, TargetId, chunk_id
 from shoalfs.transport.limits import (
     PUTS_IN_FLIGHT_MAX,
-    REQUEST_TIMEOUT_MS_DEFAULT,
     STORE_ATTEMPTS_MAX,
     SYNC_CHUNKS_MAX,
 )
 
 
 class Uploader:
-    def __init__(self, metadata: Metadata, chunks: Chunks, counters: Counter[str]) -> None:
+    def __init__(
+        self, metadata: Metadata, chunks: Chunks, counters: Counter[str], replication: Replication = "fanout"
+    ) -> None:
         self._metadata = metadata
         self._chunks = chunks
         self._counters = counters
+        self._replicator = Replicator(chunks, replication, counters)
         self._slots = trio.CapacityLimiter(PUTS_IN_FLIGHT_MAX)
         self._failed = Avoided()
         self._full = Avoided()
@@ -151,32 +154,21 @@ class Uploader:
         *,
         durable: bool,
     ) -> tuple[tuple[Receipt, ...], list[ShoalError]]:
-        """One chunk to all targets of one group at the same time: the receipts and the errors."""
+        """One chunk to all targets of one group: the receipts and the errors."""
 
-        async def put(place: int, target: Target) -> Receipt:
-            payload, digest = pieces.at(place)
-            try:
-                return await self._chunks.put(
-                    target,
-                    chunk=chunk,
-                    ino=inode.ino,
-                    offset_bytes=offset_bytes,
-                    payload=payload,
-                    chunk_hash=digest,
-                    durable=durable,
-                    timeout_ms=REQUEST_TIMEOUT_MS_DEFAULT,
-                )
-            except TargetFull:
-                self._full.add(target)
-                raise
-            except ShoalError:
-                self._failed.add(target)
-                raise
-
-        results = await settle_all([partial(put, *member) for member in self._current().targets(group)])
-        errors = [result for result in results if isinstance(result, ShoalError)]
+        placement = self._current()
+        failed = self._failed.now(placement.target)
+        # Who failed lately is the end of a chain, where nobody waits behind it.
+        members = sorted(placement.targets(group), key=lambda member: member[1].id in failed)
+        copies = Copies(chunk, inode.ino, offset_bytes, pieces, durable, placement.min_ack(inode.pool))
+        outcomes = await self._replicator.store(copies, members)
+        errors: list[ShoalError] = []
+        for (_, target), outcome in zip(members, outcomes, strict=True):
+            if isinstance(outcome, ShoalError):
+                (self._full if isinstance(outcome, TargetFull) else self._failed).add(target)
+                errors.append(outcome)
         self._counters["puts_failed"] += len(errors)
-        return tuple(result for result in results if isinstance(result, Receipt)), errors
+        return tuple(outcome for outcome in outcomes if isinstance(outcome, Receipt)), errors
 
     async def _recover(self, errors: list[ShoalError], pauses: "Pauses") -> None:
         """What has to happen before another group is tried. Raises an error that no other group can mend.

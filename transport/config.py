@@ -169,6 +169,8 @@ class MountTable(_Table, frozen=True, kw_only=True):
     entry_timeout_ms: Annotated[int, Meta(ge=0, le=3_600_000)] = 300_000
     dirty_bytes: ByteSize = ByteSize(DIRTY_BYTES_DEFAULT)
     cache_bytes: ByteSize = ByteSize(READ_CACHE_BYTES_DEFAULT)
+    # "chain": a chunk is sent once, and chunkservers pass it on; for a link that is slower than those between them.
+    replication: Literal["fanout", "chain"] = "fanout"
     close: Literal["commit", "durable"] = "commit"
     allow_other: bool | None = None  # None: if root mounts
     read_only: bool = False

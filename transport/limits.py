@@ -189,6 +189,8 @@ SYNC_PERIOD_MS: Final = 5_000  # what nobody asked to sync is on disk after this
 HASH_INLINE_BYTES_MAX: Final = 256 * KIB  # hashed in the event loop (about 20 us); more goes to a thread
 PUT_QUEUED_BYTES_MAX: Final = 64 * KIB  # smaller PUTs share a worker thread, larger ones write in parallel
 READ_INLINE_BYTES_MAX: Final = 256 * KIB  # read in the event loop if it is in the page cache
+FORWARDED_BYTES_MAX: Final = 128 * MIB  # that one server passes on at a time; the rest ends with its own disks' work
+FORWARD_MAP_MS_MIN: Final = 1_000  # a cluster map that turned out to be old is fetched no more often than this
 COPIES_AT_ONCE_MAX: Final = 4  # chunks that one server fetches from others at one time: at most 256 MiB of memory
 COPY_TIMEOUT_MS: Final = 60_000  # the largest chunk at 1 MiB/s
 BEAT_MS_MIN: Final = 50  # pause between heartbeats when ordered copies are done early
@@ -229,6 +231,7 @@ assert RDMA_BULK_SLOTS + RDMA_CREDITS_KEPT < RDMA_CREDITS
 assert RDMA_SIGNAL_EVERY < RDMA_CREDITS
 assert BLOCK_BYTES <= CHUNK_BYTES_MIN <= CHUNK_BYTES_DEFAULT <= CHUNK_BYTES_MAX
 assert CHUNK_BYTES_MAX <= PAYLOAD_BYTES_MAX <= PAYLOAD_IN_FLIGHT_BYTES_MAX
+assert FORWARDED_BYTES_MAX + CHUNK_BYTES_MAX <= PAYLOAD_IN_FLIGHT_BYTES_MAX  # or servers wait for one another
 assert INLINE_BYTES_DEFAULT <= INLINE_BYTES_MAX < COMMAND_BYTES_MAX <= ENTRY_BYTES_MAX < CONTROL_BYTES_MAX
 assert ENTRY_BYTES_MAX < APPEND_BYTES_MAX <= APPEND_IN_FLIGHT_BYTES_MAX < LOG_BEHIND_BYTES_MAX < LOG_BYTES_MAX
 assert LOG_BEHIND_BYTES_MAX < SNAPSHOT_HELD_BYTES_MAX < LOG_BYTES_MAX

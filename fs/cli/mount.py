@@ -162,6 +162,7 @@ def mount_options(config: Config, point: str) -> "MountOptions":
         attr_timeout_ms=table.attr_timeout_ms,
         dirty_bytes=int(table.dirty_bytes),
         cache_bytes=int(table.cache_bytes),
+        replication=table.replication,
         durable_close=table.close == "durable",
         allow_other=os.geteuid() == 0 if table.allow_other is None else table.allow_other,
         read_only=table.read_only,

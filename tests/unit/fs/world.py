@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import msgspec
 import trio
 
+from shoalfs.chunkserver.messages import ChainLink, PutChain
 from shoalfs.fs.data_path import DataPath
 from shoalfs.mds import messages as m
 from shoalfs.transport.checksum import block_hashes, chunk_hash
@@ -76,8 +77,9 @@ def make_map(targets: int = 4, replicas: int = 2, min_ack: int = 2, epoch: int =
 
 
 class Servers:
-    """All chunkservers. ``on_put``, ``on_get`` and ``on_sync`` may give an error for one request; ``unreadable`` are
-    (target, chunk) that are corrupt or missing; ``gate``, while it is set, holds every PUT."""
+    """All chunkservers. ``on_put``, ``on_get`` and ``on_sync`` may give an error for one request, and ``on_forward``
+    break the way from one target to another; ``unreadable`` are (target, chunk) that are corrupt or missing; ``gate``,
+    while it is set, holds every PUT."""
 
     def __init__(self, cluster_map: m.ClusterMap) -> None:
         self.chunks: dict[TargetId, dict[ChunkId, bytes]] = {t.id: {} for t in cluster_map.targets}
@@ -87,6 +89,8 @@ class Servers:
         self.on_get: Callable[[TargetId, ChunkId], ShoalError | None] = lambda target, chunk: None
         self.on_sync: Callable[[TargetId], ShoalError | None] = lambda target: None
         self.unreadable: dict[tuple[TargetId, ChunkId], ShoalError] = {}
+        self.on_forward: Callable[[TargetId, TargetId], ShoalError | None] = lambda sender, target: None
+        self.chains: list[tuple[TargetId, ...]] = []
         self.gate: trio.Event | None = None
         self.puts: list[tuple[TargetId, ChunkId, bool]] = []
         self.gets: list[tuple[TargetId, ChunkId, int, int]] = []
@@ -115,6 +119,35 @@ class Servers:
         if durable:
             self.durable[target.id].add(chunk)
         return self.receipt(target.id, chunk)
+
+    async def put_chain(self, target, request: PutChain, payload) -> list[ChainLink]:
+        """Who is first passes it on to everybody else, each of whom it may or may not reach."""
+        self.chains.append(request.targets)
+        assert target.id == request.targets[0]
+        links = []
+        for number in request.targets:
+            error = self.on_forward(target.id, number)
+            if error is None:
+                try:
+                    receipt = await self.put(
+                        msgspec.structs.replace(target, id=number),
+                        chunk=request.chunk,
+                        ino=request.ino,
+                        offset_bytes=request.offset_bytes,
+                        payload=payload,
+                        chunk_hash=request.chunk_hash,
+                        durable=request.durable,
+                        timeout_ms=0,
+                    )
+                except ShoalError as raised:
+                    error = raised
+                else:
+                    links.append(ChainLink(number, receipt))
+                    continue
+            if number == target.id and error.code < 2_000:
+                raise error  # the client hears nothing
+            links.append(ChainLink(number, None, error.code, str(error)))
+        return links
 
     async def get(self, target, *, chunk, chunk_bytes, chunk_hash: bytes, offset_bytes, length_bytes) -> memoryview:
         self.getting += 1
@@ -384,13 +417,13 @@ class World:
         self.service = Service(cluster_map, self.servers)
         self.clients: list[Client] = []
 
-    def mount(self, **options: int) -> DataPath:
+    def mount(self, **options: Any) -> DataPath:
         """A client without its background tasks."""
         self.clients.append(Client(self.service, len(self.clients) + 1))
         return DataPath(self.clients[-1], self.servers, **options)
 
     @asynccontextmanager
-    async def running(self, **options: int) -> AsyncIterator[DataPath]:
+    async def running(self, **options: Any) -> AsyncIterator[DataPath]:
         """A client with write-back and readahead running."""
         async with trio.open_nursery() as nursery:
             mount = self.mount(**options)
