@@ -225,7 +225,7 @@ class Committer:
         need = await self._uploader.min_ack(self._contents.inode.pool)
         volatile = {unit.stored.chunk: unit for unit in units if unit.stored and unit.stored.durable_receipts < need}
         held = {chunk: unit.stored.holders for chunk, unit in volatile.items() if unit.stored}
-        for chunk, receipts in (await self._uploader.sync(held, need)).items():
+        for chunk, receipts in (await self._uploader.sync(held, dict.fromkeys(held, need))).items():
             unit = volatile[chunk]
             assert unit.stored is not None
             unit.stored = unit.stored._replace(receipts=receipts) if len(receipts) >= need else None
@@ -240,16 +240,20 @@ class Committer:
         held = dict(self.undurable)
         if not held:
             return
-        need = await self._uploader.min_ack(self._contents.inode.pool)
-        receipts = await self._uploader.sync(held, need)
-        lacking = {chunk for chunk in held if len(receipts[chunk]) < need}
+        usual = await self._uploader.min_ack(self._contents.inode.pool)
+        # Fewer acknowledged what was committed before the pool asked for more. A group may have moved since, too: its
+        # members of now are asked as well.
+        need = {chunk: max(1, min(usual, len(targets))) for chunk, targets in held.items()}
+        asked = {chunk: {*targets, *self._uploader.holders(chunk)} for chunk, targets in held.items()}
+        receipts = await self._uploader.sync(asked, need)
+        lacking = {chunk for chunk in held if len(receipts[chunk]) < need[chunk]}
         if lacking:
             # Chunks that were overwritten or cut off since may be collected: nobody needs them on disk.
             lacking &= await self._fetcher.linked_chunks()
         for chunk in held.keys() - lacking:
             self.undurable.pop(chunk, None)
         if lacking:
-            raise PosixError(errno.EIO, f"{len(lacking)} chunks could not be synced on {need} targets")
+            raise PosixError(errno.EIO, f"{len(lacking)} chunks could not be synced on {usual} targets")
 
     def _remember(self, units: Iterable[Unit], *, durable: bool) -> None:
         for unit in units:

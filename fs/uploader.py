@@ -8,7 +8,7 @@ Concurrency is bounded for the whole mount: PUTS_IN_FLIGHT_MAX chunks at a time.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 
 import trio
@@ -82,16 +82,18 @@ class Uploader:
                 await self._recover(errors, pauses)
         raise errors[0] if errors else TargetDown("too few targets answered for min_ack")
 
-    async def sync(self, held: Mapping[ChunkId, Sequence[TargetId]], need: int) -> dict[ChunkId, tuple[Receipt, ...]]:
-        """Put chunks on the disks of the targets that hold them. Returns the durable receipts of each; fewer than
-        ``need`` if targets have lost the chunk, or do not answer for as long as they count as up. Raises nothing that
-        a target answers."""
+    async def sync(
+        self, held: Mapping[ChunkId, Collection[TargetId]], need: Mapping[ChunkId, int]
+    ) -> dict[ChunkId, tuple[Receipt, ...]]:
+        """Put chunks on the disks of the targets that hold them. Returns the durable receipts of each; fewer than it
+        ``need``s if targets have lost the chunk, or do not answer for as long as they count as up. Raises nothing
+        that a target answers."""
         receipts: dict[ChunkId, tuple[Receipt, ...]] = dict.fromkeys(held, ())
         pauses = Pauses()
         lacking = held
         while lacking:
             unanswered = await self._sync_once(lacking, receipts)
-            lacking = {chunk: held[chunk] for chunk in held if len(receipts[chunk]) < need}
+            lacking = {chunk: held[chunk] for chunk in held if len(receipts[chunk]) < need[chunk]}
             if not lacking or not unanswered:
                 break
             await self._metadata.refresh_map()
@@ -100,7 +102,7 @@ class Uploader:
         return receipts
 
     async def _sync_once(
-        self, held: Mapping[ChunkId, Sequence[TargetId]], receipts: dict[ChunkId, tuple[Receipt, ...]]
+        self, held: Mapping[ChunkId, Collection[TargetId]], receipts: dict[ChunkId, tuple[Receipt, ...]]
     ) -> set[TargetId]:
         """Ask each target once; put what it answers into ``receipts``. Returns the targets that did not answer."""
         by_target: dict[TargetId, list[ChunkId]] = {}

@@ -1,8 +1,14 @@
 """The cluster map in the store: pools, targets, placement groups, and the epoch that every change raises. Pure."""
 
+import errno
+
+import msgspec
+
 from shoalfs.mds import keys, records
 from shoalfs.mds.messages import ClusterMap, PlacementGroup, Pool, Target, Upkeep
 from shoalfs.mds.txn import ReadTxn, Txn
+from shoalfs.transport.errors import PosixError
+from shoalfs.transport.limits import MAP_BYTES_MAX
 
 
 def load_epoch(txn: ReadTxn) -> int:
@@ -17,6 +23,12 @@ def load_map(txn: ReadTxn) -> ClusterMap:
         targets=load_targets(txn),
         groups=load_groups(txn),
     )
+
+
+def check_size(map_: ClusterMap) -> None:
+    """Raises ENOSPC for a map that nobody could be told in one message."""
+    if len(msgspec.msgpack.encode(map_)) > MAP_BYTES_MAX:
+        raise PosixError(errno.ENOSPC, "the cluster map would grow too large for one message")
 
 
 def load_pools(txn: ReadTxn) -> tuple[Pool, ...]:

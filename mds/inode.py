@@ -13,7 +13,7 @@ from shoalfs.mds import keys, records, trash
 from shoalfs.mds.messages import Credentials, Inode, Storage
 from shoalfs.mds.txn import ReadTxn, Txn
 from shoalfs.transport.errors import BadMessage, PosixError
-from shoalfs.transport.ids import InodeId
+from shoalfs.transport.ids import ROOT_INODE, InodeId, PoolId
 
 FIRST_COOKIE = 3  # 0, 1 and 2 stand for the start, "." and ".."
 _ID_MAX = (1 << 32) - 2  # of users and groups; 2^32 - 1 means "no change" to chown(2)
@@ -109,7 +109,7 @@ def make(
         version=1,
         data_version=1,
         storage=Storage.INLINE,
-        pool=parent.pool,
+        pool=_pool_below(txn, parent),
         chunk_bytes=parent.chunk_bytes,
         inline_bytes_max=parent.inline_bytes_max,
         parent=parent.ino if is_dir else InodeId(0),
@@ -122,6 +122,14 @@ def make(
     counters = msgspec.structs.replace(counters, next_ino=next_ino, inodes=counters.inodes + 1)
     store_counters(txn, counters)
     return inode
+
+
+def _pool_below(txn: ReadTxn, parent: Inode) -> PoolId:
+    """The pool of what is made in a directory. One that is closing (mds/ops/set_pool.py) is handed down no more, so that
+    those who have it only become fewer; the root's takes its place."""
+    if records.POOL.require(txn, keys.pool(parent.pool)).closing_epoch:
+        return load(txn, ROOT_INODE).pool
+    return parent.pool
 
 
 def unlinked(txn: Txn, inode: Inode, now_ns: int, parent: InodeId, name: bytes) -> Inode:

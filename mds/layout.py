@@ -36,14 +36,17 @@ def read(inode: Inode, name: bytes, pools: Sequence[Pool]) -> bytes:
 
 def change(inode: Inode, name: bytes, value: bytes, pools: Sequence[Pool]) -> dict[str, object]:
     """The inode's fields that setting the attribute changes. Raises EOPNOTSUPP for what is no directory or no such
-    attribute, EINVAL for a value that is out of range, and for a pool that does not exist."""
+    attribute, EINVAL for a value that is out of range, and for a pool that does not exist, EBUSY for one that is being
+    removed."""
     if not inode.is_dir or (name not in _FIELDS and name != _POOL):
         raise PosixError(errno.EOPNOTSUPP)
     if name == _POOL:
-        chosen = [pool.id for pool in pools if pool.name.encode() == value]
+        chosen = [pool for pool in pools if pool.name.encode() == value]
         if not chosen:
             raise PosixError(errno.EINVAL)
-        return {"pool": chosen[0]}
+        if chosen[0].closing_epoch:
+            raise PosixError(errno.EBUSY, f"pool {chosen[0].name} is being removed")
+        return {"pool": chosen[0].id}
     number = int(value) if value.isdigit() and len(value) <= len(str(CHUNK_BYTES_MAX)) else -1
     if name.endswith(b"inline_bytes"):
         fits = 0 <= number <= INLINE_BYTES_MAX

@@ -73,6 +73,7 @@ SERVICE_OPS: Final = frozenset(
         Op.RESTORE_TRASH,
         Op.CREATE_POOL,
         Op.SET_POOL,
+        Op.REMOVE_POOL,
     }
 )
 """What runs without a session (session 0), hence without a recorded outcome: each of them may be repeated.

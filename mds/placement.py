@@ -10,18 +10,21 @@ The same map gives the same groups on every node: nothing here depends on order 
 point numbers.
 """
 
+import errno
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from xxhash import xxh3_64_intdigest
 
 from shoalfs.mds.messages import ClusterMap, PlacementGroup, Pool, Target, TargetState
+from shoalfs.transport.errors import PosixError
 from shoalfs.transport.ids import PG_MAX, PgId, TargetId
 from shoalfs.transport.limits import PGS_PER_TARGET
 
 TAKES_NEW_DATA = frozenset({TargetState.UP, TargetState.SYNCING})
 _IMBALANCE_PERCENT = 25  # what a target may have above its share of memberships before others are preferred
 _LOG_BITS = 16
+_GONE = {TargetState.SYNCING: 1, TargetState.DRAINING: 2, TargetState.DOWN: 3, TargetState.OUT: 4}
 
 
 def missing_groups(map_: ClusterMap) -> tuple[PlacementGroup, ...]:
@@ -30,7 +33,7 @@ def missing_groups(map_: ClusterMap) -> tuple[PlacementGroup, ...]:
     next_id = max((group.id for group in map_.groups), default=0) + 1
     made: list[PlacementGroup] = []
     for pool in map_.pools:
-        if len(usable) < pool.replicas:
+        if len(usable) < pool.replicas or pool.closing_epoch:
             continue
         led = Counter(group.targets[0] for group in map_.groups if group.pool == pool.id)
         for leader in usable:
@@ -70,13 +73,44 @@ def with_replacements(
         ]
         if member not in replaced or not fitting:
             continue
-        ranked = _ranked(group.id, fitting)
-        roomy = [target for target in ranked if not _is_crowded(target, map_, memberships)]
-        chosen = _most_apart([*roomy, *(target for target in ranked if target not in roomy)], staying)
+        chosen = _next_member(map_, group.id, fitting, staying, memberships)
         members[place] = chosen.id
         staying.append(chosen)
         free.remove(chosen)
     return tuple(members)
+
+
+def resized(
+    map_: ClusterMap, group: PlacementGroup, width: int, memberships: Mapping[TargetId, int]
+) -> tuple[TargetId, ...]:
+    """The group's members with others added at the end, or with those left out that are worth least, so that there are
+    ``width``. There are enough targets (:func:`check_targets`)."""
+    targets = {target.id: target for target in map_.targets}
+    members = [targets[target] for target in group.targets]
+    while len(members) > width:
+        members.remove(_worth_least(members))
+    while len(members) < width:
+        free = [t for t in map_.targets if t.state in TAKES_NEW_DATA and t not in members]
+        members.append(_next_member(map_, group.id, free, members, memberships))
+    return tuple(target.id for target in members)
+
+
+def _worth_least(members: Sequence[Target]) -> Target:
+    """Who is not in service, or else shares its node or rack with another member, or else is the last."""
+
+    def worth(at: int) -> tuple[int, int, int]:
+        others = [*members[:at], *members[at + 1 :]]
+        return -_GONE.get(members[at].state, 0), -closeness(members[at], others), -at
+
+    return members[min(range(len(members)), key=worth)]
+
+
+def check_targets(map_: ClusterMap, pool: Pool) -> None:
+    """Raises ENOSPC unless there are as many targets for new data as the pool's groups have members."""
+    usable = sum(target.state in TAKES_NEW_DATA for target in map_.targets)
+    if usable < pool.replicas:
+        text = f"pool {pool.name} needs {pool.replicas} targets that are up, there are {usable}"
+        raise PosixError(errno.ENOSPC, text)
 
 
 def too_close(map_: ClusterMap, group: PlacementGroup) -> TargetId | None:
@@ -93,6 +127,19 @@ def too_close(map_: ClusterMap, group: PlacementGroup) -> TargetId | None:
 
 def memberships(groups: Iterable[PlacementGroup]) -> Counter[TargetId]:
     return Counter(target for group in groups for target in group.targets)
+
+
+def _next_member(
+    map_: ClusterMap,
+    number: PgId,
+    free: Iterable[Target],
+    members: Sequence[Target],
+    memberships: Mapping[TargetId, int],
+) -> Target:
+    """Who of ``free`` is to join the members."""
+    ranked = _ranked(number, free)
+    roomy = [target for target in ranked if not _is_crowded(target, map_, memberships)]
+    return _most_apart([*roomy, *(target for target in ranked if target not in roomy)], members)
 
 
 def _is_crowded(target: Target, map_: ClusterMap, memberships: Mapping[TargetId, int]) -> bool:

@@ -1,6 +1,10 @@
 """What a pool may be. Pure."""
 
+import errno
+from collections.abc import Iterable
+
 from shoalfs.mds.messages import Pool
+from shoalfs.transport.errors import PosixError
 from shoalfs.transport.limits import FRAGMENTS_MAX, REPLICAS_MAX
 
 _NAME_CHARACTERS_MAX = 64
@@ -25,3 +29,12 @@ def flaw(pool: Pool) -> str | None:
     if not pool.data <= pool.min_ack <= pool.replicas:
         return f"min_ack is {pool.data} to {pool.replicas} for {pool.redundancy}, not {pool.min_ack}"
     return None
+
+
+def check(others: Iterable[Pool], pool: Pool) -> None:
+    """Raises EINVAL if the pool cannot be, EEXIST if one of the others has its name."""
+    wrong = flaw(pool)
+    if wrong is not None:
+        raise PosixError(errno.EINVAL, wrong)
+    if any(other.name == pool.name for other in others):
+        raise PosixError(errno.EEXIST, f"there is a pool {pool.name} already")

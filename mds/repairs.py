@@ -221,6 +221,8 @@ class Repairs:
         view = self._views.get(target)
         if view is None or not view.lacks:
             return ()
+        for chunk in [chunk for chunk in view.lacks if chunk_pg(chunk) not in index.groups]:
+            view.drop(chunk)  # its pool was removed
         wanted = [chunk for chunk, lack in view.lacks.items() if lack.ordered]
         if len(wanted) < count and self._room(view, now_ms) > 0:
             wanted += self._choose(index, view, count - len(wanted), now_ms, answers)
@@ -230,7 +232,7 @@ class Repairs:
             if room <= 0:
                 break  # they stay ordered, and are told of when others are done
             use = records.CHUNK_USE.load(txn, keys.chunk_use(chunk))
-            if use is None or chunk_pg(chunk) not in index.groups:
+            if use is None:
                 view.drop(chunk)
                 continue
             good = [source for source in self.good_copies(index, chunk, answers) if source != target]

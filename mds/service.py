@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import msgspec
 import trio
 
-from shoalfs.mds import check, cluster, mending, reads, trash_list
+from shoalfs.mds import check, cluster, mending, pool_users, reads, trash_list
 from shoalfs.mds import inode as inodes
 from shoalfs.mds import messages as m
 from shoalfs.mds.batcher import Batcher
@@ -45,6 +45,7 @@ _OPERATOR_OPS = frozenset(
         m.Op.RESTORE_TRASH,
         m.Op.CREATE_POOL,
         m.Op.SET_POOL,
+        m.Op.REMOVE_POOL,
     }
 )
 _CHUNKSERVER_OPS = frozenset({m.Op.REGISTER_TARGET})
@@ -107,6 +108,7 @@ class MdsService:
             (m.CLASSIFY_CHUNKS, reads.classify_chunks),
             (m.RESOLVE, reads.resolve),
             (m.CHECK, check.check_namespace),
+            (m.POOL_USERS, pool_users.pool_users),
             (m.PLAN_MEND, mending.plan),
             (m.LIST_TRASH, trash_list.list_trash),
             (m.STATFS, self._statfs),

@@ -168,6 +168,7 @@ TOUCHES_NOTHING: Final = frozenset(
         m.Op.PURGE_TRASH,  # of inodes that have no name, and whose attributes stay
         m.Op.CREATE_POOL,
         m.Op.SET_POOL,
+        m.Op.REMOVE_POOL,
     }
 )
 """Operations that change nothing which a client may cache under a lease. A test holds the two lists complete."""

@@ -7,7 +7,7 @@ rich leaves colours out by itself when NO_COLOR is set or the output is no termi
 import enum
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -50,6 +50,19 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], title:
     for row in shown:
         table.add_row(*map(Text, row))
     console().print(table)
+
+
+def print_rows(
+    output: Format,
+    rows: Sequence[Mapping[str, Any]],
+    titles: Mapping[str, str],
+    shown: Callable[[str, Any], object] = lambda key, value: value,
+) -> None:
+    """Rows as JSON, whole, or as a table of the keys in ``titles``, whose values ``shown`` makes readable."""
+    if output is Format.JSON:
+        print_json(rows)
+    else:
+        print_table(tuple(titles.values()), [[shown(key, row[key]) for key in titles] for row in rows])
 
 
 def progress() -> "Progress":

@@ -7,17 +7,20 @@ made in it from then on.
 import errno
 import os
 import re
+from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from shoalfs.fs.cli.cluster import ConfigOption, MdsOption, Operator, StateOption, call, locate
-from shoalfs.fs.cli.output import Format, OutputOption, print_json, print_table, say
+from shoalfs.fs.cli.output import Format, OutputOption, print_rows, say
 from shoalfs.fs.cli.targets import ask_status, mutate
-from shoalfs.transport.errors import UserError
+from shoalfs.transport.errors import ShoalError, UserError
 
 if TYPE_CHECKING:
     from shoalfs.mds.messages import MdsStatus
+    from shoalfs.transport.ids import PoolId
 
 app = typer.Typer(help="Pools: how many copies there are of a chunk, or how many fragments.", rich_markup_mode=None)
 
@@ -26,6 +29,15 @@ MinAckOption = Annotated[
     int | None, typer.Option("--min-ack", metavar="N", help="On how many targets a chunk is before it is acknowledged.")
 ]
 _XATTR: Final = "trusted.shoal.pool"
+_REOPEN_S: Final = 5.0
+_COLUMNS: Final = {
+    "id": "id",
+    "name": "name",
+    "redundancy": "redundancy",
+    "min_ack": "min_ack",
+    "groups": "groups",
+    "state": "state",
+}
 
 
 @app.callback()
@@ -45,7 +57,7 @@ def create(
     config: ConfigOption = None,
     state: StateOption = None,
 ) -> None:
-    """Make a pool. How many copies or fragments it has cannot be changed later."""
+    """Make a pool. The number of copies can be changed later, that of fragments cannot."""
     from shoalfs.mds.messages import CreatePool, Op
 
     if (replicas is None) == (erasure is None):
@@ -60,20 +72,28 @@ def create(
 @app.command("set")
 def change(
     name: NameArgument,
+    replicas: Annotated[int | None, typer.Option(metavar="N", help="So many copies of every chunk.")] = None,
     min_ack: MinAckOption = None,
     rename: Annotated[str | None, typer.Option(metavar="NEW", help="Its new name.")] = None,
     mds: MdsOption = None,
     config: ConfigOption = None,
     state: StateOption = None,
 ) -> None:
-    """Change what may be changed of a pool."""
+    """Change a pool. More copies are made, and those that are too many removed, in the background."""
     from shoalfs.mds.messages import Op, SetPool
 
-    if min_ack is None and rename is None:
-        raise UserError("pool set: give --min-ack N or --rename NEW")
-    request = SetPool(name, rename, min_ack)
+    if replicas is None and min_ack is None and rename is None:
+        raise UserError("pool set: give --replicas N, --min-ack N or --rename NEW")
+    request = SetPool(name, rename, min_ack, replicas)
     call(locate(mds, config, state), lambda operator: mutate(operator, Op.SET_POOL, request))
-    say(f"pool {name} was changed")
+    say(f"pool {name} was changed" + (": `shoal status` shows how far its copies are" if replicas is not None else ""))
+
+
+@app.command("remove")
+def remove(name: NameArgument, mds: MdsOption = None, config: ConfigOption = None, state: StateOption = None) -> None:
+    """Forget a pool. Refused while any directory, file or chunk is in it."""
+    call(locate(mds, config, state), partial(_remove, name=name))
+    say(f"pool {name} was removed")
 
 
 @app.command("list")
@@ -81,12 +101,7 @@ def list_pools(
     output: OutputOption = Format.TABLE, mds: MdsOption = None, config: ConfigOption = None, state: StateOption = None
 ) -> None:
     """Show every pool."""
-    rows = describe(call(locate(mds, config, state), _ask))
-    if output is Format.JSON:
-        print_json(rows)
-    else:
-        titles = ("id", "name", "redundancy", "min_ack", "groups")
-        print_table(titles, [[row[title] for title in titles] for row in rows])
+    print_rows(output, describe(call(locate(mds, config, state), ask_status)), _COLUMNS)
 
 
 @app.command("use")
@@ -102,6 +117,7 @@ def use(
             errno.EINVAL: f"there is no pool {name}: see `shoal pool list`",
             errno.EPERM: "only root chooses a pool",
             errno.ENOTSUP: "not a directory of a shoalfs mount",
+            errno.EBUSY: f"pool {name} is being removed",
         }.get(error.errno or 0, error.strerror)
         raise UserError(f"pool use: {directory}: {why}") from error
     say(f"what is made in {directory} goes to pool {name}")
@@ -126,11 +142,45 @@ def describe(found: "MdsStatus") -> list[dict[str, Any]]:
             "data": pool.data,
             "parity": pool.parity,
             "min_ack": pool.min_ack,
+            "state": "being removed" if pool.closing_epoch else "open",
             "groups": sum(group.pool == pool.id for group in found.map.groups),
         }
         for pool in found.map.pools
     ]
 
 
-async def _ask(operator: Operator) -> "MdsStatus":
-    return await ask_status(operator)
+async def _remove(operator: Operator, name: str) -> None:
+    """Close the pool, look for whoever uses it, and remove it if that is nobody; else open it again. If this is
+    interrupted, the pool stays closed until it is tried again."""
+    import trio
+
+    from shoalfs.mds.messages import Op, RemovePool, SetPool
+
+    await mutate(operator, Op.SET_POOL, SetPool(name, closing=True))
+    (pool,) = [pool for pool in (await ask_status(operator)).map.pools if pool.name == name]
+    try:
+        used = await _users(operator, pool.id)
+        if used is not None:
+            raise UserError(f"pool remove: {name}: in use by {used}")
+        await mutate(operator, Op.REMOVE_POOL, RemovePool(name, pool.closing_epoch))
+    except BaseException:
+        with trio.CancelScope(shield=True), trio.move_on_after(_REOPEN_S), suppress(ShoalError, UserError):
+            await mutate(operator, Op.SET_POOL, SetPool(name, closing=False))
+        raise
+
+
+async def _users(operator: Operator, pool: "PoolId") -> str | None:
+    """Who uses a pool, in words; None: nobody does."""
+    from shoalfs.mds.messages import POOL_USERS, ListPoolUsers
+    from shoalfs.transport.ids import InodeId
+
+    files, directories, example, after = 0, 0, InodeId(0), InodeId(0)
+    while True:
+        found = (await operator.leader.call(POOL_USERS, ListPoolUsers(pool, after))).body
+        files, directories, example = files + found.files, directories + found.directories, example or found.example
+        after = found.next_ino
+        if not after:
+            break
+    if not example:
+        return None
+    return f"{files} files and {directories} directories: find one with `find MOUNTPOINT -inum {example}`"

@@ -5,12 +5,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from shoalfs.fs.cli.cluster import ConfigOption, MdsOption, Operator, StateOption, call, locate
-from shoalfs.fs.cli.output import Format, OutputOption, print_json, print_table, say
+from shoalfs.fs.cli.output import Format, OutputOption, print_rows, say
 
 if TYPE_CHECKING:
     from shoalfs.mds.messages import MdsStatus
 
 EVICT_MS: Final = 40_000  # a client that does not answer is waited for until its lease is over: at most 20 s
+_COLUMNS: Final = {
+    "id": "session",
+    "client": "client",
+    "opens": "opens",
+    "leases": "leases",
+    "renewed_ms_ago": "last seen ms",
+}
 
 app = typer.Typer(help="The clients of the cluster.", rich_markup_mode=None)
 
@@ -36,14 +43,7 @@ def list_(
 
         return (await operator.leader.call(STATUS, GetStatus())).body
 
-    rows = as_rows(call(locate(mds, config, state), ask))
-    if output is Format.JSON:
-        print_json(rows)
-    else:
-        print_table(
-            ("session", "client", "opens", "leases", "last seen ms"),
-            [(r["id"], r["client"], r["opens"], r["leases"], r["renewed_ms_ago"]) for r in rows],
-        )
+    print_rows(output, as_rows(call(locate(mds, config, state), ask)), _COLUMNS)
 
 
 @app.command()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from shoalfs.fs.cli.cluster import ConfigOption, MdsOption, Operator, Reach, StateOption, call, locate
-from shoalfs.fs.cli.output import Format, OutputOption, print_json, print_table, say, size
+from shoalfs.fs.cli.output import Format, OutputOption, print_json, print_rows, print_table, say, size
 from shoalfs.transport.errors import UserError
 
 if TYPE_CHECKING:
@@ -49,11 +49,7 @@ def list_targets(
     output: OutputOption = Format.TABLE, mds: MdsOption = None, config: ConfigOption = None, state: StateOption = None
 ) -> None:
     """Show every target: its state, how many placement groups it holds, and how many are still leaving it."""
-    rows = describe(call(locate(mds, config, state), ask_status))
-    if output is Format.JSON:
-        print_json(rows)
-    else:
-        print_table(tuple(_COLUMNS.values()), [[_shown(name, row[name]) for name in _COLUMNS] for row in rows])
+    print_rows(output, describe(call(locate(mds, config, state), ask_status)), _COLUMNS, _shown)
 
 
 @target_app.command("drain")
@@ -95,13 +91,7 @@ def list_nodes(
     output: OutputOption = Format.TABLE, mds: MdsOption = None, config: ConfigOption = None, state: StateOption = None
 ) -> None:
     """Show every chunkserver: its rack, and its targets taken together."""
-    rows = by_node(describe(call(locate(mds, config, state), ask_status)))
-    if output is Format.JSON:
-        print_json(rows)
-    else:
-        names = ("node", "rack", "states", "groups", "leaving", "used_bytes", "capacity_bytes", "chunks")
-        titles = ("node", "rack", "targets", "groups", "leaving", "used", "capacity", "chunks")
-        print_table(titles, [[_shown(name, row[name]) for name in names] for row in rows])
+    print_rows(output, by_node(describe(call(locate(mds, config, state), ask_status))), _NODE_COLUMNS, _shown)
 
 
 @node_app.command("drain")
@@ -194,6 +184,16 @@ _COLUMNS: Final = {
     "fill_percent": "fill %",
     "chunks": "chunks",
     "address": "address",
+}
+_NODE_COLUMNS: Final = {
+    "node": "node",
+    "rack": "rack",
+    "states": "targets",
+    "groups": "groups",
+    "leaving": "leaving",
+    "used_bytes": "used",
+    "capacity_bytes": "capacity",
+    "chunks": "chunks",
 }
 
 

@@ -78,6 +78,16 @@ class SetPool(Message, frozen=True):
     name: str
     new_name: str | None = None
     min_ack: int | None = None
+    replicas: int | None = None
+    closing: bool | None = None
+
+
+class RemovePool(Message, frozen=True):
+    """Forget a pool. ``closing_epoch`` is the pool's, as of before all inodes were looked through without finding one
+    that names it."""
+
+    name: str
+    closing_epoch: int
 
 
 class PoolChanged(Message, frozen=True):

@@ -29,12 +29,14 @@ from shoalfs.mds.messages.operators import (
     DumpOffer,
     DumpPiece,
     GetStatus,
+    ListPoolUsers,
     ListTrash,
     MdsStatus,
     MendPlans,
     NamespaceChecked,
     OpenDump,
     PlanMend,
+    PoolUsers,
     ReadDump,
     ResolvePath,
     TrashListing,
@@ -105,6 +107,7 @@ HEARTBEAT: Final = Method(120, "mds.heartbeat", Heartbeat, HeartbeatReply, roles
 REPORT_REPLICAS: Final = Method(122, "mds.report_replicas", ReportReplicas, Nothing, roles=_CLIENTS)
 STATUS: Final = Method(130, "mds.status", GetStatus, MdsStatus, roles=_CLIENTS)
 CHECK: Final = Method(131, "mds.check", CheckNamespace, NamespaceChecked, roles=frozenset({ADMIN}))
+POOL_USERS: Final = Method(141, "mds.pool_users", ListPoolUsers, PoolUsers, roles=frozenset({ADMIN}))
 CLASSIFY_CHUNKS: Final = Method(132, "mds.classify_chunks", ClassifyChunks, ChunkClasses, roles=frozenset({ADMIN}))
 PLAN_MEND: Final = Method(136, "mds.plan_mend", PlanMend, MendPlans, roles=frozenset({ADMIN}))
 LIST_TRASH: Final = Method(137, "mds.list_trash", ListTrash, TrashListing, roles=frozenset({ADMIN}))

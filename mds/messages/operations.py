@@ -14,6 +14,7 @@ from shoalfs.mds.messages.cluster import (
     PoolChanged,
     PurgeTrash,
     RegisterTarget,
+    RemovePool,
     RemoveTarget,
     RestoreTrash,
     SetPool,
@@ -97,6 +98,7 @@ class Op(enum.IntEnum):
     MEND = 62
     PURGE_TRASH = 63
     RESTORE_TRASH = 64
+    REMOVE_POOL = 65
 
 
 class Command(Message, frozen=True):
@@ -171,5 +173,6 @@ OP_TYPES: Final[dict[Op, tuple[type[Message], type[Message]]]] = {
     Op.RESTORE_TRASH: (RestoreTrash, Entry),
     Op.CREATE_POOL: (CreatePool, PoolChanged),
     Op.SET_POOL: (SetPool, PoolChanged),
+    Op.REMOVE_POOL: (RemovePool, MapChanged),
 }
 """Request and reply struct of each operation. A test holds it complete."""

@@ -5,7 +5,7 @@ import enum
 from shoalfs.mds.messages.cluster import Mend, Upkeep
 from shoalfs.mds.messages.heartbeat import ScrubReport
 from shoalfs.mds.messages.records import ClusterMap, Extent, Inode
-from shoalfs.transport.ids import ChunkId, InodeId, SessionId, TargetId
+from shoalfs.transport.ids import ChunkId, InodeId, PoolId, SessionId, TargetId
 from shoalfs.transport.method import Message
 
 
@@ -76,6 +76,23 @@ class MdsStatus(Message, frozen=True):
     upkeep: Upkeep = Upkeep()
     scrub_period_ms: int = 0
     trashed: int = 0  # removed files that are kept
+
+
+class ListPoolUsers(Message, frozen=True):
+    """Which inodes behind ``after_ino`` are of this pool."""
+
+    pool: PoolId
+    after_ino: InodeId
+
+
+class PoolUsers(Message, frozen=True):
+    """``files`` and ``directories`` of one page, ``example`` the first of them (0: none). ``next_ino``: the
+    ``after_ino`` of the next request, 0: that was all."""
+
+    files: int
+    directories: int
+    example: InodeId
+    next_ino: InodeId
 
 
 class CheckNamespace(Message, frozen=True):

@@ -157,7 +157,8 @@ class Pool(Message, frozen=True):
     """A storage class: ``replicas`` targets per group, any ``data`` of which are enough to read a chunk.
 
     ``data`` 1: each has all of it. More: each has one fragment (docs/erasure.md). A commit needs ``min_ack`` receipts
-    per chunk; data <= min_ack <= replicas. ``data`` and ``replicas`` never change.
+    per chunk; data <= min_ack <= replicas. ``data`` never changes, nor do ``replicas`` where it is more than 1.
+    ``closing_epoch``: of the map since which no directory can choose the pool, because it is to be removed; 0: it can.
     """
 
     id: PoolId
@@ -165,6 +166,7 @@ class Pool(Message, frozen=True):
     replicas: int
     min_ack: int
     data: int = 1
+    closing_epoch: int = 0
 
     @property
     def parity(self) -> int:

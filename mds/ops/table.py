@@ -12,7 +12,7 @@ from shoalfs.mds.ops.commit_extents import commit_extents
 from shoalfs.mds.ops.commit_inline import commit_inline
 from shoalfs.mds.ops.context import Context
 from shoalfs.mds.ops.create import create
-from shoalfs.mds.ops.create_pool import create_pool, set_pool
+from shoalfs.mds.ops.create_pool import create_pool
 from shoalfs.mds.ops.drop_garbage import drop_garbage
 from shoalfs.mds.ops.end_session import end_session
 from shoalfs.mds.ops.link import link
@@ -30,6 +30,7 @@ from shoalfs.mds.ops.reserve_chunks import reserve_chunks
 from shoalfs.mds.ops.reserve_inodes import reserve_inodes
 from shoalfs.mds.ops.restore_trash import restore_trash
 from shoalfs.mds.ops.rmdir import rmdir
+from shoalfs.mds.ops.set_pool import remove_pool, set_pool
 from shoalfs.mds.ops.set_target_state import set_target_state
 from shoalfs.mds.ops.set_upkeep import set_upkeep
 from shoalfs.mds.ops.setattr import setattr_
@@ -76,4 +77,5 @@ OPERATIONS: Final[dict[Op, Operation]] = {
     Op.RESTORE_TRASH: restore_trash,
     Op.CREATE_POOL: create_pool,
     Op.SET_POOL: set_pool,
+    Op.REMOVE_POOL: remove_pool,
 }

@@ -260,6 +260,40 @@ def test_no_order_of_events_breaks_a_promise(seed: int, pool: str):
     history(seed, pool)
 
 
+def test_a_pool_gets_more_replicas_and_then_fewer():
+    world = DataWorld(4, replicas=2, min_ack=2)
+    chunks = written(world, 200)
+    world.until(lambda: world.settled(), "it runs")
+    world.md.do(m.SetPool("hot", replicas=3), session=0)
+    assert len(world.lacking()) == 200
+    chunks += written(world, 20)
+    world.until(lambda: world.settled(), "there is a third copy of everything")
+    assert world.copies == 200
+    world.md.do(m.SetPool("hot", replicas=1), session=0)
+    written(world, 20)
+    world.until(lambda: world.settled(), "there is one of everything")
+    world.until(lambda: not world.surplus(), "and after the grace no other")
+    assert world.copies == 200, "nothing was moved"
+    assert sum(len(server.disk) for server in world.servers) == len(world.extents()) == 240
+
+
+def test_fewer_replicas_while_the_one_that_stays_lacks_something():
+    world = DataWorld(3)
+    (group, *_) = world.md.map().groups
+    stays, goes = group.targets
+    chunk = world.write(group, {goes})
+    world.servers[stays - 1].up = False
+    world.md.do(m.SetPool("hot", replicas=1), session=0)
+    (group, *_) = world.md.map().groups
+    assert (group.targets, group.leaving) == ((stays,), (goes,))
+    for _ in range(10):
+        world.step()
+        world.check_last_copies()
+    world.servers[stays - 1].restart()
+    world.until(lambda: world.settled(), "it has what only the other had")
+    assert chunk in world.servers[stays - 1].disk
+
+
 def test_the_only_copy_is_found_among_many_who_are_leaving():
     world = DataWorld(8)
     group = world.md.map().groups[0]

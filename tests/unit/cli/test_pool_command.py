@@ -29,4 +29,5 @@ def test_pools_are_shown_with_their_redundancy_and_groups():
         ("hot", "2 replicas", 1, 1),
         ("cold", "4+2", 5, 1),
     ]
+    assert [row["state"] for row in rows] == ["open", "open"]
     msgspec.json.encode(rows)

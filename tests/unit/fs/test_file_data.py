@@ -23,7 +23,7 @@ from shoalfs.transport.errors import (
     TargetDown,
     TargetFull,
 )
-from shoalfs.transport.ids import TargetId
+from shoalfs.transport.ids import TargetId, chunk_pg
 from shoalfs.transport.limits import COMMIT_ATTEMPTS_MAX, FILE_SIZE_BYTES_MAX, WRITE_BACK_MS
 from unit.fs.world import CHUNK, INLINE, KIB, WHO, World
 
@@ -805,3 +805,29 @@ async def test_writers_readers_and_flushes_side_by_side(autojump_clock) -> None:
         assert bytes(await file.read(0, len(model))) == model
         assert mount.dirty_bytes == 0
     assert mount.counters["puts_failed"] > 0
+
+
+async def test_an_fsync_after_the_pool_asked_for_more_and_the_group_moved(autojump_clock) -> None:
+    """What was committed by the rules of then can be synced by those of now, wherever it is by now."""
+    world = World(targets=4, replicas=2, min_ack=1)
+    file = await new_file(world, world.mount())
+    world.servers.on_put = lambda target, chunk: PeerUnreachable() if world.servers.puts[:-1] else None
+    await file.write(0, b"1" * CHUNK)
+    await file.flush(durable=False)
+    world.servers.on_put = lambda target, chunk: None
+    chunk = world.service.files[file.ino].extents[0].chunk
+    ((had, _),) = [(target, held) for target, held in world.servers.chunks.items() if chunk in held]
+    pool = msgspec.structs.replace(world.service.map.pools[0], min_ack=2)
+    free = [target.id for target in world.service.map.targets if target.id != had][:2]
+    groups = tuple(
+        msgspec.structs.replace(group, targets=tuple(free)) if group.id == chunk_pg(chunk) else group
+        for group in world.service.map.groups
+    )
+    world.service.map = msgspec.structs.replace(world.service.map, epoch=2, pools=(pool,), groups=groups)
+    await world.clients[0].refresh_map()
+    for target in free:
+        world.servers.chunks[target][chunk] = world.servers.chunks[had][chunk]
+    del world.servers.chunks[had][chunk]
+    await file.flush(durable=True)
+    assert not file.needs_fsync
+    assert any(chunk in world.servers.durable[target] for target in free)
