@@ -6,7 +6,6 @@ speed, a cut or a dead host is met by the filesystem and by nothing else.
 
 import contextlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -31,7 +30,13 @@ class DataCluster:
     def __init__(self, hosts: Hosts, mds: dict[str, object], mount: dict[str, object]) -> None:
         self.hosts = hosts
         self.root = hosts.root
-        self.point = self.root / "mnt"
+        # Whoever starts a process on a host copies all mounts for it. Below a shared one, what is unmounted here is
+        # unmounted there as well; else the filesystem would live on.
+        self.shared = self.root / "shared"
+        self.shared.mkdir()
+        run("mount", "--bind", self.shared, self.shared)
+        run("mount", "--make-shared", self.shared)
+        self.point = self.shared / "mnt"
         self.point.mkdir()
         self.address = f"tcp:{hosts.client.address}:{MDS_PORT}"
         self.servers: dict[Host, subprocess.Popen[bytes]] = {}
@@ -136,8 +141,8 @@ class DataCluster:
     def close(self) -> None:
         if self.mount is not None and self.mount.poll() is None:
             self.kill_mount()
-        if os.path.ismount(self.point):
-            run("umount", "-l", self.point, check=False)
+        for path in (self.point, self.shared):
+            run("umount", "-l", path, check=False)
         self.hosts.close()
 
 

@@ -1,0 +1,54 @@
+"""Chunkservers on hosts of their own: killed, stopped, cut off, damaged, emptied, and without power, under a workload
+that knows what every block may be. For as long as you like: `bench/chaos_data`."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from harness.cluster import require_fuse
+from harness.data_cluster import DataCluster, data_cluster
+from harness.data_nemesis import DataLoad, DataNemesis
+from harness.hosts import require_hosts
+
+pytestmark = pytest.mark.timeout(150)
+
+
+@pytest.fixture
+def cluster(request: pytest.FixtureRequest) -> Iterator[DataCluster]:
+    """Three copies on four hosts, written as the test says."""
+    require_hosts()
+    require_fuse()
+    mds = {"replicas": 3, "min_ack": 2, "target_out_ms": 15_000}
+    with data_cluster(4, mds=mds, mount={"replication": getattr(request, "param", "fanout")}) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def nemesis(cluster: DataCluster) -> Iterator[DataNemesis]:
+    load = DataLoad(cluster, 1)
+    try:
+        yield DataNemesis(cluster, load, 1)
+    finally:
+        load.end()
+
+
+def finish(nemesis: DataNemesis) -> None:
+    report = nemesis.load.finish()
+    assert report["counts"]["fsyncs"] >= 5
+    assert not report["counts"].get("lost")
+    assert not report["counts"].get("wrong")
+    nemesis.cluster.command("fsck", "--deep")
+
+
+def test_power_is_cut_from_one_server_and_then_from_all(nemesis: DataNemesis):
+    nemesis.strike(nemesis.power_of_one)
+    nemesis.strike(nemesis.power_of_all)
+    finish(nemesis)
+
+
+@pytest.mark.parametrize("cluster", ["chain"], indirect=True)
+def test_chains_break_in_the_middle(nemesis: DataNemesis):
+    nemesis.strike(nemesis.kill_server)
+    nemesis.strike(nemesis.cut_from_one_another)
+    nemesis.strike(nemesis.pause_server)
+    finish(nemesis)
