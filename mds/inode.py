@@ -125,8 +125,8 @@ def make(
 
 
 def _pool_below(txn: ReadTxn, parent: Inode) -> PoolId:
-    """The pool of what is made in a directory. One that is closing (mds/ops/set_pool.py) is handed down no more, so that
-    those who have it only become fewer; the root's takes its place."""
+    """The pool of what is made in a directory. One that is closing (mds/ops/set_pool.py) is handed down no more, so
+    that those who have it only become fewer; the root's takes its place."""
     if records.POOL.require(txn, keys.pool(parent.pool)).closing_epoch:
         return load(txn, ROOT_INODE).pool
     return parent.pool

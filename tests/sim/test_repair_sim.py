@@ -260,16 +260,20 @@ def test_no_order_of_events_breaks_a_promise(seed: int, pool: str):
     history(seed, pool)
 
 
+def resize(world: DataWorld, replicas: int) -> None:
+    world.pool = world.md.do(m.SetPool("hot", replicas=replicas), session=0).pool
+
+
 def test_a_pool_gets_more_replicas_and_then_fewer():
     world = DataWorld(4, replicas=2, min_ack=2)
     chunks = written(world, 200)
     world.until(lambda: world.settled(), "it runs")
-    world.md.do(m.SetPool("hot", replicas=3), session=0)
+    resize(world, 3)
     assert len(world.lacking()) == 200
     chunks += written(world, 20)
     world.until(lambda: world.settled(), "there is a third copy of everything")
     assert world.copies == 200
-    world.md.do(m.SetPool("hot", replicas=1), session=0)
+    resize(world, 1)
     written(world, 20)
     world.until(lambda: world.settled(), "there is one of everything")
     world.until(lambda: not world.surplus(), "and after the grace no other")
@@ -283,7 +287,7 @@ def test_fewer_replicas_while_the_one_that_stays_lacks_something():
     stays, goes = group.targets
     chunk = world.write(group, {goes})
     world.servers[stays - 1].up = False
-    world.md.do(m.SetPool("hot", replicas=1), session=0)
+    resize(world, 1)
     (group, *_) = world.md.map().groups
     assert (group.targets, group.leaving) == ((stays,), (goes,))
     for _ in range(10):
