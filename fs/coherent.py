@@ -25,7 +25,7 @@ from shoalfs.fs.new_files import NewFiles, bytes_of, can_be_made
 from shoalfs.fs.ports import Files, Kernel
 from shoalfs.mds import messages as m
 from shoalfs.mds.client import MdsClient, boot_time
-from shoalfs.transport.errors import SessionGone, ShoalError
+from shoalfs.transport.errors import SessionGone, ShoalError, StaleReceipt
 from shoalfs.transport.ids import InodeId, SessionId
 from shoalfs.transport.limits import NEW_FILES_MAX, READDIR_ENTRIES_MAX, WRITE_BACK_TTLS
 from shoalfs.transport.method import A, Message, Method, Q
@@ -265,7 +265,10 @@ class Coherent:
                 committed = await self._tell_with_bytes(request)
                 if committed is not None:
                     return cast("M", committed)
+            made = self.cache.inode(request.ino) if isinstance(request, m.CommitExtents) else None
             await self._settle(request)
+            if made is not None and (told := self.cache.inode(made.ino)) is not None and told.pool != made.pool:
+                raise StaleReceipt("the file was made in another pool than its directory's, which is being removed")
         answer = await self._mutate(op, request, reply)
         if isinstance(request, m.Create) and isinstance(answer, m.Created) and answer.created:
             self.on_made(request.parent)
@@ -343,7 +346,7 @@ class Coherent:
             return False
         directory = self.cache.inode(request.parent)
         is_free = self.cache.name(request.parent, request.name) is None
-        return directory is not None and is_free and can_be_made(directory, request)
+        return directory is not None and is_free and can_be_made(directory, request, self.map)
 
     async def _settle(self, request: Any) -> None:
         """The leader knows all that matters to the request."""
@@ -365,6 +368,8 @@ class Coherent:
 
     async def _tell_new(self, request: m.Create) -> m.Created:
         created = await self._mutate(m.Op.CREATE, request, m.Created)
+        if self._files is not None and not request.data:
+            self._files.told(created.inode)  # with bytes it is the answer to a commit, which tells
         if self.cache.inode(request.ino) is None:
             self.cache.drop_write(request.ino)  # it is not leased, for whatever reason, nor is writing to it
         return created

@@ -109,6 +109,12 @@ class DataPath:
             return True
         return not await _flush_each([file], durable=False)
 
+    def told(self, inode: Inode) -> None:
+        """The metadata service has made the file like this."""
+        file = self._files.get(inode.ino)
+        if file is not None:
+            file.refresh(inode)
+
     def lose(self, ino: InodeId, error: ShoalError) -> None:
         """This file can never be committed."""
         file = self._files.get(ino)

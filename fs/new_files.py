@@ -210,10 +210,12 @@ def _is_final(error: ShoalError) -> bool:
     return isinstance(error, BadMessage) or (isinstance(error, PosixError) and error.errno not in _FOR_NOW)
 
 
-def can_be_made(directory: m.Inode, request: m.Create) -> bool:
+def can_be_made(directory: m.Inode, request: m.Create, map_: m.ClusterMap) -> bool:
     """Whether what the file will be like is plain to see: no list of access rights to inherit, no set-id bit, which
-    some users may not give."""
-    return not directory.default_acl and not (directory.mode | request.mode) & _SPECIAL
+    some users may not give, no pool that is being removed."""
+    if directory.default_acl or (directory.mode | request.mode) & _SPECIAL:
+        return False
+    return not any(pool.closing_epoch and pool.id == directory.pool for pool in map_.pools)
 
 
 def bytes_of(request: m.CommitInline) -> bytes | None:

@@ -11,7 +11,7 @@ from typing import Protocol, TypeAlias, TypeVar
 import msgspec
 
 from shoalfs.chunkserver.messages import ChainLink, PutChain
-from shoalfs.mds.messages import ClusterMap, Op, Receipt, Target
+from shoalfs.mds.messages import ClusterMap, Inode, Op, Receipt, Target
 from shoalfs.transport.errors import ShoalError
 from shoalfs.transport.ids import ChunkId, InodeId, SessionId
 from shoalfs.transport.method import A, Message, Method, Q
@@ -127,6 +127,9 @@ class Files(Protocol):
 
     async def write_back(self, ino: InodeId) -> bool:
         """Commit what was written to the file before this call. False: it could not be, and is tried again."""
+
+    def told(self, inode: Inode) -> None:
+        """The leader knows of a file that was made here: it is like this there."""
 
     def lose(self, ino: InodeId, error: ShoalError) -> None:
         """The file can never be committed."""

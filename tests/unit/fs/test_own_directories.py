@@ -8,11 +8,14 @@ import msgspec
 import pytest
 import trio
 
-from harness.vfs_world import world
+from harness.vfs_world import MDS, world
 from shoalfs.mds import messages as m
+from shoalfs.mds.messages import ADMIN
 from shoalfs.mds.messages import ROOT_CREDENTIALS as ROOT
 from shoalfs.transport.errors import PosixError
-from shoalfs.transport.ids import ROOT_INODE
+from shoalfs.transport.ids import ROOT_INODE, SessionId
+from shoalfs.transport.network import open_network
+from shoalfs.transport.session import PROTOCOL_VERSION, Hello
 from unit.fs.test_coherent import for_ever, leased
 from unit.fs.test_write_leases import counted
 
@@ -343,3 +346,29 @@ async def test_a_name_is_made_once_whoever_asks_how_often(cluster):
         assert len(set(made)) == 1
         with pytest.raises(PosixError):
             await one.vfs.create(ROOT, directory, b"f", 0o644, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+
+
+async def administer(cluster, op, request):
+    async with open_network(cluster.carriers, Hello(PROTOCOL_VERSION, b"", ADMIN, "operator")) as network:
+        command = m.Command(0, 0, op, msgspec.Raw(msgspec.msgpack.encode(request)))
+        answer = await network.call(MDS, m.MUTATE, m.Mutate(SessionId(0), (command,)))
+        assert not answer.body.outcomes[0].code, answer.body.outcomes
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["the map says so", "the map is old"])
+@pytest.mark.parametrize("size", [4, 100_000], ids=["inline", "chunks"])
+async def test_a_pool_that_is_being_removed_takes_no_new_file(cluster, known, size):
+    async with cluster.client() as one:
+        await leased(one)
+        await administer(cluster, m.Op.CREATE_POOL, m.CreatePool("second", 1))
+        directory = (await one.vfs.mkdir(ROOT, ROOT_INODE, b"d", 0o755)).ino
+        await one.vfs.xattrs.set(ROOT, directory, b"trusted.shoal.pool", b"second")
+        await one.session.refresh_map()
+        await one.own(directory)
+        await administer(cluster, m.Op.SET_POOL, m.SetPool("second", closing=True))
+        if known:
+            await one.session.refresh_map()
+        ino = await one.write_file(b"f", b"x" * size, directory)
+        root = await one.vfs.getattr(ROOT_INODE)
+        assert (await one.vfs.getattr(ino)).pool == root.pool
+        assert await one.read_file(b"f", directory) == b"x" * size
