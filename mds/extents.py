@@ -37,13 +37,18 @@ class ChunkDelta:
 
     def settle(self, txn: Txn, now_ns: int) -> None:
         """Bring the chunks' counts up to date; a chunk that no extent uses any more becomes garbage as of
-        now."""
+        now.
+
+        Of a chunk that has more uses than were counted (its row is lost or wrong, which fsck repairs) it is not known
+        whether any is left: it is not counted any more, and no garbage. If nobody uses it, that comes to light when a
+        target reports it."""
         unused: list[ChunkId] = []
         for chunk, delta in self._extents.items():
             use = records.CHUNK_USE.load(txn, keys.chunk_use(chunk))
             extents = delta + (use.extents if use else 0)
-            assert extents >= 0, (chunk, extents)
-            if extents == 0:
+            if extents < 0:
+                txn.delete(keys.chunk_use(chunk))
+            elif extents == 0:
                 txn.delete(keys.chunk_use(chunk))
                 unused.append(chunk)
             elif use is None or extents != use.extents:

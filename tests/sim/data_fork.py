@@ -16,6 +16,7 @@ from xxhash import xxh3_128
 
 from shoalfs.mds import keys, records
 from shoalfs.mds.leader_state import LeaderState
+from shoalfs.mds.targets import Usage
 from sim.data_server import Server
 from sim.data_world import DataWorld, Timed
 from sim.data_writer import Writer
@@ -37,7 +38,9 @@ def fork(world: DataWorld, touched: Iterable[Any]) -> DataWorld:
     twin.__dict__.update(world.__dict__)
     twin.digests = dict(world.digests)
     twin.servers, twin.writers = list(world.servers), list(world.writers)
-    twin.promised, twin.condemned, twin.budget = set(world.promised), set(world.condemned), Counter(world.budget)
+    twin.promised, twin.condemned, twin.budget = set(world.promised), set(world.condemned), dict(world.budget)
+    twin.told = dict(world.told)
+    twin.arrived_late, twin.left = set(world.arrived_late), dict(world.left)
     for part in touched:
         if part == MD:
             twin.md = _of_metadata(world.md)
@@ -52,6 +55,12 @@ def fork(world: DataWorld, touched: Iterable[Any]) -> DataWorld:
         twin.digests.pop(part if isinstance(part, str) else id(part), None)
     twin.bind()
     return twin
+
+
+def own_sessions(world: DataWorld) -> DataWorld:
+    """What is known of sessions is shared with other worlds otherwise, though the leader is not."""
+    world.state.sessions = _own(world.state.sessions)
+    return world
 
 
 def fill_rooms(world: DataWorld) -> None:
@@ -77,7 +86,8 @@ def _of_server(server: Server) -> Server:
     return twin
 
 
-_SHARED: Final = frozenset({int, str, bytes, float, bool, tuple, frozenset, type(None)})
+# Of what the leader heard of a target a new one is made each time.
+_SHARED: Final = frozenset({int, str, bytes, float, bool, tuple, frozenset, type(None), Usage})
 
 
 def _own(thing: Any) -> Any:
@@ -109,7 +119,7 @@ def _own(thing: Any) -> Any:
 _SLOTS: Final[dict[type, tuple[str, ...]]] = {}
 # Of the leader: what is made anew for each map, what nothing here changes, and what matters to rebalancing only, which
 # is paused.
-_LEFT_OUT: Final = frozenset({"_index", "locks", "coherence", "group_bytes", "sweep_bytes", "_recent"})
+_LEFT_OUT: Final = frozenset({"_index", "sessions", "locks", "coherence", "group_bytes", "sweep_bytes", "_recent"})
 
 
 # --- time -------------------------------------------------------------------------------------------------------------
@@ -119,8 +129,9 @@ def let_time_pass(world: DataWorld) -> None:
     """All parts must be the world's own."""
     _age_rows(world)
     state = world.state
-    for usage in state.targets._usage.values():
-        usage.seen_ms = LONG_AGO
+    state._index = world.md.known = None  # these rows changed without an epoch
+    for target, usage in state.targets._usage.items():
+        state.targets._usage[target] = dataclasses.replace(usage, seen_ms=LONG_AGO)
     state.targets._since_ms = LONG_AGO
     for view in state.repairs._views.values():
         for lack in view.lacks.values():
@@ -128,6 +139,7 @@ def let_time_pass(world: DataWorld) -> None:
     for seen in state.evictions._seen.values():
         for chunk in seen:
             seen[chunk] = LONG_AGO
+    world.left = dict.fromkeys(world.left, LONG_AGO)
     for server in world.servers:
         if server.up:
             server.sync_all()
@@ -148,7 +160,8 @@ def _age_rows(world: DataWorld) -> None:
 # --- the canonical form -----------------------------------------------------------------------------------------------
 
 
-def digest(world: DataWorld) -> bytes:
+def digest(world: DataWorld) -> tuple[bytes, bytes]:
+    """Of the world, and of the world together with how much may still happen."""
     known = world.digests
     if MD not in known:
         known[MD] = _rows_digest(world.md)
@@ -156,12 +169,31 @@ def digest(world: DataWorld) -> bytes:
         known[LEADER] = _hashed(_leader_form(world.state))
     for part in (*world.servers, *world.writers):
         if id(part) not in known:
-            known[id(part)] = _hashed(_server_form(part) if isinstance(part, Server) else _writer_form(part))
+            if isinstance(part, Server):
+                known[id(part)] = _hashed(_disk_form(part)) + _hashed(_server_form(part))
+            else:
+                known[id(part)] = _hashed(_writer_form(part))
     total = xxh3_128(known[MD] + known[LEADER])
     for part in (*world.servers, *world.writers):
         total.update(known[id(part)])
     spent = tuple(sorted((name, count) for name, count in world.budget.items() if count))
-    total.update(_encode((spent, sorted(world.promised), sorted(world.condemned), sorted(world.hurt), world.fenced)))
+    left = sorted((*who, since == LONG_AGO) for who, since in world.left.items())
+    known_to_all = (world.promised, world.condemned, world.hurt, world.arrived_late, world.were_out)
+    total.update(_encode((*map(sorted, known_to_all), world.fenced, left, sorted(world.told.items()))))
+    bare = total.digest()
+    total.update(_encode(spent))
+    return bare, total.digest()
+
+
+def what_is_stored(world: DataWorld) -> bytes:
+    """The part of the digest that files, promises, writers and disks make: what there is to read. Of a world that has a
+    digest."""
+    known = world.digests
+    total = xxh3_128(known[MD] + _encode((sorted(world.promised), sorted(world.condemned))))
+    for server in world.servers:
+        total.update(known[id(server)][:16])
+    for writer in world.writers:
+        total.update(known[id(writer)])
     return total.digest()
 
 
@@ -226,10 +258,14 @@ def _server_form(server: Server) -> Any:
         list(member.deleted), list(member.copies.values()), sorted(member.copying), list(member.copied),
         list(member.failures.values()), list(member.damaged),
     )  # fmt: skip
+    doing = (server.deleting, list(server.copying.values()))
+    return server.up, server.epoch, told, server.sent, server.reply, doing
+
+
+def _disk_form(server: Server) -> Any:
     disk = sorted((chunk, *kept) for chunk, kept in server.disk.items())
     undead = sorted((chunk, *kept) for chunk, kept in server.undead.items())
-    doing = (server.deleting, list(server.copying.values()))
-    return server.up, server.epoch, disk, sorted(server.unsynced), undead, told, server.sent, server.reply, doing
+    return server.up, disk, sorted(server.unsynced), undead
 
 
 def _writer_form(writer: Writer) -> Any:

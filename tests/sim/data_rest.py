@@ -32,7 +32,7 @@ def come_to_rest(world: DataWorld, steps: int = 60) -> None:
     world.new_session()  # what was stored and refused belongs to nobody now
     world.until(lambda: not world.surplus(), "nothing superfluous is left", steps)
     world.until(world.settled, "every copy stays in its place", steps)
-    world.check_last_copies()
+    world.check()
     if world.read_all() != world.pool.replicas * len(world.extents()):
         raise Broken("some copies cannot be read")
     findings = world.md.findings()

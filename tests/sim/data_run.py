@@ -16,6 +16,7 @@ from shoalfs.mds import keys, mending, records
 from shoalfs.mds import messages as m
 from shoalfs.mds.messages import TargetState
 from shoalfs.transport.errors import PosixError
+from shoalfs.transport.ids import chunk_id
 from sim.broken import Broken
 from sim.data_rest import come_to_rest
 from sim.data_server import Server, copy_of
@@ -48,8 +49,16 @@ class History:
             self.liar.lies = True
         for _ in range(2):
             self.world.add_writer()
+        self.put_foreign(chance.choice(self.world.servers))
         if chance.random() < 0.5:
             self.world.md.do(m.Upkeep(trash_retention_ms=chance.choice((3_000, 20_000))), session=0)
+
+    def put_foreign(self, server: Server) -> None:
+        """Something that this cluster never stored, under a number that it has not given out."""
+        group = self.chance.choice(self.world.md.map().groups)
+        chunk = chunk_id(group.id, 1 << 40)
+        server.disk[chunk] = copy_of(b"foreign")
+        self.world.foreign.add(chunk)
 
     def run(self, steps: int = STEPS) -> DataWorld:
         """Raises Broken."""
@@ -62,7 +71,7 @@ class History:
             for _ in range(chance.choice((1, 3, 6))):
                 self.client()
             self.fault()
-            world.check_last_copies()
+            world.check()
             if number % 10 == 9:
                 world.read_all()
             if number % 75 == 74:
@@ -73,6 +82,7 @@ class History:
         """All faults end, and everything comes back."""
         world = self.world
         world.silent = world.unreachable = frozenset()
+        world.md.do(m.Upkeep(deletions_held=False), session=0)
         come_to_rest(world, 400)
         world.hurt = frozenset()
         for writer in world.writers:
@@ -202,6 +212,9 @@ class History:
                 self.world.fence(writer)
                 self.world.add_writer()
                 self.met["fence"] += 1
+        if chance.random() < 0.03:
+            self.world.md.do(m.Upkeep(deletions_held=chance.random() < 0.5), session=0)
+            self.met["hold"] += 1
         if chance.random() < 0.4:
             _FAULTS[chance.choice(self.kinds)](self, chance.choice(self.world.servers))
 
@@ -234,7 +247,7 @@ class History:
         if any(writer.state != "idle" for writer in world.writers):
             return  # what was acknowledged to it and not linked may be on few disks only
         world.hurt = frozenset({server.id})
-        chunks = sorted(server.disk)
+        chunks = sorted(server.disk.keys() - world.foreign)
         hurt = chunks if chance.random() < 0.3 else chance.sample(chunks, min(3, len(chunks)))
         for chunk in hurt:
             draw = chance.random()
@@ -270,6 +283,7 @@ class History:
             return
         ino, extent = self.chance.choice(linked)
         self.under_repair = ino
+        world.is_damaged = True
         kind = self.chance.choice(list(_DAMAGE))
         _DAMAGE[kind](self, ino, extent)
         findings = world.md.findings()
@@ -280,7 +294,8 @@ class History:
         for _ in range(3):
             self.client()
         world.duties()
-        self.apply(plans)
+        if self.apply(plans) and self.apply(plans):
+            raise Broken("the same repair was made twice")
         for _ in range(10):
             if not (findings := world.md.findings()):
                 break
@@ -288,6 +303,7 @@ class History:
         else:
             raise Broken(f"{kind} is not mended: {findings[:3]}")
         self.under_repair = 0
+        world.is_damaged = False
         self.met["mend"] += 1
 
     def plans(self, findings: Sequence[m.Finding]) -> list[m.Plan]:
@@ -296,12 +312,16 @@ class History:
         first = min((plan.phase for plan in plans if plan.mend is not None), default=0)
         return [plan for plan in plans if plan.mend is not None and plan.phase == first]
 
-    def apply(self, plans: Sequence[m.Plan]) -> None:
+    def apply(self, plans: Sequence[m.Plan]) -> int:
+        """How many were made: of those that were worked out together, one at most."""
+        made = 0
         for plan in plans:
             try:
                 self.world.md.do(plan.mend, session=0)
+                made += 1
             except PosixError:
                 self.met["mend refused"] += 1
+        return made
 
     # --- damage of the metadata --------------------------------------------------------------------------------------
 

@@ -6,7 +6,6 @@ Between them anything may happen. As often as the bounds say, a heartbeat is hea
 answer is lost, and a PUT arrives after its client has given it up.
 """
 
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,17 +17,17 @@ from shoalfs.mds.cluster import store_group
 from shoalfs.mds.messages import TargetState
 from shoalfs.transport.errors import PosixError
 from shoalfs.transport.ids import ROOT_INODE, PgId, TargetId
-from sim.data_fork import LEADER, MD, NOW_MS, digest, fill_rooms, fork, let_time_pass
+from sim.data_fork import LEADER, MD, NOW_MS, digest, fill_rooms, fork, let_time_pass, own_sessions, what_is_stored
 from sim.data_rest import come_to_rest
 from sim.data_server import Copy, Server, copy_of
 from sim.data_world import DataWorld
 from sim.data_writer import POOL, WRITE_BYTES
-from sim.explore import Event, Explored, Explorer
+from sim.explore import Event
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """Where it begins (see _BEGINNINGS), and how much of each may happen. ``hurts``: copies that a disk loses, or turns
+    """Where it begins (see BEGINNINGS), and how much of each may happen. ``hurts``: copies that a disk loses, or turns
     into other bytes, though they were synced; allowed as long as ``min_ack`` protects from them."""
 
     begin: str = "empty"
@@ -59,6 +58,8 @@ class DataStates:
 
     def __init__(self, bounds: Bounds) -> None:
         self.bounds = bounds
+        self.seen: set[bytes] = set()  # digests of all states, whatever may still happen in them
+        self._checked: set[bytes] = set()
         self._idle: set[tuple[str, bytes, bytes]] = set()  # duties of the leader that change nothing in these states
 
     def initial(self) -> DataWorld:
@@ -68,24 +69,27 @@ class DataStates:
         world.md.do(m.Upkeep(rebalance_paused=True), session=0)
         world.now_ms = NOW_MS
         world.digests, world.fenced = {}, ()
-        world.budget = Counter(
-            {name: getattr(self.bounds, name) for name in self.bounds.__dataclass_fields__ if name in _SPENT}
-        )
+        world.budget = {name: getattr(self.bounds, name) for name in _SPENT}
         for _ in range(self.bounds.writers):
             world.add_writer()
         if self.bounds.liar:
             world.servers[self.bounds.liar - 1].lies = True
         world.new_leader()
         _all_known(world)
-        _BEGINNINGS[self.bounds.begin](world)
+        BEGINNINGS[self.bounds.begin](world)
         return world
 
     def digest(self, world: DataWorld) -> bytes:
-        return digest(world)
+        known, whole = digest(world)
+        self.seen.add(known)
+        return whole
 
     def check(self, world: DataWorld) -> None:
-        world.check_last_copies()
-        world.read_all()
+        stored = what_is_stored(world)
+        if stored not in self._checked:
+            world.check()
+            world.read_all()
+            self._checked.add(stored)
 
     # --- what can happen ---------------------------------------------------------------------------------------------
 
@@ -177,7 +181,7 @@ class DataStates:
 
     def at_rest(self, world: DataWorld) -> None:
         """Faults end, and everything comes back: then every copy is in its place and nothing else is anywhere."""
-        come_to_rest(fork(world, [MD, LEADER, *world.servers, *world.writers]))
+        come_to_rest(own_sessions(fork(world, [MD, LEADER, *world.servers, *world.writers])))
 
 
 @contextmanager
@@ -185,12 +189,6 @@ def one_group() -> Iterator[None]:
     """No other placement group is made than the one that the exploration begins with."""
     with patch.object(placement, "PGS_PER_TARGET", 0):
         yield
-
-
-def explore(bounds: Bounds, states_max: int, seconds_max: float = 1e9, rest_every: int = 200) -> Explored:
-    """Raises Broken, with the events that led there."""
-    with one_group():
-        return Explorer(DataStates(bounds), rest_every).run(states_max, seconds_max)
 
 
 # --- beginnings -------------------------------------------------------------------------------------------------------
@@ -239,10 +237,12 @@ def _moved(world: DataWorld) -> None:
 
 
 def _returned(world: DataWorld) -> None:
-    """Target 1 was down while the chunk was written over, and has just registered again."""
+    """Target 1 was down, and has just registered again, with an empty disk; if one copy is enough, the chunk was
+    written over meanwhile."""
     _written(world)
     world.servers[0].stop()
     _set_state(world, TargetId(1), TargetState.DOWN)
+    world.servers[0].disk.clear()
     (group,) = world.md.map().groups
     if world.pool.min_ack == 1:
         world.write(group, {2}, 0)
@@ -250,12 +250,30 @@ def _returned(world: DataWorld) -> None:
     world.register(world.servers[0])
 
 
-_BEGINNINGS: dict[str, Callable[[DataWorld], None]] = {
+def _evicting(world: DataWorld) -> None:
+    """Target 1 was drained and let go, is back, and is about to delete what it had; then it became a member again. It
+    does not know."""
+    _moved(world)
+    _set_state(world, TargetId(1), TargetState.SYNCING)
+    _all_known(world)
+    world.propose(world.rounds.change_map())
+    let_time_pass(world)
+    for server in reversed(world.servers):
+        _beat(world, server)
+    assert world.servers[0].deleting
+    _set_state(world, TargetId(3), TargetState.DRAINING)
+    world.propose(world.rounds.change_map())
+    (group,) = world.md.map().groups
+    assert group.targets == (1, 2), group
+
+
+BEGINNINGS: dict[str, Callable[[DataWorld], None]] = {
     "empty": lambda world: None,
     "written": _written,
     "overwritten": _overwritten,
     "moving": _moving,
     "moved": _moved,
+    "evicting": _evicting,
     "returned": _returned,
 }
 
@@ -295,9 +313,7 @@ def _late_put(world: DataWorld, number: int, which: int) -> DataWorld:
 def _commit(world: DataWorld, number: int, answered: bool = True) -> DataWorld:
     world = fork(world, [MD, world.writers[number]])
     world.budget["lost"] -= not answered
-    writer = world.writers[number]
-    world.commit(writer, answered=answered)
-    writer.unsure = not answered and writer.state == "stored"
+    world.commit(world.writers[number], answered=answered)
     return world
 
 
@@ -308,7 +324,7 @@ def _fsync(world: DataWorld, number: int) -> DataWorld:
 
 
 def _fence(world: DataWorld, number: int) -> DataWorld:
-    world = fork(world, [MD, LEADER])
+    world = own_sessions(fork(world, [MD, LEADER]))
     world.budget["fences"] -= 1
     world.fenced = (*world.fenced, number)
     world.fence(world.writers[number])
@@ -374,7 +390,7 @@ def _time_passes(world: DataWorld) -> DataWorld:
 
 
 def _new_leader(world: DataWorld) -> DataWorld:
-    world = fork(world, [LEADER])
+    world = own_sessions(fork(world, [LEADER]))
     world.budget["leaders"] -= 1
     world.new_leader()
     return world
@@ -392,7 +408,7 @@ def _remove_file(world: DataWorld) -> None:
         return
 
 
-SWAPPED = copy_of(b"of another chunk")
+SWAPPED = copy_of(b"other chunk's"[:WRITE_BYTES])
 _DUTIES = ("map", "collect")
 _SPENT = frozenset(
     {"writes", "crashes", "lost", "late", "downs", "drains", "leaders", "hurts", "fences", "removals", "passes", "slow"}

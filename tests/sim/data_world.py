@@ -17,7 +17,7 @@ import msgspec
 from harness.metadata import Metadata
 from shoalfs.chunkserver.client import ChunkClient
 from shoalfs.fs.placement import Placement
-from shoalfs.mds import keys, records
+from shoalfs.mds import cluster, keys, records
 from shoalfs.mds import messages as m
 from shoalfs.mds.entry import encode_entry
 from shoalfs.mds.evictions import Evictions
@@ -31,6 +31,7 @@ from shoalfs.transport.errors import ChunkConflict, ChunkNotReserved, PosixError
 from shoalfs.transport.fragments import fragment_hash
 from shoalfs.transport.ids import ChunkId, InodeId, TargetId, chunk_pg
 from shoalfs.transport.limits import SESSION_TTL_MS
+from sim import data_promises as promises
 from sim.broken import Broken
 from sim.data_server import CAPACITY, Peers, Server, driven
 from sim.data_writer import POOL, WRITE_BYTES, Writer, payload_of, pieces_of
@@ -43,6 +44,15 @@ class Timed(Metadata):
     """The state machine on the world's clock."""
 
     clock_ms = 0
+    known: tuple[int, m.ClusterMap] | None = None
+
+    def map(self) -> m.ClusterMap:
+        """Decoded once per epoch."""
+        with self.store.read() as txn:
+            epoch = cluster.load_epoch(txn)
+            if self.known is None or self.known[0] != epoch:
+                self.known = epoch, cluster.load_map(txn)
+        return self.known[1]
 
     def entry(self, commands):
         self.now_ns = self.clock_ms * 1_000_000
@@ -79,6 +89,14 @@ class DataWorld:
         self.unreachable: frozenset[int] = frozenset()  # of those that clients and other servers do not reach
         self.promised: set[ChunkId] = set()  # fsync has said of them that they are on disk
         self.condemned: set[ChunkId] = set()  # some leader ordered their deletion as garbage
+        self.told: dict[ChunkId, tuple[TargetId, ...]] = {}  # of these, by the present leader, and who was told
+        self.foreign: set[ChunkId] = set()  # on a disk, of another time or another cluster: numbers never given out
+        self.arrived_late: set[ChunkId] = set()
+        self.were_out: frozenset[int] = frozenset()
+        self.left: dict[tuple[int, int], int] = {}  # (group, target) -> when the target ceased to hold the group
+        self.hurt: frozenset[int] = frozenset()  # targets that lost or changed something that they should have kept
+        self.is_damaged = False  # the metadata contradict themselves at present
+        self.grace_ms = GRACE_MS
 
     def bind(self) -> None:
         """What refers to the leader's memory and to the clock of this world."""
@@ -101,6 +119,7 @@ class DataWorld:
         """Everything that only the leader knew is gone."""
         with self.md.store.read() as txn:
             self.state.lead(txn, self.state.term + 1, self.now_ms)
+        self.told = {}
 
     # --- servers -----------------------------------------------------------------------------------------------------
 
@@ -113,7 +132,9 @@ class DataWorld:
 
     def register(self, server: Server) -> None:
         request = m.RegisterTarget(server.uuid, server.node, f"mem:{server.number}", self.capacity, server.rack)
+        before = self.states().get(server.id)
         given = self.md.do(request, session=0).target
+        promises.check_registered(server, before, given.state)
         server.id, server.epoch = given.id, given.epoch
         server.membership.registered(server.uuid, given.id, given.epoch)
 
@@ -137,15 +158,18 @@ class DataWorld:
         assert server.sent is not None
         with self.md.store.read() as txn:
             server.reply = self.beats.heartbeat(txn, server.sent)
+        promises.check_orders(self, server, server.reply.orders)
 
     def finish_deleting(self, server: Server) -> None:
         for chunk in server.finish_deleting():
-            self.check_not_the_last(server, chunk)
+            promises.check_deleted(self, server, chunk)
 
     def finish_copy(self, server: Server, chunk: ChunkId) -> bool:
         peers = Peers(self.servers, lambda server: not self.reaches(server))
         rebuilds = server.copying[chunk].rebuild is not None
         done = server.finish_copy(chunk, peers)
+        if all(chunk != extent.chunk for extent in self.extents()):
+            self.arrived_late.add(chunk)  # it was ordered when a file used it
         if done and peers.fetched:
             self.copies += 1
             self.rebuilt += rebuilds and peers.fetched >= self.pool.data
@@ -178,13 +202,34 @@ class DataWorld:
         proposal = next(steps, None)
         while proposal is not None:
             said.append(proposal.text)
+            before = promises.groups_of(self)
+            with self.md.store.read() as txn:
+                promises.check_proposal(self, txn, proposal)
             commands = [(0, m.Command(0, 0, proposal.op, _raw(request))) for request in proposal.requests]
             try:
-                proposal = steps.send(self.md.entry(commands))
+                proposal = steps.send(self._entry(commands, before))
             except StopIteration:
                 break
-        self.note_condemned()
+        self._note_condemned()
         return said
+
+    def _entry(self, commands: list[tuple[int, m.Command]], before: dict[int, m.PlacementGroup]) -> Sequence[m.Outcome]:
+        outcomes = self.md.entry(commands)
+        self.were_out |= {target for target, state in self.states().items() if state is TargetState.OUT}
+        for group in self.md.map().groups:
+            held = before[group.id].holders if group.id in before else ()
+            for target in group.holders:
+                self.left.pop((group.id, target), None)
+            self.left |= {(group.id, target): self.now_ms for target in held if target not in group.holders}
+        return outcomes
+
+    def _note_condemned(self) -> None:
+        waiting = self.state.garbage._waiting
+        self.told |= {chunk: tuple(waiting[chunk]) for chunk in waiting.keys() - self.told.keys()}
+        fresh = waiting.keys() - self.condemned
+        with self.md.store.read() as txn:
+            promises.check_condemned(self, txn, fresh)
+        self.condemned |= fresh
 
     def duties(self) -> list[str]:
         """One round of what the leader does by itself; sessions of this world do not expire."""
@@ -195,9 +240,6 @@ class DataWorld:
             *self.propose(self.rounds.reap_orphans()),
             *self.propose(self.rounds.collect_garbage()),
         ]
-
-    def note_condemned(self) -> None:
-        self.condemned |= self.state.garbage._waiting.keys()
 
     def step(self, ms: int = 1_000) -> None:
         self.now_ms += ms
@@ -267,6 +309,7 @@ class DataWorld:
         group = next(group for group in writer.map.groups if group.id == chunk_pg(chunk))
         if server is not None and server.up and target in group.targets:
             self.arrive(server, chunk, group.place(target), durable=False)
+            self.arrived_late.add(chunk)
 
     def _all_answered(self, writer: Writer) -> None:
         if writer.is_stored():
@@ -289,8 +332,9 @@ class DataWorld:
         except PosixError:
             writer.rest()  # the file is gone
             return False
-        self.check_linked(chunk, durable=writer.durable)
+        promises.check_linked(self, chunk, durable=writer.durable)
         if not answered:
+            writer.unsure = True
             return False
         if writer.durable:
             self.promised.add(chunk)
@@ -427,46 +471,9 @@ class DataWorld:
         found = [target for target in group.holders if have(group, target, extent)]
         return len({group.place(target) for target in found}) if self.pool.data > 1 else len(found)
 
-    def check_last_copies(self) -> None:
-        """Of every chunk of which fsync said so, and that a file uses, so many copies or fragments that it can be read
-        are on disks of holders of its group. No file uses a chunk that is garbage, or that was ever ordered to be
-        deleted as garbage."""
-        groups = {group.id: group for group in self.md.map().groups}
-        for extent in self.extents():
-            group = groups[chunk_pg(extent.chunk)]
-            if extent.chunk in self.promised and self.spread(group, extent, durable=True) < self.pool.data:
-                raise Broken(f"chunk {extent.chunk:x} of {group} is on no disk that it is read from")
-            if extent.chunk in self.condemned:
-                raise Broken(f"chunk {extent.chunk:x} is used, and its deletion was ordered")
-            with self.md.store.read() as txn:
-                if txn.get(keys.garbage(extent.chunk)) is not None:
-                    raise Broken(f"chunk {extent.chunk:x} is used and garbage")
-
-    def check_not_the_last(self, server: Server, chunk: ChunkId) -> None:
-        """``server`` just deleted the chunk: if a file uses it, it is readable from others, as it was promised."""
-        groups = {group.id: group for group in self.md.map().groups}
-        for extent in self.extents():
-            if extent.chunk == chunk and self.spread(groups[chunk_pg(chunk)], extent, durable=False) < self.pool.data:
-                raise Broken(f"target {server.id} was told to delete the last copy of chunk {chunk:x}")
-
-    def check_linked(self, chunk: ChunkId, *, durable: bool) -> None:
-        """A commit of the chunk just succeeded. If durable, ``min_ack`` members of its group have it on disk, or a
-        fault took it from a disk that had it."""
-        groups = {group.id: group for group in self.md.map().groups}
-        for extent in self.extents():
-            if extent.chunk != chunk or not durable:
-                continue
-            group = groups[chunk_pg(chunk)]
-            having = [t for t in group.targets if self.is_on_platter(group, t, extent) or self.was_hurt(t)]
-            if len(having) < self.pool.min_ack:
-                raise Broken(f"chunk {chunk:x} was linked with {len(having)} copies on disk")
-
-    def was_hurt(self, target: int) -> bool:
-        """A fault that no protocol can prevent took something from this disk."""
-        server = self.by_id(target)
-        return server is not None and (server.lies or target in self.hurt)
-
-    hurt: frozenset[int] = frozenset()
+    def check(self) -> None:
+        """Raises Broken unless everything holds that must hold in every state."""
+        promises.check_state(self)
 
     def lacking(self) -> list[tuple[int, ChunkId]]:
         """(target, chunk) of every copy that should be there."""
@@ -486,7 +493,7 @@ class DataWorld:
             (server.id, chunk)
             for server in self.servers
             for chunk in server.disk
-            if chunk not in used or server.id not in groups[chunk_pg(chunk)].targets
+            if chunk not in self.foreign and (chunk not in used or server.id not in groups[chunk_pg(chunk)].targets)
         ]
 
     def settled(self) -> bool:

@@ -134,3 +134,4 @@ class Writer:
 
     def rest(self) -> None:
         self.state, self.unit, self.receipts, self.waiting, self.chunk = "idle", None, (), (), _NO_CHUNK
+        self.unsure = False

@@ -51,13 +51,13 @@ def bug(*where: str, hazard: str = "", seeds: int = 40) -> Callable[[Callable[[E
 
 
 @contextmanager
-def planted(name: str) -> Iterator[None]:
+def planted(bug: Bug) -> Iterator[None]:
     with ExitStack() as stack:
-        BUGS[name].plant(stack)
+        bug.plant(stack)
         yield
 
 
-def _replace(stack: ExitStack, owner: Any, name: str, make: Callable[[Any], Any]) -> None:
+def replaced(stack: ExitStack, owner: Any, name: str, make: Callable[[Any], Any]) -> None:
     """Replace ``owner.name`` by what ``make`` makes of the original."""
     stack.enter_context(patch.object(owner, name, make(getattr(owner, name))))
 
@@ -71,7 +71,7 @@ def acknowledged_before_the_sync(stack: ExitStack) -> None:
 
         return _emit
 
-    _replace(stack, GuardedRaft, "_emit", make)
+    replaced(stack, GuardedRaft, "_emit", make)
 
 
 @bug("raft-power", "state-power", hazard="1")
@@ -118,7 +118,7 @@ def vote_given_before_the_sync(stack: ExitStack) -> None:
 
         return sends
 
-    _replace(stack, Elections, "core_sends", make)
+    replaced(stack, Elections, "core_sends", make)
 
 
 @bug("raft-power", "state-power", hazard="3", seeds=120)
@@ -153,7 +153,7 @@ def applied_index_is_not_taken_from_the_store(stack: ExitStack) -> None:
 
         return begin
 
-    _replace(stack, Core, "__init__", make)
+    replaced(stack, Core, "__init__", make)
 
 
 # --- replication --------------------------------------------------------------------------------------------
@@ -205,7 +205,7 @@ def acknowledgements_of_older_terms_count(stack: ExitStack) -> None:
 
         return _on_appended
 
-    _replace(stack, GuardedRaft, "_on_appended", make)
+    replaced(stack, GuardedRaft, "_on_appended", make)
 
 
 @bug("raft-network", "raft-power", hazard="8", seeds=120)
@@ -227,8 +227,8 @@ def commit_index_is_taken_without_looking(stack: ExitStack) -> None:
 
         return _deliver
 
-    _replace(stack, GuardedRaft, "_on_append", make_on_append)
-    _replace(stack, Core, "deliver", make_deliver)
+    replaced(stack, GuardedRaft, "_on_append", make_on_append)
+    replaced(stack, Core, "deliver", make_deliver)
 
 
 @bug("far behind", hazard="19")
@@ -239,7 +239,7 @@ def conflicts_are_found_one_entry_at_a_time(stack: ExitStack) -> None:
 
         return _refused
 
-    _replace(stack, Follower, "refused", make)
+    replaced(stack, Follower, "refused", make)
 
 
 @bug("large entries", hazard="17")
@@ -257,7 +257,7 @@ def lease_from_the_answer(stack: ExitStack) -> None:
 
         return _agreed
 
-    _replace(stack, Follower, "agreed", make)
+    replaced(stack, Follower, "agreed", make)
 
 
 @bug("raft-power", "raft-kill", "raft-network", hazard="13", seeds=120)
@@ -284,7 +284,7 @@ def votes_right_after_a_start(stack: ExitStack) -> None:
 
         return begin
 
-    _replace(stack, GuardedRaft, "__init__", make)
+    replaced(stack, GuardedRaft, "__init__", make)
 
 
 @bug("cut off for long", hazard="12")
@@ -304,7 +304,7 @@ def repeated_votes_count_again(stack: ExitStack) -> None:
 
         return _on_vote
 
-    _replace(stack, Elections, "on_vote", make)
+    replaced(stack, Elections, "on_vote", make)
 
 
 @bug("raft-network", "raft-power", hazard="-", seeds=120)
@@ -323,8 +323,8 @@ def votes_for_who_lacks_entries(stack: ExitStack) -> None:
 
         return _on_ask
 
-    _replace(stack, Elections, "_deliver_ask", make)
-    _replace(stack, Elections, "on_ask_vote", make_on_ask)
+    replaced(stack, Elections, "_deliver_ask", make)
+    replaced(stack, Elections, "on_ask_vote", make_on_ask)
 
 
 # --- snapshots ----------------------------------------------------------------------------------------------
@@ -372,7 +372,7 @@ def learners_count_for_commits(stack: ExitStack) -> None:
 
         return _follow
 
-    _replace(stack, Leadership, "follow", make)
+    replaced(stack, Leadership, "follow", make)
 
 
 @bug("wiped", hazard="21")
@@ -387,7 +387,7 @@ def repetitions_are_carried_out_again(stack: ExitStack) -> None:
     def make(get: Any) -> Any:
         return lambda self, key: None if key[:1] == b"R" else get(self, key)
 
-    _replace(stack, MemoryTxn, "get", make)
+    replaced(stack, MemoryTxn, "get", make)
 
 
 def _crash_loses(stack: ExitStack, lose: Callable[[dict[bytes, bytes], Image], None]) -> None:
@@ -406,7 +406,7 @@ def _crash_loses(stack: ExitStack, lose: Callable[[dict[bytes, bytes], Image], N
 
         return _image
 
-    _replace(stack, StoreMachine, "image", make)
+    replaced(stack, StoreMachine, "image", make)
 
 
 class _Rows(MemoryTxn):
@@ -454,4 +454,4 @@ def applying_looks_at_a_clock(stack: ExitStack) -> None:
     def make(changed: Any) -> Any:
         return lambda inode, now_ns, **fields: changed(inode, now_ns + next(ticks), **fields)
 
-    _replace(stack, inodes, "changed", make)
+    replaced(stack, inodes, "changed", make)

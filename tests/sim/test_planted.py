@@ -46,7 +46,7 @@ def seeds_until_found(name: str, directory: Path) -> tuple[int, str]:
     """How many histories it took, and what the checker said. The worlds take turns."""
     bug = BUGS[name]
     crashes = 0
-    with planted(name):
+    with planted(bug):
         for count in range(bug.seeds):
             world = bug.where[count % len(bug.where)]
             try:

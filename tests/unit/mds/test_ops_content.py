@@ -6,8 +6,8 @@ import msgspec
 import pytest
 
 from harness.metadata import ROOT, Metadata
+from shoalfs.mds import keys, reads
 from shoalfs.mds import messages as m
-from shoalfs.mds import reads
 from shoalfs.transport.errors import BadMessage, ChunkNotReserved, LayoutConflict, PosixError, StaleReceipt
 from shoalfs.transport.ids import ROOT_INODE, ChunkId, TargetId, chunk_id
 from shoalfs.transport.limits import FILE_SIZE_BYTES_MAX, REAP_EXTENTS_MAX
@@ -346,6 +346,22 @@ def test_an_unknown_group_has_no_receipts(md, ino):
     chunk = chunk_id(60000, md.do(m.ReserveChunks(1)).first_sequence)
     request = m.CommitExtents(ino, (md.extent(chunk, 0, 10),), (m.Receipt(chunk, TargetId(1), 1, True, HASH),))
     refused(md, StaleReceipt, request)
+
+
+def test_a_chunk_whose_count_is_lost_stops_nobody(md, ino):
+    """Until it is counted again it is neither used nor garbage; whoever writes over it, or removes the file, is not
+    stopped, and neither is any node that applies that."""
+    first, second = md.chunk(), md.chunk()
+    md.commit(ino, md.extent(first, 0, 10), md.extent(second, 10, 10))
+    with md.store.write() as txn:
+        txn.delete(keys.chunk_use(first))
+        txn.delete(keys.chunk_use(second))
+    md.write(ino, 0, 10)
+    md.do(m.SetAttr(ROOT, ino, size_bytes=10))
+    assert [(f.kind, f.ino) for f in md.findings()] == []
+    with md.store.read() as txn:
+        assert reads.classified(txn, (first, second)).keys() == {first, second}
+        assert reads.counts(txn).garbage_chunks == 0
 
 
 # --- reaping and garbage ------------------------------------------------------------------------------------
