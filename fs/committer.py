@@ -27,7 +27,7 @@ from shoalfs.fs.contents import Contents
 from shoalfs.fs.fetcher import Fetcher
 from shoalfs.fs.parallel import all_of
 from shoalfs.fs.ports import Buffer, Metadata
-from shoalfs.fs.units import Backlog, Unit, give_up_refused
+from shoalfs.fs.units import Backlog, Unit, give_up_refused, syncs_needed
 from shoalfs.fs.uploader import Uploader
 from shoalfs.mds.messages import CommitExtents, CommitInline, Committed, Op, Patch, Receipt
 from shoalfs.transport.errors import ChunkNotReserved, LayoutConflict, PosixError, ShoalError, StaleReceipt
@@ -241,9 +241,7 @@ class Committer:
         if not held:
             return
         usual = await self._uploader.min_ack(self._contents.inode.pool)
-        # Fewer acknowledged what was committed before the pool asked for more. A group may have moved since, too: its
-        # members of now are asked as well.
-        need = {chunk: max(1, min(usual, len(targets))) for chunk, targets in held.items()}
+        need = {chunk: syncs_needed(targets, usual) for chunk, targets in held.items()}
         asked = {chunk: {*targets, *self._uploader.holders(chunk)} for chunk, targets in held.items()}
         receipts = await self._uploader.sync(asked, need)
         lacking = {chunk for chunk in held if len(receipts[chunk]) < need[chunk]}

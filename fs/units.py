@@ -9,7 +9,7 @@ The one rule: units are committed in the order in which they were taken, so what
 top.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from shoalfs.fs.ports import Buffer
@@ -99,6 +99,13 @@ class Unit:
             Extent(start, length, chunk.chunk, within, self.payload_bytes, chunk.chunk_hash, chunk.fragments)
             for start, within, length in spans
         ]
+
+
+def syncs_needed(acknowledged: Collection[TargetId], min_ack: int) -> int:
+    """On how many targets a chunk has to be synced that these acknowledged before. Fewer than ``min_ack`` acknowledged
+    what was committed before the pool asked for more. A group may have moved since: who has it now is asked as well,
+    and counts."""
+    return max(1, min(min_ack, len(acknowledged)))
 
 
 def give_up_refused(units: Iterable[Unit], epochs: Mapping[TargetId, int]) -> None:

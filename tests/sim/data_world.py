@@ -17,6 +17,7 @@ import msgspec
 from harness.metadata import Metadata
 from shoalfs.chunkserver.client import ChunkClient
 from shoalfs.fs.placement import Placement
+from shoalfs.fs.units import syncs_needed
 from shoalfs.mds import cluster, keys, records
 from shoalfs.mds import messages as m
 from shoalfs.mds.entry import encode_entry
@@ -345,15 +346,16 @@ class DataWorld:
     def fsync(self, writer: Writer, unheard: Sequence[TargetId] = ()) -> bool:
         """Put on disk what was committed without. False: that failed. The answers of ``unheard`` are lost."""
         for chunk, holders in list(writer.undurable.items()):
-            synced = 0
-            for target in holders:
+            synced, placement = 0, Placement(writer.map)
+            asked = {*holders, *(target.id for target in placement.replicas(chunk, 0, ()))}
+            for target in sorted(asked):
                 server = self.by_id(target)
                 if server is None or not self.reaches(server) or chunk not in server.disk:
                     continue
                 if not server.lies:
                     server.unsynced.discard(chunk)
                 synced += target not in unheard
-            if synced >= Placement(writer.map).min_ack(POOL):
+            if synced >= syncs_needed(holders, placement.min_ack(POOL)):
                 del writer.undurable[chunk]
                 self.promised.add(chunk)
             elif all(chunk != extent.chunk for extent in self.extents()):
