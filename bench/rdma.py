@@ -14,30 +14,50 @@ from transport import measure  # noqa: TID251 - the program beside this one
 
 from shoalfs.transport.carrier import Carriers
 from shoalfs.transport.limits import RDMA_BULK_SLOT_BYTES
-from shoalfs.transport.rdma_ports import choose_port
+from shoalfs.transport.rdma_ports import device_table
+from shoalfs.transport.rdma_table import choose_port
 
 
 def bare(tool, port, address):
     """MB/s of perftest with the carrier's size of operation."""
-    command = [tool, "-d", port.device, "-x", str(port.gid_index), "-s", str(RDMA_BULK_SLOT_BYTES), "-n", "200", "-F"]
+    told, short_s = perftest(tool, port, address, 100)
+    if told:
+        return told
+    # Under User-Mode Linux it does not know its clock and says 0: what a longer run takes more is taken for the time.
+    _, long_s = perftest(tool, port, address, 1100)
+    return round(1000 * RDMA_BULK_SLOT_BYTES / (long_s - short_s) / 1e6)
+
+
+def perftest(tool, port, address, count):
+    """What it says, in MB/s, and how long it took, in s."""
+    size = str(RDMA_BULK_SLOT_BYTES)
+    command = [tool, "-d", port.device, "-x", str(port.gid_index), "-s", size, "-n", str(count), "-F"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT) as server:
         time.sleep(3)
+        began = time.perf_counter()
         try:
             done = subprocess.run([*command, address], capture_output=True, text=True, timeout=120, check=True)
         finally:
             server.terminate()
-    line = next(line for line in done.stdout.splitlines() if line.split()[:1] == [str(RDMA_BULK_SLOT_BYTES)])
-    return round(float(line.split()[3]) * 1.048576)  # size, iterations, peak, average in MiB/s
+        took = time.perf_counter() - began
+    line = next(line for line in done.stdout.splitlines() if line.split()[:1] == [size])
+    return round(float(line.split()[3]) * 1.048576), took  # size, iterations, peak, average in MiB/s
 
 
 async def carriers(seconds):
-    return {
-        name: await measure(name, Carriers.standard(None, name), "tcp:127.0.0.1:0", seconds) for name in ("tcp", "rdma")
-    }
+    """The best of three rounds, in turns: other work on the machine only makes things slower."""
+    best = {}
+    for _ in range(3):
+        for name in ("tcp", "rdma"):
+            found = await measure(name, Carriers.standard(None, name), "tcp:127.0.0.1:0", seconds)
+            before = best.setdefault(name, found)
+            better = {key: min if key.startswith("us_") else max for key in found if key != "carrier"}
+            best[name] = found | {key: choose(found[key], before[key]) for key, choose in better.items()}
+    return best
 
 
 def main(address, file, seconds):
-    port = choose_port(address)
+    port = choose_port(device_table(), address)
     found = trio.run(carriers, seconds)
     found["ib_write_bw_mb_per_s"] = write = bare("ib_write_bw", port, address)
     found["ib_read_bw_mb_per_s"] = read = bare("ib_read_bw", port, address)

@@ -7,14 +7,25 @@ reliable connection. A send that finds no receive posted is a failure of the tes
 from collections import deque
 from collections.abc import Callable, Sequence
 
+import pytest
 import trio
 
+from shoalfs.transport import network, rdma_setup, rpc
 from shoalfs.transport.errors import PeerUnreachable
 from shoalfs.transport.link import Link
 from shoalfs.transport.rdma_link import Event, What
 from shoalfs.transport.rdma_memory import SEND_SLOTS, Block, Pool
 from shoalfs.transport.rdma_table import DevicePort, NoVerbs, choose_port
 from shoalfs.transport.rdma_wire import RDMA_VERSION, Endpoint, Offer
+
+
+def be_patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An emulated machine on a busy one is a hundred times slower: limits that a test is not about are wide."""
+    monkeypatch.setattr(rdma_setup, "RDMA_PROBE_MS", 60_000)
+    monkeypatch.setattr(network, "DIAL_TIMEOUT_MS", 60_000)
+    monkeypatch.setattr(rpc, "HELLO_TIMEOUT_MS", 60_000)
+    for call in (network.Network.call, rpc.Connection.call):
+        monkeypatch.setitem(call.__kwdefaults__, "timeout_ms", 60_000)
 
 
 class SimulatedPair:

@@ -9,6 +9,7 @@ import trio
 import trustme
 
 from harness.echo_server import Place
+from harness.verbs import be_patient
 from shoalfs.transport.carrier import Carriers
 from shoalfs.transport.memory import MemoryFabric
 from shoalfs.transport.tls import TlsPaths
@@ -40,6 +41,7 @@ def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     if request.param == "tcp":
         return Place(Carriers.standard(), "tcp:127.0.0.1:0", nursery)
     if request.param == "rdma":
+        be_patient(request.getfixturevalue("monkeypatch"))
         return Place(Carriers.standard(None, "rdma"), "tcp:127.0.0.1:0", nursery)
     paths = request.getfixturevalue("tls_paths")
     return Place(Carriers.standard(paths), "tcp:127.0.0.1:0", nursery)
@@ -50,7 +52,7 @@ def until() -> Callable[[Callable[[], bool]], Any]:
     """Wait for a condition that other tasks bring about."""
 
     async def wait_until(condition: Callable[[], bool]) -> None:
-        with trio.fail_after(5):
+        with trio.fail_after(30):
             while not condition():
                 await trio.sleep(0.002)
 

@@ -45,7 +45,7 @@ async def frames_until_closed(link):
     """What the server says until it closes, which it must do."""
     decoder = Decoder(lambda header: True)
     frames = []
-    with trio.fail_after(5):
+    with trio.fail_after(30):
         try:
             while count := await link.receive_into(decoder.writable()):
                 decoder.received(count)

@@ -211,7 +211,7 @@ async def test_a_caller_that_does_not_use_its_credit_passes_it_on(place, until):
         await trio.testing.wait_all_tasks_blocked()
         nursery.start_soon(partial(network.call, server.address, ECHO, Number(2)))
         await trio.testing.wait_all_tasks_blocked()
-        with trio.fail_after(2):
+        with trio.fail_after(30):
             server.released.set()
             await until(lambda: server.service.counters["requests"] == 2)
 
@@ -226,7 +226,7 @@ async def test_peer_death_fails_all_outstanding_calls_at_once(place, until):
         failed.append(n)
 
     async with place.network() as network:
-        with trio.fail_after(5):
+        with trio.fail_after(30):
             async with trio.open_nursery() as nursery:
                 for n in range(6):  # three outstanding, three that wait for credit
                     nursery.start_soon(call, network, n)
@@ -365,7 +365,7 @@ async def test_bulk_both_ways_over_one_connection(place, monkeypatch):
     server = await place.start()
     payload = bytes(2 * MIB)
     async with place.network() as network:
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             async with trio.open_nursery() as nursery:
                 for n in range(12):
                     nursery.start_soon(network.call, server.address, ECHO, Number(n), payload)
