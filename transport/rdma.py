@@ -16,11 +16,13 @@ accessor before 57; :class:`pyverbs.mr.MR` does not keep its memory alive, so th
 
 import atexit
 import ctypes
+import errno
 import ipaddress
 import logging
 import os
 import secrets
 import select
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
@@ -70,6 +72,7 @@ _POLL_MAX: Final = 32
 # A send queue holds every send whose slot is not free, its write, and the reads.
 _WORK_MAX: Final = 2 * SEND_SLOTS + RDMA_BULK_SLOTS
 _COMPLETIONS_MAX: Final = _WORK_MAX + 2 * RDMA_CREDITS
+_PORT_KEPT_S: Final = 10.0
 _READS_AT_ONCE: Final = RDMA_BULK_SLOTS
 # 4.096 us * 2^14 = 67 ms before an unacknowledged packet is sent again, seven times in all: half a second. 7 would
 # mean "for ever" to soft-RoCE. A missing receive is tried again after 0.64 ms, three times; it means a bug, or a rogue.
@@ -108,7 +111,7 @@ class Verbs:
 
     def __init__(self) -> None:
         self._devices: dict[str, Device] = {}
-        self._ports: dict[str, Port] = {}  # by local address; those that were found
+        self._ports: dict[str, tuple[float, Port]] = {}  # by local address: those that were found, and when
         self.pool = Pool()
         self.requests = _Requests()
 
@@ -120,14 +123,21 @@ class Verbs:
 
     def pair(self, local_ip: str, fd: int, name: str, *, pulls: bool) -> "VerbsPair":
         """A queue pair on the port that ``local_ip`` belongs to, not connected yet. ``fd`` is of the TCP socket."""
-        port = self._ports.get(local_ip)
-        if port is None:  # opening devices to look takes a while
-            port = self._ports[local_ip] = choose_port(device_table(), local_ip)
+        port = self._port(local_ip)
         with as_no_verbs(port.device):
             device = self._devices.get(port.device)
             if device is None:
                 device = self._devices[port.device] = Device(port.device)
             return VerbsPair(self, device, port, fd, f"{name} verbs {port.device}", pulls=pulls)
+
+    def _port(self, local_ip: str) -> Port:
+        """Opening devices to look takes milliseconds: not done for each of many dials; but addresses move."""
+        now = time.monotonic()
+        found_at, port = self._ports.get(local_ip, (0.0, None))
+        if port is None or now - found_at > _PORT_KEPT_S:
+            port = choose_port(device_table(), local_ip)
+            self._ports[local_ip] = now, port
+        return port
 
 
 @cache
@@ -168,6 +178,7 @@ class VerbsPair:
                 device.receives.leave()
             raise NoVerbs("all registered memory is in use")
         self._block = block
+        self._pair: Any = None
         self._closing: list[Any] = []  # in the order in which they have to be closed
         try:
             self._make(device, fd)
@@ -370,17 +381,15 @@ class VerbsPair:
             await trio.lowlevel.checkpoint()
             return
         await trio.lowlevel.wait_readable(self._poller)
-        for fd, _ in self._poller.poll(0):
-            if fd == self._channel_fd:
-                self._take_event()
-            else:
-                self.peer_gone = True
+        # Mostly it is the queue. If the socket has something to say, too, it still has when that is taken.
+        if not self._take_event() and any(fd != self._channel_fd for fd, _ in self._poller.poll(0)):
+            self.peer_gone = True
 
     def close(self) -> None:
         trio.lowlevel.notify_closing(self._poller)
         self._poller.close()
         if self.pulls:
-            self._return_receives()
+            self._stop_receiving()
         self._destroy()
         if self._beside is not None:
             self._beside.close()
@@ -406,22 +415,29 @@ class VerbsPair:
         else:
             events.append(Event(What.READ, number & _LOW, 0))
 
-    def _take_event(self) -> None:
-        self._armed = False
+    def _take_event(self) -> bool:
+        """Whether the queue had one."""
         try:
             self._channel.get_cq_event(self._queue)
         except PyverbsRDMAError as error:
-            log.debug("%s: no event after all: %s", self.name, error)
-        else:
-            self._queue.ack_events(1)
+            if error.error_code != errno.EAGAIN:
+                log.warning("%s: no event of its queue: %s", self.name, error)
+            return False
+        self._armed = False
+        self._queue.ack_events(1)
+        return True
+
+    def _stop_receiving(self) -> None:
+        try:
+            self._pair.modify(QPAttr(qp_state=verbs.IBV_QPS_ERR), verbs.IBV_QP_STATE)
+        except PyverbsError as error:
+            log.debug("%s: closing: %s", self.name, error)
+        self._return_receives()
 
     def _return_receives(self) -> None:
         """Give the shared queue back what this pair took out of it."""
-        try:
-            self._pair.modify(QPAttr(qp_state=verbs.IBV_QPS_ERR), verbs.IBV_QP_STATE)
+        with suppress(PeerUnreachable):
             self.poll()
-        except (PyverbsError, PeerUnreachable) as error:
-            log.debug("%s: closing: %s", self.name, error)
         for number in list(self._held):
             self._held.discard(number)
             self._receives.post(number)
@@ -429,6 +445,8 @@ class VerbsPair:
     def _destroy(self) -> None:
         for thing in self._closing:
             thing.close()
+            if thing is self._pair and self.pulls:
+                self._return_receives()  # what was under way until then
         self._closing.clear()
         if self.pulls:
             self._receives.leave()
