@@ -34,6 +34,7 @@ from shoalfs.chunkserver.messages import (
 from shoalfs.mds.messages import CopyOrder, CopySource, Receipt, Target
 from shoalfs.transport.checksum import block_hashes, chunk_hash, damaged_block, hashes_fit
 from shoalfs.transport.errors import ChunkCorrupt, ProtocolViolation
+from shoalfs.transport.fragments import Fragment
 from shoalfs.transport.frame import Payload
 from shoalfs.transport.ids import ChunkId, InodeId
 from shoalfs.transport.limits import BLOCK_BYTES, HASH_INLINE_BYTES_MAX, REQUEST_TIMEOUT_MS_DEFAULT
@@ -73,6 +74,7 @@ class ChunkClient:
         payload: Payload,
         chunk_hash: bytes,
         durable: bool,
+        fragment: Fragment | None = None,
         timeout_ms: int = REQUEST_TIMEOUT_MS_DEFAULT,
     ) -> Receipt:
         """Store ``payload`` as ``chunk``; it is not to change meanwhile. Repeating it is harmless.
@@ -80,7 +82,7 @@ class ChunkClient:
         ``durable``: the receipt comes when the chunk is on disk. Raises ChunkCorrupt (it changed on the way),
         ChunkConflict, TargetFull. Cancelled: it may be stored or not.
         """
-        request = PutChunk(target.id, chunk, ino, offset_bytes, chunk_hash, durable)
+        request = PutChunk(target.id, chunk, ino, offset_bytes, chunk_hash, durable, fragment)
         reply = await self._network.call(target.address, PUT, request, payload, timeout_ms=timeout_ms)
         receipt = reply.body.receipt
         _check_receipts(target, (chunk,), (receipt,), durable=durable)

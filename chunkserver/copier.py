@@ -42,6 +42,7 @@ async def carry_out(target: Target, order: CopyOrder, client: ChunkClient) -> tu
                 chunk_hash=order.chunk_hash,
                 durable=True,
                 replaces_other=True,
+                fragment=order.fragment,
             )
             return True, failures
     except ShoalError as error:

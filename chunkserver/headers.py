@@ -4,6 +4,7 @@
 
     {"shoal_headers": 1, "cluster_id": HEX, "uuid": HEX}
     {"chunk": 281474976710657, "ino": 5, "offset": 0, "bytes": 4194304, "hash": HEX}
+    {"chunk": ..., "fragment": {"place": 0, "data": 4, "parity": 2, "chunk_bytes": 16777216, "hashes": HEX}}
     ...
     {"end": true, "chunks": N}
 
@@ -20,6 +21,7 @@ from shoalfs.chunkserver.directory import read_target_file
 from shoalfs.chunkserver.disk import Disk
 from shoalfs.chunkserver.segments import parse_name
 from shoalfs.transport.errors import UserError
+from shoalfs.transport.fragments import Fragment
 
 VERSION: Final = 1
 
@@ -33,23 +35,30 @@ def lines(disk: Disk, path: str, *, deep: bool = False) -> Iterator[bytes]:
         made = read_target_file(disk, path)
         yield _line({"shoal_headers": VERSION, "cluster_id": made.cluster_id, "uuid": made.uuid})
         count = 0
-        for header in _live(disk, path, bytes.fromhex(made.cluster_id), deep=deep):
+        for header, fragment in _live(disk, path, bytes.fromhex(made.cluster_id), deep=deep):
             count += 1
-            yield _line(
-                {
-                    "chunk": header.chunk,
-                    "ino": header.ino,
-                    "offset": header.offset_bytes,
-                    "bytes": header.chunk_bytes,
-                    "hash": header.chunk_hash.hex(),
+            said: dict[str, Any] = {
+                "chunk": header.chunk,
+                "ino": header.ino,
+                "offset": header.offset_bytes,
+                "bytes": header.chunk_bytes,
+                "hash": header.chunk_hash.hex(),
+            }
+            if fragment is not None:
+                said["fragment"] = {
+                    "place": fragment.place,
+                    "data": fragment.data,
+                    "parity": fragment.parity,
+                    "chunk_bytes": fragment.chunk_bytes,
+                    "hashes": fragment.hashes.hex(),
                 }
-            )
+            yield _line(said)
         yield _line({"end": True, "chunks": count})
     finally:
         disk.close(lock)
 
 
-def _live(disk: Disk, path: str, cluster_id: bytes, *, deep: bool) -> Iterator[record.Header]:
+def _live(disk: Disk, path: str, cluster_id: bytes, *, deep: bool) -> Iterator[tuple[record.Header, Fragment | None]]:
     folder = f"{path}/segments"
     for name in sorted(disk.list_dir(folder)):
         parsed = parse_name(name)
@@ -62,7 +71,8 @@ def _live(disk: Disk, path: str, cluster_id: bytes, *, deep: bool) -> Iterator[r
                 if not isinstance(item, scan.Found) or not item.whole or item.header.state is not record.State.LIVE:
                     continue
                 if not deep or not scan.check_data(segment, item.header):
-                    yield item.header
+                    head = segment.read(item.header.position_bytes, item.header.data_offset)
+                    yield item.header, record.fragment_in(head, item.header)
         finally:
             disk.close(fd)
 

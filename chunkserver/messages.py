@@ -3,6 +3,7 @@
 from typing import Final
 
 from shoalfs.mds.messages import Receipt
+from shoalfs.transport.fragments import Fragment
 from shoalfs.transport.ids import ChunkId, InodeId, TargetId
 from shoalfs.transport.limits import CHUNK_BYTES_MAX, PAYLOAD_BYTES_MAX
 from shoalfs.transport.method import Message, Method
@@ -18,6 +19,7 @@ class PutChunk(Message, frozen=True):
     offset_bytes: int
     chunk_hash: bytes  # xxh3-128 over the xxh3-64 of each 64 KiB block of the payload
     durable: bool  # answer only when it is on disk
+    fragment: Fragment | None = None  # what it is of, if it is a fragment: kept beside it
 
 
 class ChunkStored(Message, frozen=True):

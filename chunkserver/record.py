@@ -5,6 +5,10 @@
     offset 0         header (fixed, below), then 8 bytes for each 64 KiB block, then zeros up to 4096
     data_offset      the chunk's bytes, then zeros up to 4096
 
+A fragment has a tail in place of the last of those zeros before ``data_offset``, if there is room: the hashes of all
+fragments, then place, k, m and the length of the chunk, and a checksum over all this and the chunk's id. It serves a
+rescue without metadata and nothing else; who does not know it sees zeros that mean nothing.
+
 A record begins at a multiple of 4096 and says everything about itself, so that the index can be rebuilt from segments
 alone. It also says where it lies: a copy of a record inside another chunk's bytes (someone stores a segment file in
 the filesystem) is not mistaken for a record. The header lies within one sector, so a crash leaves it whole or absent.
@@ -20,8 +24,9 @@ from typing import Final
 
 import xxhash
 
-from shoalfs.transport.checksum import BLOCK_HASH_BYTES, block_count
+from shoalfs.transport.checksum import BLOCK_HASH_BYTES, CHUNK_HASH_BYTES, block_count
 from shoalfs.transport.errors import ChunkCorrupt
+from shoalfs.transport.fragments import Fragment
 from shoalfs.transport.frame import Buffer
 from shoalfs.transport.ids import ChunkId, InodeId
 from shoalfs.transport.limits import CHUNK_BYTES_MAX, RECORD_ALIGN_BYTES
@@ -31,6 +36,8 @@ FORMAT: Final = 1
 _FIELDS: Final = struct.Struct("<8sHBxIQ16sQQQI16sQ")
 _CHECKSUM: Final = struct.Struct("<Q")
 HEADER_BYTES: Final = _FIELDS.size + _CHECKSUM.size
+_TAIL: Final = struct.Struct("<8sBBBxI")
+_TAIL_MAGIC: Final = b"SHOALFRG"
 _SECTOR_BYTES: Final = 512
 
 assert HEADER_BYTES <= _SECTOR_BYTES
@@ -102,10 +109,38 @@ def encode(header: Header) -> bytes:
     return fields + _CHECKSUM.pack(xxhash.xxh3_64_intdigest(fields))
 
 
-def head(header: Header, hashes: bytes) -> bytes:
+def head(header: Header, hashes: bytes, fragment: Fragment | None = None) -> bytes:
     """All of the record before its data."""
     assert len(hashes) == block_count(header.chunk_bytes) * BLOCK_HASH_BYTES
-    return (encode(header) + hashes).ljust(header.data_offset, b"\0")
+    begun = encode(header) + hashes
+    tail = b"" if fragment is None else _tail(header.chunk, fragment)
+    if len(begun) + len(tail) > header.data_offset:
+        tail = b""
+    return begun.ljust(header.data_offset - len(tail), b"\0") + tail
+
+
+def _tail(chunk: ChunkId, fragment: Fragment) -> bytes:
+    fields = _TAIL.pack(_TAIL_MAGIC, fragment.place, fragment.data, fragment.parity, fragment.chunk_bytes)
+    return fragment.hashes + fields + _CHECKSUM.pack(_tail_checksum(chunk, fragment.hashes, fields))
+
+
+def _tail_checksum(chunk: ChunkId, hashes: bytes, fields: bytes) -> int:
+    return xxhash.xxh3_64_intdigest(chunk.to_bytes(8, "little") + hashes + fields)
+
+
+def fragment_in(head_bytes: bytes | memoryview, header: Header) -> Fragment | None:
+    """What the record's head says of a fragment; None: nothing, or nothing that its checksum vouches for."""
+    end = len(head_bytes) - _TAIL.size - _CHECKSUM.size
+    if len(head_bytes) != header.data_offset:
+        return None
+    fields = bytes(head_bytes[end : end + _TAIL.size])
+    magic, place, data, parity, chunk_bytes = _TAIL.unpack(fields)
+    hashes = bytes(head_bytes[max(0, end - (data + parity) * CHUNK_HASH_BYTES) : end])
+    (checksum,) = _CHECKSUM.unpack_from(head_bytes, end + _TAIL.size)
+    if magic != _TAIL_MAGIC or checksum != _tail_checksum(header.chunk, hashes, fields):
+        return None
+    found = Fragment(place, data, parity, chunk_bytes, hashes)
+    return found if found.fits(header.chunk_bytes) and found.hash == header.chunk_hash else None
 
 
 def block_hashes_in(head_bytes: bytes | memoryview, chunk_bytes: int) -> bytes:

@@ -112,6 +112,7 @@ class ChunkService:
             data=[payload],
             chunk_hash=request.chunk_hash,
             durable=request.durable,
+            fragment=request.fragment if isinstance(request, PutChunk) else None,
         )
 
     async def _get(self, call: Call, request: GetChunk, payload: memoryview) -> tuple[ChunkRead, memoryview]:

@@ -46,6 +46,7 @@ from shoalfs.transport.errors import (
     TargetDown,
     TargetFull,
 )
+from shoalfs.transport.fragments import Fragment
 from shoalfs.transport.frame import Buffer
 from shoalfs.transport.ids import ChunkId, InodeId
 from shoalfs.transport.limits import CHUNK_BYTES_MAX, SEGMENT_BYTES_MAX, TARGET_FULL_PERCENT
@@ -131,17 +132,20 @@ class ChunkStore:
         data: Sequence[Buffer],
         expected_hash: bytes,
         replaces_other: bool = False,
+        fragment: Fragment | None = None,
     ) -> int:
         """Store the chunk and return the number of the segment to sync for it to be durable.
 
         The same bytes again are no error. ``replaces_other``: other bytes under this id are set aside (the metadata
         service knows which are the right ones); else they are ChunkConflict. Raises ChunkCorrupt if the bytes do not
-        match ``expected_hash``, ChunkConflict, TargetFull, TargetDown, BadMessage.
+        match ``expected_hash``, ChunkConflict, TargetFull, TargetDown, BadMessage. ``fragment`` is kept beside it.
         """
         length = sum(map(len, data))
         if not 0 < length <= CHUNK_BYTES_MAX:
             raise BadMessage(f"a chunk has 1 to {CHUNK_BYTES_MAX} bytes, not {length}")
         hashes = block_hashes(data)
+        if fragment is not None and (not fragment.fits(length) or fragment.hash != expected_hash):
+            raise BadMessage(f"chunk {chunk:#x} is not the fragment that it is said to be")
         if chunk_hash(hashes) != expected_hash:
             self.counters["puts_corrupt"] += 1
             raise ChunkCorrupt(f"the bytes that arrived for chunk {chunk:#x} do not match their hash")
@@ -150,7 +154,7 @@ class ChunkStore:
             there = self._index.get(chunk)
             if there is not None and self._is_intact(chunk, there, expected_hash, replaces_other=replaces_other):
                 return there.segment
-            row = self._append(chunk, ino, offset_bytes, data, hashes, replaces=there)
+            row = self._append(chunk, ino, offset_bytes, data, hashes, fragment, replaces=there)
         if row.chunk_hash != expected_hash:
             raise ChunkConflict(f"chunk {chunk:#x} is here with other bytes")
         self.counters["puts"] += 1
@@ -175,6 +179,7 @@ class ChunkStore:
         offset_bytes: int,
         data: Sequence[Buffer],
         hashes: bytes,
+        fragment: Fragment | None,
         *,
         replaces: Row | None,
     ) -> Row:
@@ -197,7 +202,7 @@ class ChunkStore:
                 self._clock_ns(),
             )
             padding = bytes(size - header.data_offset - length)
-            self._disk.pwritev(fd, [record.head(header, hashes), *data, padding], place.position_bytes)
+            self._disk.pwritev(fd, [record.head(header, hashes, fragment), *data, padding], place.position_bytes)
             watermark = self._segments.watermark(place.segment)
             row = self._index.add(chunk, row_of(header), watermark, replaces)
         except (OSError, IndexDamaged):

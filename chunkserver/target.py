@@ -25,6 +25,7 @@ from shoalfs.chunkserver.reader import Blocks
 from shoalfs.chunkserver.store import ChunkStore, Usage
 from shoalfs.mds.messages import Receipt
 from shoalfs.transport.errors import TargetDown, TargetFull
+from shoalfs.transport.fragments import Fragment
 from shoalfs.transport.frame import Buffer
 from shoalfs.transport.ids import ChunkId, InodeId, TargetId
 from shoalfs.transport.limits import (
@@ -96,9 +97,10 @@ class Target:
         chunk_hash: bytes,
         durable: bool,
         replaces_other: bool = False,
+        fragment: Fragment | None = None,
     ) -> Receipt:
         """Store a chunk; ``durable``: and return when it is on disk. ``data`` is not to change until then.
-        ``replaces_other``: other bytes under its id are set aside.
+        ``replaces_other``: other bytes under its id are set aside. ``fragment``: kept beside it.
 
         Raises ChunkCorrupt, ChunkConflict, TargetFull, TargetDown, BadMessage. Cancelled: it may be stored or not.
         """
@@ -110,6 +112,7 @@ class Target:
             data=data,
             expected_hash=chunk_hash,
             replaces_other=replaces_other,
+            fragment=fragment,
         )
         small = sum(map(len, data)) <= PUT_QUEUED_BYTES_MAX
         segment = await (self._small_puts.run(store) if small else self._in_thread(store))

@@ -13,6 +13,7 @@ import msgspec
 from shoalfs.chunkserver.messages import ChainLink, PutChain
 from shoalfs.mds.messages import ClusterMap, Inode, Op, Receipt, Target
 from shoalfs.transport.errors import ShoalError
+from shoalfs.transport.fragments import Fragment
 from shoalfs.transport.ids import ChunkId, InodeId, SessionId
 from shoalfs.transport.method import A, Message, Method, Q
 
@@ -73,9 +74,10 @@ class Chunks(Protocol):
         payload: Buffer | Sequence[Buffer],
         chunk_hash: bytes,
         durable: bool,
+        fragment: Fragment | None = None,
         timeout_ms: int,
     ) -> Receipt:
-        """Store a chunk on one target. The buffers must not change until this returns."""
+        """Store a chunk, or a fragment of one, on one target. The buffers must not change until this returns."""
 
     async def put_chain(
         self, target: Target, request: PutChain, payload: Buffer | Sequence[Buffer]

@@ -63,6 +63,7 @@ class Replicator:
             payload=payload,
             chunk_hash=digest,
             durable=copies.durable,
+            fragment=copies.pieces.fragment(place),
             timeout_ms=REQUEST_TIMEOUT_MS_DEFAULT,
         )
 

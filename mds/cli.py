@@ -116,7 +116,7 @@ def rebuild(
     made = making.rebuild(found, Path(options.data_dir), pool, layout, founders_of(options))
     typer.echo(f"{options.data_dir}: {made.files} files of {made.chunks} chunks are in /lost+found")
     if made.left_out:
-        typer.echo(f"{made.left_out} chunks are left out: their copies differ, or they are fragments")
+        typer.echo(f"{made.left_out} chunks are left out: their copies differ, or of their fragments there are too few")
 
 
 def load_dump(

@@ -9,12 +9,14 @@ A later chunk (its sequence number is higher) lies over an earlier one of the sa
 had been cut off, punched out or removed shortly before comes back as long as its chunks were still there; what was
 shared between files by cloning comes back in the file it was written for.
 
-Where copies of one chunk differ, the one that most targets hold counts; if there is no such one, which is so in pools
-of fragments, the chunk is left out and counted. Deletion is held afterwards, as after a load. Steps and crashes: as in
-:mod:`shoalfs.mds.load`. All headers are held in memory: about 300 bytes for each chunk.
+Where copies of one chunk differ, the one that most targets hold counts; if there is no such one, the chunk is left out
+and counted. How chunks in fragments and their pools come back is in :mod:`shoalfs.mds.rebuild_fragments`. Deletion is
+held afterwards, as after a load. Steps and crashes: as in :mod:`shoalfs.mds.load`. All headers are held in memory:
+about 300 bytes for each chunk, and more for each fragment.
 """
 
 import os
+import secrets
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
@@ -25,7 +27,7 @@ from typing import BinaryIO, Final
 
 import msgspec
 
-from shoalfs.mds import cluster, dentry, extents, keys
+from shoalfs.mds import cluster, dentry, extents, keys, rebuild_fragments
 from shoalfs.mds import inode as inodes
 from shoalfs.mds.install import LOG, STORE
 from shoalfs.mds.journal_files import sync_directory
@@ -33,10 +35,11 @@ from shoalfs.mds.load import LOADING, SKIPPED, SKIPPED_EPOCHS
 from shoalfs.mds.machine import Layout, format_store
 from shoalfs.mds.messages import Extent, Inode, PlacementGroup, Pool, Storage, Target, TargetState
 from shoalfs.mds.raft_members import Members
+from shoalfs.mds.rebuild_fragments import Fragmented, FragmentLine, Piece, Pieces
 from shoalfs.mds.store import LmdbStore
 from shoalfs.mds.txn import Txn
 from shoalfs.transport.errors import UserError
-from shoalfs.transport.ids import ROOT_INODE, ChunkId, InodeId, PgId, TargetId, chunk_pg, chunk_sequence
+from shoalfs.transport.ids import ROOT_INODE, ChunkId, InodeId, PgId, PoolId, TargetId, chunk_pg, chunk_sequence
 from shoalfs.transport.limits import CHUNK_BYTES_MAX, FILE_SIZE_BYTES_MAX, LOST_FOUND
 
 _VERSION: Final = 1
@@ -56,6 +59,7 @@ class _Line(msgspec.Struct, frozen=True):
     offset: int = 0
     bytes: int = 0
     hash: str = ""
+    fragment: FragmentLine | None = None
     end: bool = False
     chunks: int = 0
 
@@ -67,13 +71,18 @@ class Headers:
     cluster_id: bytes = b""
     targets: list[bytes] = field(default_factory=list)  # uuids; their place + 1 is their number
     said: dict[ChunkId, list[tuple[int, int, int, int, bytes]]] = field(default_factory=lambda: defaultdict(list))
+    pieces: Pieces = field(default_factory=lambda: defaultdict(list))  # the same of fragments
+
+    @property
+    def last_sequence(self) -> int:
+        return max((chunk_sequence(chunk) for chunk in (*self.said, *self.pieces)), default=0)
 
 
 @dataclass(frozen=True, slots=True)
 class Rebuilt:
     files: int
     chunks: int
-    left_out: int  # chunks whose copies differ
+    left_out: int  # chunks whose copies differ, or of which there are too few fragments
 
 
 def read(headers: Headers, source: BinaryIO, name: str) -> None:
@@ -91,9 +100,16 @@ def read(headers: Headers, source: BinaryIO, name: str) -> None:
                 raise UserError(f"rebuild: {name}: it has {count} chunks and should have {found.chunks}")
             return
         else:
-            headers.said[_chunk(found, name, number)].append(
-                (target, found.ino, found.offset, found.bytes, bytes.fromhex(found.hash))
-            )
+            chunk = _chunk(found, name, number)
+            if found.fragment is None:
+                said = (target, found.ino, found.offset, found.bytes, bytes.fromhex(found.hash))
+                headers.said[chunk].append(said)
+            else:
+                try:
+                    fragment = found.fragment.parsed(found.bytes, found.hash)
+                except ValueError as error:
+                    raise UserError(f"rebuild: {name}: line {number}: {error}") from error
+                headers.pieces[chunk].append(Piece(target, found.ino, found.offset, fragment))
             count += 1
     raise UserError(f"rebuild: {name}: it is cut short: its last line is missing")
 
@@ -146,8 +162,10 @@ def rebuild(headers: Headers, directory: Path, pool: Pool, layout: Layout, membe
     (directory / LOADING).mkdir(mode=0o700)
     store = LmdbStore.open(str(directory / LOADING))
     try:
-        format_store(store, headers.cluster_id, [pool], layout, members=members)
-        rebuilt = _fill(store, headers, pool)
+        fragmented = rebuild_fragments.of(headers.pieces, len(headers.targets), pool.id)
+        pools = [pool, *fragmented.pools]
+        format_store(store, headers.cluster_id, pools, layout, members=members)
+        rebuilt = _fill(store, headers, pool, fragmented)
         store.checkpoint().write()
     finally:
         store.close()
@@ -156,38 +174,49 @@ def rebuild(headers: Headers, directory: Path, pool: Pool, layout: Layout, membe
     return rebuilt
 
 
-def _fill(store: LmdbStore, headers: Headers, pool: Pool) -> Rebuilt:
+def _fill(store: LmdbStore, headers: Headers, pool: Pool, fragmented: Fragmented) -> Rebuilt:
     files: dict[InodeId, list[Extent]] = defaultdict(list)
-    left_out = 0
+    left_out = fragmented.left_out
+    for owner, extent in fragmented.extents:
+        files[owner].append(extent)
+    pool_of = {group.id: group.pool for group in fragmented.groups}
     for chunk, said in headers.said.items():
         ranked = Counter(says[1:] for says in said).most_common(2)
-        if len(ranked) > 1 and ranked[0][1] == ranked[1][1]:
+        # Without more about it, what lies in a group of fragments may be one.
+        if chunk_pg(chunk) in pool_of or (len(ranked) > 1 and ranked[0][1] == ranked[1][1]):
             left_out += 1
             continue
         ino, offset, size_bytes, digest = ranked[0][0]
         files[InodeId(ino)].append(Extent(offset, size_bytes, chunk, 0, size_bytes, digest))
     with store.write() as txn:
-        _make_map(txn, headers, pool)
-        lost = _make_lost_found(txn, headers, max(files, default=InodeId(ROOT_INODE)))
+        _make_map(txn, headers, pool, fragmented)
+        lost = _make_lost_found(txn, headers, fragmented.absent, max(files, default=InodeId(ROOT_INODE)))
     pending = iter(sorted(files.items()))
     while batch := list(islice(pending, _FILES_PER_TRANSACTION)):
         with store.write() as txn:
             for ino, laid in batch:
-                lost = dentry.insert(txn, lost, b"#%d" % ino, _make_file(txn, ino, laid), 0)
+                at = pool_of.get(chunk_pg(laid[0].chunk), pool.id)
+                lost = dentry.insert(txn, lost, b"#%d" % ino, _make_file(txn, ino, laid, at), 0)
             inodes.store(txn, lost)
-    return Rebuilt(len(files), len(headers.said) - left_out, left_out)
+    return Rebuilt(len(files), len(headers.said) + len(headers.pieces) - left_out, left_out)
 
 
-def _make_map(txn: Txn, headers: Headers, pool: Pool) -> None:
-    """Targets as they will register again, by their uuid; of each group, those that hold most of its chunks first."""
+def _make_map(txn: Txn, headers: Headers, pool: Pool, fragmented: Fragmented) -> None:
+    """Targets as they will register again, by their uuid; of each group, those that hold most of its chunks first. In
+    the places of fragments of which nobody has any are targets that are out, for the leader to replace."""
     held: dict[PgId, Counter[int]] = defaultdict(Counter)
     for chunk, said in headers.said.items():
         held[chunk_pg(chunk)].update(says[0] for says in said)
-    for number, uuid in enumerate(headers.targets, 1):
+    uuids = [*headers.targets, *(secrets.token_bytes(16) for _ in range(fragmented.absent))]
+    for number, uuid in enumerate(uuids, 1):
         target = TargetId(number)
-        row = Target(target, uuid, f"rebuilt-{number}", "unix:/unknown", SKIPPED_EPOCHS, TargetState.DOWN, 0)
+        state = TargetState.DOWN if number <= len(headers.targets) else TargetState.OUT
+        row = Target(target, uuid, f"rebuilt-{number}", "unix:/unknown", SKIPPED_EPOCHS, state, 0)
         cluster.store_target(txn, row)
         txn.put(keys.target_uuid(uuid), target.to_bytes(4, "big"))
+    for fragment_group in fragmented.groups:
+        cluster.store_group(txn, fragment_group)
+        held.pop(fragment_group.id, None)
     for group, counts in held.items():
         ranked = tuple(TargetId(number) for number, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0])))
         row_of = PlacementGroup(group, pool.id, ranked[: pool.replicas], ranked[pool.replicas :], SKIPPED_EPOCHS)
@@ -198,15 +227,14 @@ def _make_map(txn: Txn, headers: Headers, pool: Pool) -> None:
     cluster.store_upkeep(txn, msgspec.structs.replace(upkeep, deletions_held=True, held_reason=reason))
 
 
-def _make_lost_found(txn: Txn, headers: Headers, last_ino: InodeId) -> Inode:
-    last = max((chunk_sequence(chunk) for chunk in headers.said), default=0)
+def _make_lost_found(txn: Txn, headers: Headers, absent: int, last_ino: InodeId) -> Inode:
     counters = inodes.load_counters(txn)
     counters = msgspec.structs.replace(
         counters,
         next_ino=last_ino + SKIPPED,
-        next_sequence=last + SKIPPED,
+        next_sequence=headers.last_sequence + SKIPPED,
         next_session=SKIPPED_EPOCHS,
-        next_target=len(headers.targets) + 1,
+        next_target=len(headers.targets) + absent + 1,
     )
     inodes.store_counters(txn, counters)
     root = inodes.load(txn, InodeId(ROOT_INODE))
@@ -215,7 +243,7 @@ def _make_lost_found(txn: Txn, headers: Headers, last_ino: InodeId) -> Inode:
     return lost
 
 
-def _make_file(txn: Txn, ino: InodeId, laid: Iterable[Extent]) -> Inode:
+def _make_file(txn: Txn, ino: InodeId, laid: Iterable[Extent], pool: PoolId) -> Inode:
     root = inodes.load(txn, InodeId(ROOT_INODE))
     delta = extents.ChunkDelta()
     used_bytes = size_bytes = 0
@@ -235,6 +263,7 @@ def _make_file(txn: Txn, ino: InodeId, laid: Iterable[Extent]) -> Inode:
         version=SKIPPED,
         data_version=SKIPPED,
         storage=Storage.EXTENTS,
+        pool=pool,
         parent=InodeId(0),
         next_cookie=0,
     )

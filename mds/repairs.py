@@ -34,6 +34,7 @@ from shoalfs.mds.messages import (
 )
 from shoalfs.mds.txn import ReadTxn
 from shoalfs.transport.errors import ChunkCorrupt, ChunkMissing
+from shoalfs.transport.fragments import Fragment
 from shoalfs.transport.ids import CHUNK_SEQUENCE_BITS, ChunkId, PgId, TargetId, chunk_pg
 from shoalfs.transport.limits import (
     COPIES_ORDERED_MAX,
@@ -350,7 +351,11 @@ def _order(
     first = lack.failures * COPY_SOURCES_MAX % max(1, len(exact))
     named = [*exact[first:], *exact[:first]][:COPY_SOURCES_MAX]
     asked = tuple(CopySource(source, index.targets[source].address) for source in named)
-    return CopyOrder(chunk, *piece, asked, lack.deep, _rebuild(index, target, chunk, use, good))
+    fragment = None
+    if use.fragments:
+        pool, place = index.pool_of(chunk_pg(chunk)), index.groups[chunk_pg(chunk)].place(target)
+        fragment = Fragment(place, pool.data, pool.parity, use.chunk_bytes, use.fragments)
+    return CopyOrder(chunk, *piece, asked, lack.deep, _rebuild(index, target, chunk, use, good), fragment)
 
 
 def _rebuild(

@@ -1,5 +1,6 @@
 """What chunkservers and readers report of copies, and the orders that chunkservers are given."""
 
+from shoalfs.transport.fragments import Fragment
 from shoalfs.transport.ids import ChunkId, TargetId
 from shoalfs.transport.method import Message
 
@@ -89,6 +90,7 @@ class CopyOrder(Message, frozen=True):
     sources: tuple[CopySource, ...]
     deep: bool = True  # read what is here; else its row will do: it was only not in the inventory
     rebuild: Rebuild | None = None
+    fragment: Fragment | None = None  # what it is of, if it is a fragment: kept beside it
 
 
 class ScrubOrder(Message, frozen=True):

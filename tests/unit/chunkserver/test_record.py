@@ -1,8 +1,13 @@
+from dataclasses import replace
+
+import msgspec
 import pytest
 
 from chunkserver_support import CLUSTER
 from shoalfs.chunkserver import record
+from shoalfs.transport.checksum import BLOCK_HASH_BYTES, block_count
 from shoalfs.transport.errors import ChunkCorrupt
+from shoalfs.transport.fragments import Fragment
 from shoalfs.transport.ids import ChunkId, InodeId
 from shoalfs.transport.limits import BLOCK_BYTES, CHUNK_BYTES_MAX
 
@@ -77,3 +82,58 @@ def test_data_lies_on_a_page_after_header_and_hashes():
     head = record.head(HEADER, b"12345678abcdefgh")
     assert len(head) == 4096
     assert record.block_hashes_in(head, BLOCK_BYTES + 1) == b"12345678abcdefgh"
+
+
+# --- what a fragment is of -------------------------------------------------------------------------------------------
+
+
+def fragment_of(header, place=1, data=4, parity=2):
+    hashes = b"".join(header.chunk_hash if at == place else bytes([at]) * 16 for at in range(data + parity))
+    return Fragment(place, data, parity, header.chunk_bytes * data - 1, hashes)
+
+
+def hashes_of(header):
+    return bytes(block_count(header.chunk_bytes) * BLOCK_HASH_BYTES)
+
+
+def test_a_fragment_says_what_it_is_of_and_changes_nothing_else():
+    fragment = fragment_of(HEADER)
+    plain, head = record.head(HEADER, hashes_of(HEADER)), record.head(HEADER, hashes_of(HEADER), fragment)
+    tail_bytes = 6 * 16 + 24
+    assert (len(head), head[:-tail_bytes]) == (len(plain), plain[:-tail_bytes])
+    assert decode(head) == HEADER
+    assert record.fragment_in(head, HEADER) == fragment
+    assert record.fragment_in(plain, HEADER) is None
+    assert record.fragment_in(head[:-1], HEADER) is None
+
+
+def test_the_tail_is_fixed():
+    """These bytes are on people's disks."""
+    head = record.head(HEADER, hashes_of(HEADER), fragment_of(HEADER))
+    assert head[-24:-8] == b"SHOALFRG" + bytes([1, 4, 2, 0]) + (70_000 * 4 - 1).to_bytes(4, "little")
+    assert head[-24 - 6 * 16 : -24] == fragment_of(HEADER).hashes
+
+
+def test_every_flipped_bit_of_a_tail_is_noticed():
+    good = record.head(HEADER, hashes_of(HEADER), fragment_of(HEADER))
+    for bit in range((len(good) - 24 - 6 * 16) * 8, len(good) * 8):
+        bad = bytearray(good)
+        bad[bit // 8] ^= 1 << bit % 8
+        assert record.fragment_in(bytes(bad), HEADER) is None, bit
+
+
+def test_a_tail_of_another_chunk_or_with_numbers_that_cannot_be_says_nothing():
+    head = record.head(HEADER, hashes_of(HEADER), fragment_of(HEADER))
+    assert record.fragment_in(head, replace(HEADER, chunk=ChunkId(7))) is None
+    wrong = msgspec.structs.replace(fragment_of(HEADER), chunk_bytes=70_000)
+    assert record.fragment_in(record.head(HEADER, hashes_of(HEADER), wrong), HEADER) is None
+
+
+def test_block_hashes_come_first_where_there_is_no_room_for_both():
+    tight = replace(HEADER, chunk_bytes=499 * BLOCK_BYTES)
+    fragment = fragment_of(tight, 0, 2, 1)
+    head = record.head(tight, hashes_of(tight), fragment)
+    assert head == record.head(tight, hashes_of(tight))
+    roomy = replace(HEADER, chunk_bytes=480 * BLOCK_BYTES)
+    fragment = fragment_of(roomy, 0, 2, 1)
+    assert record.fragment_in(record.head(roomy, hashes_of(roomy), fragment), roomy) == fragment

@@ -2,7 +2,9 @@
 
 import errno
 import threading
+from functools import partial
 
+import msgspec
 import pytest
 
 from chunkserver_support import SEGMENTS, TARGET, Rig, content, hash_of
@@ -17,6 +19,7 @@ from shoalfs.transport.errors import (
     TargetDown,
     TargetFull,
 )
+from shoalfs.transport.fragments import Fragment
 from shoalfs.transport.ids import ChunkId, InodeId
 from shoalfs.transport.limits import BLOCK_BYTES
 
@@ -418,3 +421,17 @@ def test_a_block_is_not_served_by_hashes_that_are_damaged_elsewhere(rig):
     flip(rig, 1, 100 + 2 * 8)  # the hash of block 2
     with pytest.raises(ChunkCorrupt, match="block hashes"):
         rig.store.reader.get(ChunkId(1), 0, 1)
+
+
+def test_a_fragment_that_is_not_what_it_is_said_to_be_is_refused(rig):
+    data = content(1, 100)
+    hashes = b"".join((hash_of(data), b"b" * 16, b"c" * 16))
+    good = Fragment(0, 2, 1, 199, hashes)
+    put = partial(
+        rig.store.put, chunk=ChunkId(5), ino=InodeId(7), offset_bytes=0, data=[data], expected_hash=hash_of(data)
+    )
+    for changes in ({"place": 1}, {"place": 3}, {"data": 1}, {"chunk_bytes": 201}, {"chunk_bytes": 1 << 40}):
+        with pytest.raises(BadMessage):
+            put(fragment=msgspec.structs.replace(good, **changes))
+    put(fragment=good)
+    assert rig.get(5) == data

@@ -91,6 +91,7 @@ class Servers:
         self.unreadable: dict[tuple[TargetId, ChunkId], ShoalError] = {}
         self.on_forward: Callable[[TargetId, TargetId], ShoalError | None] = lambda sender, target: None
         self.chains: list[tuple[TargetId, ...]] = []
+        self.fragments: dict[tuple[TargetId, ChunkId], Any] = {}  # what is kept beside them
         self.gate: trio.Event | None = None
         self.puts: list[tuple[TargetId, ChunkId, bool]] = []
         self.gets: list[tuple[TargetId, ChunkId, int, int]] = []
@@ -103,13 +104,15 @@ class Servers:
         )
 
     async def put(
-        self, target, *, chunk, ino, offset_bytes, payload, chunk_hash: bytes, durable, timeout_ms
+        self, target, *, chunk, ino, offset_bytes, payload, chunk_hash: bytes, durable, fragment=None, timeout_ms
     ) -> m.Receipt:
         await trio.lowlevel.checkpoint()
         if self.gate is not None:
             await self.gate.wait()
         data = b"".join(payload)
         assert hash_of(data) == chunk_hash
+        assert fragment is None or (fragment.fits(len(data)) and fragment.hash == chunk_hash)
+        self.fragments[target.id, chunk] = fragment
         self.puts.append((target.id, chunk, durable))
         error = self.on_put(target.id, chunk)
         if error is not None:
