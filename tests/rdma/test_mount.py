@@ -123,11 +123,14 @@ class Cluster:
         )
 
 
-SMALL_MAPS = """#!{python}
+IN_A_GUEST = """#!{python}
 import sys
 from shoalfs.chunkserver import index
 from shoalfs.mds import store
-store.MAP_BYTES = index.INDEX_MAP_BYTES = 1 << 30
+from shoalfs.transport import network, rdma_setup, rpc
+if {small_maps}:
+    store.MAP_BYTES = index.INDEX_MAP_BYTES = 1 << 30
+rdma_setup.RDMA_PROBE_MS = network.DIAL_TIMEOUT_MS = rpc.HELLO_TIMEOUT_MS = 60_000
 from shoalfs.__main__ import main
 sys.exit(main(sys.argv[4:]))  # after -P -m shoalfs
 """
@@ -135,12 +138,13 @@ sys.exit(main(sys.argv[4:]))  # after -P -m shoalfs
 
 @pytest.fixture
 def python(tmp_path, monkeypatch):
-    """A process under User-Mode Linux has 512 GiB of addresses: too few for the maps of the stores."""
-    if "User Mode Linux" in Path("/proc/cpuinfo").read_text():
-        wrapper = tmp_path / "python"
-        wrapper.write_text(SMALL_MAPS.format(python=sys.executable))
-        wrapper.chmod(0o755)
-        monkeypatch.setattr(sys, "executable", str(wrapper))
+    """What starts the processes: with limits on time that an emulated machine can keep, see be_patient; and under
+    User-Mode Linux, where a process has 512 GiB of addresses, with smaller maps for the stores."""
+    small_maps = "User Mode Linux" in Path("/proc/cpuinfo").read_text()
+    wrapper = tmp_path / "python"
+    wrapper.write_text(IN_A_GUEST.format(python=sys.executable, small_maps=small_maps))
+    wrapper.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(wrapper))
 
 
 @pytest.fixture
