@@ -1,6 +1,7 @@
 """Tests over real verbs. They run where SHOAL_TEST_RDMA names an address that a device carries: in the guest."""
 
 import os
+import sys
 
 import pytest
 
@@ -11,6 +12,12 @@ def pytest_collection_modifyitems(items):
     if "SHOAL_TEST_RDMA" not in os.environ:
         for item in items:
             item.add_marker(pytest.mark.skip(reason="NOT RUN: no RDMA device: ./check rdma boots a guest with one"))
+
+
+def pytest_runtest_logreport(report):
+    """At once, and not only at the end, which a guest whose time is up does not reach."""
+    if report.failed and "SHOAL_TEST_RDMA" in os.environ:
+        print(f"\n{report.nodeid}: {report.longreprtext}", file=sys.stderr, flush=True)
 
 
 @pytest.fixture(autouse=True)
