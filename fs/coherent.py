@@ -60,6 +60,7 @@ class Coherent:
         self._clock = clock
         self._valid = False  # Invariant: if False, nothing is kept, here or in the kernel
         self._begun = trio.Event()
+        self._running = trio.Event()
         self._session: MdsClient
         self._files: Files | None = None
         # Until when each write to a file is committed without asking for the write lease; bounded by what is open.
@@ -70,6 +71,10 @@ class Coherent:
         # Told of files of which the leader hears when they are closed already.
         self.on_closed: Callable[[InodeId], None] = lambda ino: None
         self._asking_to_write: dict[InodeId, trio.Event] = {}
+        # Files whose write lease was called back and of which what was kept is not committed yet. Nobody else has the
+        # lease before the leader has our answer, so a leader that is new must know of them as well.
+        self._owed: set[InodeId] = set()
+        self._nursery: trio.Nursery
 
     def begin(self, session: MdsClient) -> None:
         self._session = session
@@ -86,8 +91,14 @@ class Coherent:
         return max(0.0, self._session.leased_until - self._clock())
 
     async def run(self) -> None:
-        """Notice when the lease clock has run out, until cancelled."""
+        """Notice when the lease clock has run out, and carry out what outlives the request that asked for it, until
+        cancelled."""
         await self._begun.wait()
+        async with trio.open_nursery() as self._nursery:
+            self._running.set()
+            await self._watch_clock()
+
+    async def _watch_clock(self) -> None:
         while True:
             left_s = self.left_s()
             if left_s:
@@ -418,14 +429,32 @@ class Coherent:
 
     async def handle_write_back(self, call: Call, request: m.WriteBack, payload: memoryview) -> m.WrittenBack:
         """Somebody else wants to know what is in the file, or to change it. What is written from here on is not
-        kept."""
+        kept.
+
+        The commit goes on when this is cancelled (the connection broke, the leader is gone) or answers that it takes
+        too long. A commit that is cut short may be applied all the same, and to repeat it later would put our bytes
+        over what others wrote since."""
         if not self._begun.is_set() or request.session != self.session:
             return m.WrittenBack(done=True)
-        self.cache.drop_write(request.ino)
-        done = False
+        ino = request.ino
+        if self.keeps_writes(ino):
+            self._owed.add(ino)
+        self.cache.drop_write(ino)
+        await self._running.wait()
+        ended, done = trio.Event(), False
+
+        async def write_back() -> None:
+            nonlocal done
+            done = await self._tell_all_in(ino)
+            done = (self._files is None or await self._files.write_back(ino)) and done
+            if done and not self.keeps_writes(ino):
+                self._owed.discard(ino)
+            ended.set()
+
+        self._nursery.start_soon(write_back)
         with trio.move_on_after(self._session.ttl_ms * WRITE_BACK_TTLS / 1000):
-            done = await self._tell_all_in(request.ino)
-            done = (self._files is None or await self._files.write_back(request.ino)) and done
+            await ended.wait()
+        self._owed.discard(ino)  # the leader will give the lease to others, whatever we say
         return m.WrittenBack(done)
 
     async def _tell_all_in(self, directory: InodeId) -> bool:
@@ -442,7 +471,7 @@ class Coherent:
         files = self._files
         return tuple(
             ino
-            for ino in self.cache.writes
+            for ino in self.cache.writes | self._owed
             if self.new_files.has_in(ino) or (files is not None and files.is_dirty(ino))
         )
 
@@ -487,6 +516,7 @@ class Coherent:
         """There is a new session, which has nothing."""
         self.drop_everything()
         self.cache.writes = set()
+        self._owed.clear()
         self.new_files.forget_all()
         self._through_until.clear()
 
@@ -495,4 +525,5 @@ class Coherent:
         self.drop_everything()
         await trio.lowlevel.checkpoint()
         self.cache.writes = set(self.kept_writes())  # they are told with the report
+        self._owed.clear()
         self._handles.registered.update(self._handles.open_inodes())  # they are told with the report

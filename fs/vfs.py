@@ -75,6 +75,7 @@ class Vfs:
         self._kernel = kernel
         self._durable_close = durable_close
         self.xattrs = Xattrs(metadata, self._seen)
+        self._opening: Counter[InodeId] = Counter()  # opens that hold the inode and are not answered yet
         self._unlinking: Counter[InodeId] = Counter()  # whose names mutations of this mount are taking away
         self.opens_here = 0  # opens of which nobody had to be told
 
@@ -253,27 +254,36 @@ class Vfs:
     async def open(self, who: m.Credentials, ino: InodeId, flags: int) -> tuple[int, Caching]:
         """Open an existing file. Returns the handle, and what the kernel may cache. If the file changed since the
         kernel was last told of its attributes, it is made to ask again: it would believe an old size otherwise."""
-        inode, inline = self._open_here(ino), None
-        if inode is None and (coming := self._scans.coming(ino)) is not None:
-            await coming.wait()
-            inode = self._open_here(ino)
-        if inode is None:
-            self._scans.missed(ino)
-            inode, inline = await self._ask_open(who, ino, flags & os.O_ACCMODE)
-        file = self._data_path.file(inode)
-        coherent = not file.changed_elsewhere(inode) and not file.is_mixed
-        self._handles.hold(file.ino)
+        # Before the leader is asked: the last close of another handle meanwhile would be reported after this open, and
+        # the leader would take the file for closed.
+        self._handles.hold(ino)
+        self._opening[ino] += 1
+        file: FileData | None = None
         try:
-            keep = coherent and (self._handles.holders(ino) > 1 or self._pages.still_good(inode))
-            if not keep and self._handles.holders(ino) == 1:
+            inode, inline = self._open_here(ino), None
+            if inode is None and (coming := self._scans.coming(ino)) is not None:
+                await coming.wait()
+                inode = self._open_here(ino)
+            if inode is None:
+                self._scans.missed(ino)
+                inode, inline = await self._ask_open(who, ino, flags & os.O_ACCMODE)
+            file = self._data_path.file(inode)
+            coherent = not file.changed_elsewhere(inode) and not file.is_mixed
+            is_open = self._handles.holders(ino) > self._opening[ino]
+            keep = coherent and (is_open or self._pages.still_good(inode))
+            if not keep and not is_open:
                 file.pages_dropped()
             file.refresh(inode, inline)
             if flags & os.O_TRUNC:
                 await file.setattr(m.SetAttr(who, ino, size_bytes=0, by_handle=True))
                 keep = False
         except BaseException:
-            self._unhold(file)
+            self._unhold(ino, file)
             raise
+        finally:
+            self._opening[ino] -= 1
+            if not self._opening[ino]:
+                del self._opening[ino]
         self._seen(inode)
         return self._add(file, flags), _caching(flags, keep=keep)
 
@@ -437,20 +447,25 @@ class Vfs:
         except ShoalError as error:
             log.error("inode %d: closed for the last time with bytes that are not committed: %s", file.ino, error)
         finally:
-            self._unhold(file)
+            self._unhold(file.ino, file)
 
-    def _unhold(self, file: FileData) -> None:
-        if self._handles.unhold(file.ino):
+    def _unhold(self, ino: InodeId, file: FileData | None) -> None:
+        """``file``: its data; None: it was not opened after all."""
+        if not self._handles.unhold(ino):
+            return
+        self._metadata.closed(ino)
+        if file is not None:
             file.closed()
-            self._metadata.closed(file.ino)
             if file.is_mixed:
-                self._pages.spoiled(file.ino)
+                self._pages.spoiled(ino)
             else:
                 # What this mount committed is what the kernel wrote: it knows that size.
-                self._pages.valid_at(file.ino, file.committed_inode.data_version)
-            if file.ino in self._handles.registered:
-                self._handles.registered.remove(file.ino)
-                self._releases.add(file.ino)
+                self._pages.valid_at(ino, file.committed_inode.data_version)
+        elif (kept := self._data_path.find(ino)) is not None:
+            kept.closed()
+        if ino in self._handles.registered:
+            self._handles.registered.remove(ino)
+            self._releases.add(ino)
 
     # --- for locks ---------------------------------------------------------------------------------------------------
 

@@ -14,7 +14,8 @@ from shoalfs.fs.leases import LeaseCache
 from shoalfs.mds.coherence import Admission, Coherence
 from shoalfs.mds.leases import LeaseTable
 from shoalfs.mds.sessions import SessionTable
-from sim.coherence_world import Broken, simulate
+from sim.broken import Broken
+from sim.coherence_world import simulate
 
 SEEDS = range(int(os.environ.get("SHOAL_SIM_FIRST", "0")), int(os.environ.get("SHOAL_SIM_SEEDS", "12")))
 SECONDS = 20.0
