@@ -441,21 +441,21 @@ class Coherent:
             self._owed.add(ino)
         self.cache.drop_write(ino)
         await self._running.wait()
-        ended, done = trio.Event(), False
+        ended, done, told = trio.Event(), False, False
 
         async def write_back() -> None:
             nonlocal done
-            done = await self._tell_all_in(ino)
-            done = (self._files is None or await self._files.write_back(ino)) and done
+            done = self._files is None or await self._files.write_back(ino)
             if done and not self.keeps_writes(ino):
                 self._owed.discard(ino)
             ended.set()
 
         self._nursery.start_soon(write_back)
         with trio.move_on_after(self._session.ttl_ms * WRITE_BACK_TTLS / 1000):
+            told = await self._tell_all_in(ino)  # this may be cut short: telling again changes nothing
             await ended.wait()
         self._owed.discard(ino)  # the leader will give the lease to others, whatever we say
-        return m.WrittenBack(done)
+        return m.WrittenBack(done and told)
 
     async def _tell_all_in(self, directory: InodeId) -> bool:
         try:

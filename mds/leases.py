@@ -134,11 +134,15 @@ class LeaseTable:
         """Give the write lease on ``ino``, if no other session holds a lease on it. ``own`` as for
         :meth:`lease_inode`."""
         mine = own is not None and ino in own.touched.inodes
-        if self._changing_inodes.get(ino, 0) > mine or self._writers.get(ino, session) != session:
+        return self._changing_inodes.get(ino, 0) <= mine and self.restore_write(session, ino)
+
+    def restore_write(self, session: SessionId, ino: InodeId) -> bool:
+        """Give back the write lease that a session had of the leader before, and which it has gone on using. What is
+        being changed is no obstacle: nobody but that session itself was admitted before it had reported."""
+        only = {session}
+        if self._writers.get(ino, session) != session:
             return False
-        if not self._inode_holders.get(ino, _NOBODY) <= {session} or not self._names_holders.get(ino, _NOBODY) <= {
-            session
-        }:
+        if not self._inode_holders.get(ino, _NOBODY) <= only or not self._names_holders.get(ino, _NOBODY) <= only:
             return False
         held = self._held.setdefault(session, _Held())
         if ino not in held.writes:

@@ -13,6 +13,7 @@ from shoalfs.fs.coherent import Coherent
 from shoalfs.mds import messages as m
 from shoalfs.mds.client import MdsClient, open_session
 from shoalfs.transport.carrier import Carriers
+from shoalfs.transport.link import LinkInfo
 from shoalfs.transport.memory import MemoryFabric, MemoryLink
 from shoalfs.transport.network import open_network
 from shoalfs.transport.service import Service
@@ -58,6 +59,10 @@ class LateLink:
     @property
     def name(self) -> str:
         return self._link.name
+
+    @property
+    def info(self) -> LinkInfo:
+        return self._link.info
 
     async def receive_into(self, view: memoryview) -> int:
         count = await self._link.receive_into(view)
