@@ -1,6 +1,8 @@
 """Repairs of inodes, names, and what belongs to one inode. Pure. The rules: :mod:`shoalfs.mds.mending`."""
 
+import functools
 import stat
+from collections.abc import Callable
 from itertools import chain
 
 import msgspec
@@ -16,6 +18,17 @@ from shoalfs.transport.limits import CHUNK_BYTES_DEFAULT
 _FOLLOWS = "it follows from another finding: check again when that is repaired"
 
 # --- inodes that are gone, and their rows ---------------------------------------------------------------------------
+
+
+def _of_inode(plan: Callable[[View, Inode], Change]) -> Callable[[View, Finding], Change]:
+    """A plan about the inode of a finding; if that has gone meanwhile, there is nothing to do."""
+
+    @functools.wraps(plan)
+    def planned(view: View, finding: Finding) -> Change:
+        inode = view.inode(finding.ino)
+        return gone() if inode is None else plan(view, inode)
+
+    return planned
 
 
 def number(view: View, finding: Finding) -> Change:
@@ -304,37 +317,29 @@ def nlink(view: View, finding: Finding) -> Change:
     return view.set_inode(f"count {links} links", inode, nlink=links)
 
 
-def directory_size(view: View, finding: Finding) -> Change:
-    inode = view.inode(finding.ino)
-    if inode is None:
-        return gone()
+@_of_inode
+def directory_size(view: View, inode: Inode) -> Change:
     entries = sum(1 for _ in view.txn.range(*keys.under(b"D", inode.ino)))
     return view.set_inode(f"count {entries} entries", inode, size_bytes=entries)
 
 
-def cookies(view: View, finding: Finding) -> Change:
-    inode = view.inode(finding.ino)
-    if inode is None:
-        return gone()
+@_of_inode
+def cookies(view: View, inode: Inode) -> Change:
     entries = [records.DENTRY.decode(*row) for row in view.txn.range(*keys.under(b"D", inode.ino))]
     listed = [keys.second_field(key) for key, _ in view.txn.range(*keys.under(b"E", inode.ino))]
     following = _next_cookie(entries, listed)
     return view.set_inode(f"let new entries begin at {following}", inode, next_cookie=following)
 
 
-def used_bytes(view: View, finding: Finding) -> Change:
-    inode = view.inode(finding.ino)
-    if inode is None:
-        return gone()
+@_of_inode
+def used_bytes(view: View, inode: Inode) -> Change:
     used = len(view.txn.get(keys.inline(inode.ino)) or b"")
     used += sum(records.EXTENT.decode(*row).length_bytes for row in view.txn.range(*keys.under(b"X", inode.ino)))
     return view.set_inode(f"count {used} bytes", inode, used_bytes=used)
 
 
-def xattr_bytes(view: View, finding: Finding) -> Change:
-    inode = view.inode(finding.ino)
-    if inode is None:
-        return gone()
+@_of_inode
+def xattr_bytes(view: View, inode: Inode) -> Change:
     size_bytes = _xattr_bytes(view, inode.ino)
     return view.set_inode(f"count {size_bytes} bytes of attributes", inode, xattr_bytes=size_bytes)
 
@@ -343,31 +348,25 @@ def _xattr_bytes(view: View, ino: InodeId) -> int:
     return sum(len(keys.name_of(key)) + len(value) for key, value in view.txn.range(*keys.under(b"A", ino)))
 
 
-def symlink_size(view: View, finding: Finding) -> Change:
-    inode = view.inode(finding.ino)
-    if inode is None:
-        return gone()
+@_of_inode
+def symlink_size(view: View, inode: Inode) -> Change:
     size_bytes = len(view.txn.get(keys.inline(inode.ino)) or b"")
     return view.set_inode(f"note its length, {size_bytes}", inode, size_bytes=size_bytes)
 
 
-def size(view: View, finding: Finding) -> Change:
+@_of_inode
+def size(view: View, inode: Inode) -> Change:
     """Bytes are there, so the file is as long as they reach."""
-    inode = view.inode(finding.ino)
-    if inode is None:
-        return gone()
     end = len(view.txn.get(keys.inline(inode.ino)) or b"")
     for row in view.txn.range(*keys.under(b"X", inode.ino)):
         end = max(end, records.EXTENT.decode(*row).end_bytes)
     return view.set_inode(f"let it be {end} bytes long, as far as its bytes reach", inode, size_bytes=end)
 
 
-def access_lists(view: View, finding: Finding) -> Change:
+@_of_inode
+def access_lists(view: View, inode: Inode) -> Change:
     """The mode stays, and no list says more than it could. A mode's group bits with a list are its mask: without the
     list they would be the group's, so the group loses what only the list gave."""
-    inode = view.inode(finding.ino)
-    if inode is None:
-        return gone()
     keep_default = inode.default_acl if inode.is_dir and _is_valid(inode.default_acl) else b""
     text = "remove the list that contradicts the mode: set it again where it is needed"
     if not inode.acl:
@@ -384,10 +383,8 @@ def _is_valid(data: bytes) -> bool:
     return True
 
 
-def bytes_of_no_file(view: View, finding: Finding) -> Change:
-    inode = view.inode(finding.ino)
-    if inode is None:
-        return gone()
+@_of_inode
+def bytes_of_no_file(view: View, inode: Inode) -> Change:
     change = Change("remove bytes of what is no file")
     view.see(change, keys.inode(inode.ino))
     if not inode.is_symlink:

@@ -43,10 +43,8 @@ def garbage(view: View, finding: Finding) -> Change:
         row = records.GARBAGE.load(view.txn, finding.key)
         if row is None:
             return gone()
-        change = Change(f"have chunk {chunk:016x} deleted in its turn")
-        view.see(change, finding.key)
-        view.put(change, keys.garbage_by_time(row.since_ns, chunk), b"")
-        return change
+        text = f"have chunk {chunk:016x} deleted in its turn"
+        return _beside(view, finding.key, text, keys.garbage_by_time(row.since_ns, chunk))
     change = Change(f"strike chunk {keys.second_field(finding.key):016x} from the list of what is to be deleted")
     view.drop(change, finding.key)
     return change if change.is_repair else gone()
@@ -57,10 +55,8 @@ def nonce(view: View, finding: Finding) -> Change:
     row = records.SESSION.load(view.txn, finding.key)
     if row is None:
         return gone()
-    change = Change(f"let session {session} be found by its nonce")
-    view.see(change, finding.key)
-    view.put(change, keys.nonce(row.nonce), session.to_bytes(8, "big"))
-    return change
+    text = f"let session {session} be found by its nonce"
+    return _beside(view, finding.key, text, keys.nonce(row.nonce), session.to_bytes(8, "big"))
 
 
 def chunk_range(view: View, finding: Finding) -> Change:
@@ -68,13 +64,19 @@ def chunk_range(view: View, finding: Finding) -> Change:
     if row is None:
         return gone()
     first = keys.first_field(finding.key)
-    change = Change(f"let range {first} end with its session {row.session}")
     if view.txn.get(keys.session(row.session)) is None:
-        change.text = f"forget range {first}: its session {row.session} has ended"
+        change = Change(f"forget range {first}: its session {row.session} has ended")
         view.drop(change, finding.key)
         return change
-    view.see(change, finding.key)
-    view.put(change, keys.chunk_range_of(row.session, first), b"")
+    text = f"let range {first} end with its session {row.session}"
+    return _beside(view, finding.key, text, keys.chunk_range_of(row.session, first))
+
+
+def _beside(view: View, seen: bytes, text: str, key: bytes, value: bytes = b"") -> Change:
+    """Put the row that has to stand beside one that was seen."""
+    change = Change(text)
+    view.see(change, seen)
+    view.put(change, key, value)
     return change
 
 
