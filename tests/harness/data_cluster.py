@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from harness import server_counters
 from harness.cluster import wait_until
 from harness.hosts import Host, Hosts, run
 from shoalfs.fs.cli import mountpoint
@@ -110,6 +111,13 @@ class DataCluster:
         """`shoal` on the clients' host."""
         inside = ("ip", "netns", "exec", self.hosts.client.netns, sys.executable, "-m", "shoalfs")
         return run(*inside, *arguments, "--config", self.config("mount"), check=check).stdout
+
+    def counters(self, host: Host) -> dict[str, int]:
+        """What its chunkserver has counted since it was started."""
+        inside = ("ip", "netns", "exec", self.hosts.client.netns, sys.executable, server_counters.__file__)
+        told = run(*inside, self.config("mount"), f"tcp:{host.address}:{PORT}").stdout
+        found: dict[str, int] = json.loads(told)
+        return found
 
     def status(self) -> dict[str, Any]:
         told = self.command("status", "-o", "json", check=False)
