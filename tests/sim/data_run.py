@@ -274,6 +274,15 @@ class History:
         elif state in (TargetState.DRAINING, TargetState.OUT):
             world.md.do(m.SetTargetState(server.id, TargetState.SYNCING), session=0)
 
+    def resize(self, server: Server) -> None:
+        """Another number of copies; never so few that all of them have to acknowledge."""
+        world, chance = self.world, self.chance
+        replicas = chance.choice((world.pool.min_ack + 1, world.pool.min_ack + 2))
+        usable = sum(s in (TargetState.UP, TargetState.SYNCING) for s in world.states().values())
+        if usable >= replicas != world.pool.replicas and chance.random() < 0.8:
+            world.pool = world.md.do(m.SetPool("hot", replicas=replicas), session=0).pool
+            self.met["resize"] += 1
+
     def mend(self, server: Server) -> None:
         """Some row of the metadata is wrong. The repair is worked out; then others do what they do, and it is made, or
         refused and worked out again. All within the grace: what looks like garbage for longer is deleted."""
@@ -382,6 +391,7 @@ _FAULTS: dict[str, Callable[[History, Server], None]] = {
     "disk": History.disk,
     "move": History.move,
     "mend": History.mend,
+    "resize": History.resize,
 }
 
 

@@ -15,6 +15,7 @@ from shoalfs.transport import erasure
 from shoalfs.transport.checksum import chunk_hash
 from shoalfs.transport.errors import TargetDown
 from shoalfs.transport.ids import ChunkId, InodeId, PoolId, SessionId, TargetId, chunk_id, chunk_pg
+from shoalfs.transport.limits import REPLICAS_MAX
 from sim.data_server import digest
 
 WRITE_BYTES = 12
@@ -40,7 +41,7 @@ def payload_of(chunk: ChunkId) -> bytes:
 def pieces_of(data: bytes, pool: m.Pool) -> Pieces:
     """As fs/pieces.py does."""
     if pool.data == 1:
-        return Pieces((data,) * pool.replicas, digest(data), b"")
+        return Pieces((data,) * REPLICAS_MAX, digest(data), b"")  # an old map may name more places than the pool has
     each = tuple(bytes(piece) for piece in erasure.encode([data], pool.data, pool.parity))
     fragments = b"".join(map(digest, each))
     return Pieces(each, chunk_hash(fragments), fragments)

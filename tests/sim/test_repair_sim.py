@@ -260,6 +260,11 @@ def test_no_order_of_events_breaks_a_promise(seed: int, pool: str):
     history(seed, pool)
 
 
+@pytest.mark.parametrize("seed", SEEDS)
+def test_other_numbers_of_copies_in_any_order_with_other_events(seed: int):
+    history(seed, "three", kinds=("crash", "cut", "disk", "move", "mend", "resize"))
+
+
 def resize(world: DataWorld, replicas: int) -> None:
     world.pool = world.md.do(m.SetPool("hot", replicas=replicas), session=0).pool
 

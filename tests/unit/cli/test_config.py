@@ -2,6 +2,7 @@
 
 import pytest
 
+from shoalfs.fs.cli.mount import mount_options, parse_options
 from shoalfs.transport.config import Address, ByteSize, Config, load, parse, render
 from shoalfs.transport.errors import UserError
 from shoalfs.transport.limits import CHUNK_BYTES_DEFAULT
@@ -183,3 +184,11 @@ def test_what_is_rendered_reads_back(tmp_path):
     assert config.mds.peers == tables["mds"]["peers"]
     assert [target.path for target in config.chunkserver.targets] == ["/ä", "/b"]
     assert config.mount.allow_other is True
+
+
+def test_how_copies_are_sent_is_an_option_of_the_mount():
+    assert load(None, {}).mount.replication == "fanout"
+    chosen = load(None, parse_options("replication=chain"))
+    assert mount_options(chosen, "/mnt").replication == "chain"
+    with pytest.raises(UserError, match="replication"):
+        load(None, parse_options("replication=ring"))
