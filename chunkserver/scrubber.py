@@ -119,8 +119,9 @@ class Scrubber:
 
     async def _pause_until(self, at: float, order: ScrubOrder) -> None:
         """Return then, or when another order came: the pause after a chunk may take hours."""
-        while trio.current_time() < at and self._order() == order:  # noqa: ASYNC110 - an order is looked at, not told
-            await trio.sleep(min(_LOOK_S, at - trio.current_time()))
+        # An order is looked at, not told.
+        while (left_s := at - trio.current_time()) > 0 and self._order() == order:  # noqa: ASYNC110
+            await trio.sleep(min(_LOOK_S, left_s))
 
     async def _finish(self) -> None:
         state = self._state = msgspec.structs.replace(self._state, is_running=False, finished_ns=self._now_ns())

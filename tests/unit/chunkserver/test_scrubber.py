@@ -1,5 +1,6 @@
 """Scrubbing: every chunk is read once a round, what is damaged is reported, rounds come when they should."""
 
+import itertools
 from contextlib import asynccontextmanager
 
 import pytest
@@ -154,3 +155,15 @@ def test_how_far_it_is_survives_damage_to_its_file(make_rig):
     assert rig.restart().read_scrub() == ScrubFile(after=9)
     rig.flip("/target/scrub.json", 3)
     assert rig.restart().read_scrub() == ScrubFile()
+
+
+async def test_a_pause_that_is_over_while_it_is_looked_at(make_rig, monkeypatch):
+    """Time goes on between two looks at the clock, by much if the machine is busy."""
+    order = ScrubOrder(HOUR_MS, 0, MIB)
+    rig = make_rig()
+    rig.store.close()
+    async with open_target(rig.open) as target:
+        scrubber = Scrubber(target, lambda: order, lambda chunk: True, lambda: HOUR_NS)
+        times = itertools.count(0.0, 1.2)
+        monkeypatch.setattr(trio, "current_time", lambda: next(times))
+        await scrubber._pause_until(1.0, order)
