@@ -17,8 +17,9 @@ from xxhash import xxh3_128
 from shoalfs.mds import keys, records
 from shoalfs.mds.leader_state import LeaderState
 from shoalfs.mds.targets import Usage
+from sim.data_clock import Timed
 from sim.data_server import Server
-from sim.data_world import DataWorld, Timed
+from sim.data_world import DataWorld
 from sim.data_writer import Writer
 
 NOW_MS: Final = 10_000_000

@@ -33,12 +33,12 @@ POOLS = {"copies": (2, 1, 1), "safe copies": (2, 2, 1), "three": (3, 2, 1), "fra
 class History:
     """``kinds``: what may go wrong beside messages that are lost."""
 
-    def __init__(self, seed: int, pool: str, kinds: Sequence[str] = ("crash", "cut", "disk", "move", "mend")) -> None:
+    def __init__(self, seed: int, pool: str, kinds: Sequence[str] = ("crash", "cut", "move", "mend", "disk")) -> None:
         self.chance = chance = random.Random(f"{seed} {pool}")
         replicas, min_ack, data = POOLS[pool]
         self.kinds = kinds
         self.met: Counter[str] = Counter()
-        capacity = chance.choice((1 << 30, 600)) if "move" in kinds else 1 << 30
+        capacity = chance.choice((1 << 30, 200)) if "move" in kinds else 1 << 30
         self.world = DataWorld(0, replicas, min_ack, data, capacity=capacity)
         for _ in range(chance.choice((1, 2, 3)) + replicas):
             self.add_server()
@@ -67,16 +67,21 @@ class History:
             world.now_ms += chance.choice((50, 300, 1_000, 3_000))
             self.beats()
             for _ in range(chance.choice((0, 1, 3))):
-                world.duties()
+                self.note(world.duties())
             for _ in range(chance.choice((1, 3, 6))):
                 self.client()
             self.fault()
             world.check()
             if number % 10 == 9:
                 world.read_all()
-            if number % 75 == 74:
+            if number % 50 == 49:
                 self.rest()
         return world
+
+    def note(self, said: list[str]) -> None:
+        """Count why groups moved."""
+        for why in ("is out", "is draining", "is too close", "is fuller"):
+            self.met[f"moved: {why}"] += sum(why in text and "moves from" in text for text in said)
 
     def rest(self) -> None:
         """All faults end, and everything comes back."""
@@ -91,6 +96,8 @@ class History:
         for _ in range(2):
             world.add_writer()
         self.met["rest"] += 1
+        if "disk" in self.kinds and self.chance.random() < 0.7:
+            self.disk(self.chance.choice(world.servers))
 
     # --- servers and the leader --------------------------------------------------------------------------------------
 
@@ -216,7 +223,8 @@ class History:
             self.world.md.do(m.Upkeep(deletions_held=chance.random() < 0.5), session=0)
             self.met["hold"] += 1
         if chance.random() < 0.4:
-            _FAULTS[chance.choice(self.kinds)](self, chance.choice(self.world.servers))
+            kind = chance.choice([kind for kind in self.kinds if kind in _FAULTS])
+            _FAULTS[kind](self, chance.choice(self.world.servers))
 
     def crash(self, server: Server) -> None:
         if not server.up:
@@ -238,14 +246,11 @@ class History:
         self.met["cut"] += 1
 
     def disk(self, server: Server) -> None:
-        """A disk that was whole, among whole ones, loses or changes some of what it had, or all."""
+        """A disk that was whole, among whole ones, loses or changes some of what it had, or all. Everything is at
+        rest, so others have what it loses; and nobody else has lost anything before it has it again."""
         world, chance = self.world, self.chance
-        spare = world.pool.replicas - world.pool.data
-        is_quiet = all(s.up and not s.unsynced for s in world.servers) and world.settled()
-        if self.liar is not None or not spare or not is_quiet:
+        if self.liar is not None:
             return
-        if any(writer.state != "idle" for writer in world.writers):
-            return  # what was acknowledged to it and not linked may be on few disks only
         world.hurt = frozenset({server.id})
         chunks = sorted(server.disk.keys() - world.foreign)
         hurt = chunks if chance.random() < 0.3 else chance.sample(chunks, min(3, len(chunks)))
@@ -388,7 +393,6 @@ _DAMAGE: dict[str, Callable[[History, int, m.Extent], None]] = {
 _FAULTS: dict[str, Callable[[History, Server], None]] = {
     "crash": History.crash,
     "cut": History.cut,
-    "disk": History.disk,
     "move": History.move,
     "mend": History.mend,
     "resize": History.resize,

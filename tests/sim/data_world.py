@@ -14,13 +14,11 @@ from functools import partial
 
 import msgspec
 
-from harness.metadata import Metadata
 from shoalfs.chunkserver.client import ChunkClient
 from shoalfs.fs.placement import Placement
 from shoalfs.fs.units import syncs_needed
-from shoalfs.mds import cluster, keys, records
+from shoalfs.mds import keys, records
 from shoalfs.mds import messages as m
-from shoalfs.mds.entry import encode_entry
 from shoalfs.mds.evictions import Evictions
 from shoalfs.mds.heartbeats import Heartbeats
 from shoalfs.mds.leader_state import LeaderState
@@ -34,34 +32,12 @@ from shoalfs.transport.ids import ChunkId, InodeId, TargetId, chunk_pg
 from shoalfs.transport.limits import SESSION_TTL_MS
 from sim import data_promises as promises
 from sim.broken import Broken
+from sim.data_clock import Timed
 from sim.data_server import CAPACITY, Peers, Server, driven
 from sim.data_writer import POOL, WRITE_BYTES, Writer, payload_of, pieces_of
 
 GRACE_MS = 5_000
 OUT_MS = 20_000
-
-
-class Timed(Metadata):
-    """The state machine on the world's clock."""
-
-    clock_ms = 0
-    known: tuple[int, m.ClusterMap] | None = None
-
-    def map(self) -> m.ClusterMap:
-        """Decoded once per epoch."""
-        with self.store.read() as txn:
-            epoch = cluster.load_epoch(txn)
-            if self.known is None or self.known[0] != epoch:
-                self.known = epoch, cluster.load_map(txn)
-        return self.known[1]
-
-    def entry(self, commands):
-        self.now_ns = self.clock_ms * 1_000_000
-        return self.apply(encode_entry(self.now_ns, commands))
-
-    def do(self, request, *, op=None, session=None):
-        self.seq = iter((self.machine.applied_index + 1,))  # goes up with every entry
-        return super().do(request, op=op, session=session)
 
 
 class DataWorld:

@@ -11,7 +11,7 @@ import msgspec
 
 from shoalfs.chunkserver import client, copier
 from shoalfs.chunkserver.membership import Membership
-from shoalfs.mds import brake, evictions, heartbeats, keys, reads, records, rounds, trash_list, upkeep
+from shoalfs.mds import brake, evictions, heartbeats, keys, reads, records, repairs, rounds, trash_list, upkeep
 from shoalfs.mds.evictions import Evictions
 from shoalfs.mds.messages import ChunkClass, TargetState
 from shoalfs.mds.ops import add_garbage, change_group, commit_extents, mend, register_target, set_target_state
@@ -237,6 +237,19 @@ def a_suspected_copy_is_not_read(stack: ExitStack) -> None:
         return _is_here
 
     replaced(stack, copier, "_is_here", make)
+
+
+@bug("fragments")
+def fragments_are_rebuilt_for_the_next_place(stack: ExitStack) -> None:
+    def make(rebuild: Any) -> Any:
+        def _rebuild(index: Any, target: Any, chunk: Any, use: Any, good: Any) -> Any:
+            plan = rebuild(index, target, chunk, use, good)
+            places = plan.data + plan.parity if plan else 1
+            return plan and msgspec.structs.replace(plan, place=(plan.place + 1) % places)
+
+        return _rebuild
+
+    replaced(stack, repairs, "_rebuild", make)
 
 
 @bug("damage")
