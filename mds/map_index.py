@@ -31,6 +31,10 @@ class MapIndex:
         found = self.groups.get(group)
         return found is not None and target in found.holders
 
+    def is_member(self, target: TargetId, group: PgId) -> bool:
+        found = self.groups.get(group)
+        return found is not None and target in found.targets
+
     def pool_of(self, group: PgId) -> Pool:
         return self.pools[self.groups[group].pool]
 

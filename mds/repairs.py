@@ -222,8 +222,8 @@ class Repairs:
         view = self._views.get(target)
         if view is None or not view.lacks:
             return ()
-        for chunk in [chunk for chunk in view.lacks if chunk_pg(chunk) not in index.groups]:
-            view.drop(chunk)  # its pool was removed
+        for chunk in [chunk for chunk in view.lacks if not index.is_member(target, chunk_pg(chunk))]:
+            view.drop(chunk)  # its group has moved, or its pool was removed
         wanted = [chunk for chunk, lack in view.lacks.items() if lack.ordered]
         if len(wanted) < count and self._room(view, now_ms) > 0:
             wanted += self._choose(index, view, count - len(wanted), now_ms, answers)
@@ -304,7 +304,8 @@ class Repairs:
             for target, view in self._views.items()
             if target in index.targets
             for chunk, lack in view.lacks.items()
-            if chunk_pg(chunk) in index.groups and lack.is_certain(now_ms)
+            # What it lacked when others took its place is theirs to have.
+            if index.is_member(target, chunk_pg(chunk)) and lack.is_certain(now_ms)
         ]
         copies = Counter(min(2, index.spare(chunk, self.good_copies(index, chunk, answers))) for chunk in dict(lacks))
         while self._recent and self._recent[0][0] <= now_ms - _SPEED_WINDOW_MS:

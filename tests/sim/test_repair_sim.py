@@ -115,6 +115,23 @@ def test_a_target_that_stays_away_is_replaced_by_another():
     assert dead.id not in world.states()
 
 
+def test_what_a_target_lacked_when_it_was_replaced_is_missing_no_more():
+    world = DataWorld(3)
+    chunks = written(world, 60)
+    world.until(lambda: world.settled(), "it runs")
+    failing = world.servers[2]
+    failing.disk.clear()
+    with world.md.store.read() as txn:
+        bad = tuple(m.BadReplica(failing.id, chunk, 3001) for chunk in chunks)
+        world.beats.report_replicas(txn, m.ReportReplicas(bad))
+    assert world.status().missing_chunks
+    failing.up = False
+    world.until(lambda: world.states()[failing.id] is TargetState.OUT, "it is out")
+    world.until(lambda: all(failing.id not in g.holders for g in world.md.map().groups), "others hold its part")
+    assert not world.lacking()
+    assert world.status().missing_chunks == 0
+
+
 def test_with_nobody_to_replace_it_a_dead_target_stays_down():
     world = DataWorld(2)
     world.servers[1].up = False
