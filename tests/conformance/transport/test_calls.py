@@ -408,21 +408,20 @@ async def test_a_prompt_may_answer_later_and_in_another_order(place):
     assert sorted(map(str, answers)) == sorted(map(str, [Number(1001), Number(1001), errno.EIO]))
 
 
-async def test_an_answer_after_the_end_of_the_connection_is_dropped(place):
+async def test_an_answer_after_the_end_of_the_connection_is_dropped(place, until):
     server = await place.start()
-    async with place.network() as network:
-        with trio.move_on_after(0.1):
-            await network.call(server.address, PROMPT, Number(1001), bytes(1000))
-    while not server.held:
-        await trio.sleep(0.001)
-    await trio.sleep(0.05)
+    async with place.network() as network, trio.open_nursery() as nursery:
+        nursery.start_soon(network.call, server.address, PROMPT, Number(1001), bytes(1000))
+        await until(lambda: server.held)
+        nursery.cancel_scope.cancel()
+    await until(lambda: not server.service.accepted)
     ((done, request),) = server.held
     done(request)
     async with place.network() as network:
         assert (await network.call(server.address, PROMPT, Number(2000))).body == Number(2000)
 
 
-async def test_an_answer_of_a_prompt_that_is_too_large_is_an_error(place):
+async def test_an_answer_of_a_prompt_that_is_too_large_is_an_error(place, until):
     server = await place.start()
     async with place.network() as network, trio.open_nursery() as nursery:
 
@@ -431,6 +430,5 @@ async def test_an_answer_of_a_prompt_that_is_too_large_is_an_error(place):
                 await network.call(server.address, PROMPT, Number(1001))
 
         nursery.start_soon(ask)
-        while not server.held:
-            await trio.sleep(0.001)
+        await until(lambda: server.held)
         server.held[0][0]((Number(1), bytes(MIB + 1)))
