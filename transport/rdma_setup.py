@@ -228,7 +228,7 @@ class Dialled(_Switch):
         try:
             yield
         except PeerUnreachable as error:
-            if isinstance(self._path, VerbsLink) and not self._path.peer_gone:
+            if isinstance(self._path, VerbsLink) and not self._path.peer_gone and not _has_hung_up(self._sock):
                 self._choice.rests.begin(self._place, f"verbs broke: {error}", self._choice.clock())
             raise
 
@@ -318,3 +318,13 @@ class Accepted(_Switch):
 
 def _is_loopback(ip: str) -> bool:
     return ipaddress.ip_address(ip.partition("%")[0]).is_loopback
+
+
+def _has_hung_up(sock: socket.socket) -> bool:
+    """The peer has closed this connection, or died: which may be known before anybody was woken for it."""
+    try:
+        return sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == _NO_DATA
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True

@@ -14,7 +14,7 @@ import pytest
 import trustme
 
 from shoalfs.__main__ import main
-from shoalfs.fs.cli import fsck, mountpoint, processes, status
+from shoalfs.fs.cli import fsck, links, mountpoint, processes, status
 from shoalfs.fs.cli.cluster import call, locate
 from shoalfs.transport.config import render
 from shoalfs.transport.limits import GARBAGE_GRACE_MS_DEFAULT, KIB, MIB
@@ -131,6 +131,8 @@ from shoalfs.transport import network, rdma_setup, rpc
 if {small_maps}:
     store.MAP_BYTES = index.INDEX_MAP_BYTES = 1 << 30
 rdma_setup.RDMA_PROBE_MS = network.DIAL_TIMEOUT_MS = rpc.HELLO_TIMEOUT_MS = 60_000
+for call in (network.Network.call, rpc.Connection.call):
+    call.__kwdefaults__["timeout_ms"] = 60_000
 from shoalfs.__main__ import main
 sys.exit(main(sys.argv[4:]))  # after -P -m shoalfs
 """
@@ -145,6 +147,8 @@ def python(tmp_path, monkeypatch):
     wrapper.write_text(IN_A_GUEST.format(python=sys.executable, small_maps=small_maps))
     wrapper.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(wrapper))
+    for command in (links, status):
+        monkeypatch.setattr(command, "_ASK_MS", 60_000)
 
 
 @pytest.fixture

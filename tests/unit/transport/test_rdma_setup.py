@@ -171,6 +171,23 @@ async def test_after_verbs_broke_tcp_is_taken_for_a_while(nursery, not_loopback)
     assert (await carried()).carrier == "verbs"
 
 
+async def test_a_peer_that_died_is_no_reason_to_leave_verbs(nursery, not_loopback):
+    """Its end may show in the device first."""
+    both = Both(nursery, "auto", "auto")
+    await both.place("auto").start(both.server)
+    place = both.place("auto")
+    async with place.network() as network:
+        await network.call(both.server.address, ECHO, Number(1))
+        (connection,) = both.server.service.accepted
+        both.devices.made[2].beside._sock.shutdown(socket.SHUT_RDWR)
+        both.devices.made[1].fail()
+        with pytest.raises(PeerUnreachable):
+            await network.call(both.server.address, ECHO, Number(2))
+        await network.wait_broken(both.server.address)
+        await network.call(both.server.address, ECHO, Number(3))
+        assert {one.status.carrier for one in both.server.service.accepted if one is not connection} == {"verbs"}
+
+
 def test_places_that_rest_are_bounded(monkeypatch):
     monkeypatch.setattr(rdma_rest, "CONNECTIONS_MAX", 3)
     rests = rdma_rest.Rests()
