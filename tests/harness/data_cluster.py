@@ -43,6 +43,7 @@ class DataCluster:
         self.servers: dict[Host, subprocess.Popen[bytes]] = {}
         self.mds: subprocess.Popen[bytes] | None = None
         self.mount: subprocess.Popen[bytes] | None = None
+        self.others: dict[Path, subprocess.Popen[bytes]] = {}
         self._mds = {"listen": self.address, "data_dir": str(self.root / "mds"), **mds}
         self._mount = {"mds": [self.address], **mount}
         self.write_configurations()
@@ -83,13 +84,26 @@ class DataCluster:
             self.servers[host].wait(20.0)
 
     def start_mount(self) -> None:
-        with open(self.root / "mount.log", "ab") as log:
-            network = ("nsenter", f"--net=/run/netns/{self.hosts.client.netns}")
-            command = [*network, sys.executable, "-m", "shoalfs", "mount", self.point, "--config", self.config("mount")]
-            self.mount = subprocess.Popen(
+        self.mount = self._mount_at(self.hosts.client, self.point, "mount")
+
+    def mount_on(self, host: Host) -> Path:
+        """One more mount, over the network of this host."""
+        name = f"mount-{host.number}"
+        point = self.shared / name
+        point.mkdir()
+        self._write(host, name, {"mount": self._mount})
+        self.others[point] = self._mount_at(host, point, name)
+        return point
+
+    def _mount_at(self, host: Host, point: Path, name: str) -> subprocess.Popen[bytes]:
+        network = ("nsenter", f"--net=/run/netns/{host.netns}")
+        command = [*network, sys.executable, "-m", "shoalfs", "mount", point, "--config", self.config(name)]
+        with open(self.root / f"{name}.log", "ab") as log:
+            process = subprocess.Popen(
                 [*map(str, command)], cwd="/", stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
-        mountpoint.wait_answers(str(self.point), READY_S)
+        mountpoint.wait_answers(str(point), READY_S)
+        return process
 
     def end_mount(self) -> None:
         """In order: everything that was written is committed."""
@@ -149,7 +163,10 @@ class DataCluster:
     def close(self) -> None:
         if self.mount is not None and self.mount.poll() is None:
             self.kill_mount()
-        for path in (self.point, self.shared):
+        for process in self.others.values():
+            process.kill()
+            process.wait()
+        for path in (self.point, *self.others, self.shared):
             run("umount", "-l", path, check=False)
         self.hosts.close()
 
