@@ -5,7 +5,9 @@ from pathlib import Path
 
 from harness.libc import DirStream
 
-MANY = 5_000
+# Each is made, and removed at the end, one after the other, for the kernel lets one process at a time change a directory.
+# On a machine that is very busy 5,000 of them took longer than the fixture lets a mount be silent, and it was ended.
+MANY = 2_000
 LONG = "n" * 200  # so long that few names fill what the kernel and the C library fetch at a time
 
 
