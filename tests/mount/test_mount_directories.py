@@ -5,8 +5,8 @@ from pathlib import Path
 
 from harness.libc import DirStream
 
-# Each is made, and removed at the end, one after the other, for the kernel lets one process at a time change a directory.
-# On a machine that is very busy 5,000 of them took longer than the fixture lets a mount be silent, and it was ended.
+# Each is made, and removed at the end, one after the other: the kernel lets one process at a time change a directory.
+# On a machine that is very busy 5,000 took longer than the fixture lets a test take, and the mount was ended.
 MANY = 2_000
 LONG = "n" * 200  # so long that few names fill what the kernel and the C library fetch at a time
 

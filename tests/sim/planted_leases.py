@@ -1,5 +1,5 @@
 """Mistakes that can be planted into the protocol of write leases (docs/leases.md): each takes one rule out of the code
-under test, and the checker of file_world.py must find it. Three of them it had found by itself: these are marked.
+under test, and the checker of file_world.py must find it. Two of them it had found by itself: these are marked.
 
 A switch patches until the test ends. What proves that each is found is `test_file_leases_sim.py`.
 """
@@ -105,19 +105,6 @@ def a_new_leader_does_not_wait_for_reports(patch: Patch) -> None:
 @mistake("leader", "crash")
 def a_new_leader_does_not_believe_who_keeps_what(patch: Patch) -> None:
     patch.setattr(Coherence, "restore_writes", lambda self, session, inodes: None)
-
-
-@mistake("leader", "cut", "stop", "crash")
-def a_commit_under_way_keeps_a_lease_from_being_given_back(patch: Patch) -> None:
-    """Found. To the new leader, before the report that names the file."""
-    patch.setattr(LeaseTable, "restore_write", _unless_changing(LeaseTable.restore_write))
-
-
-def _unless_changing(real: Any) -> Any:
-    def restore_write(self: Any, session: Any, ino: Any) -> bool:
-        return not self._changing_inodes.get(ino, 0) and real(self, session, ino)
-
-    return restore_write
 
 
 # --- the mount -------------------------------------------------------------------------------------------------------
