@@ -100,10 +100,18 @@ class DataNemesis:
         kind = kind or self.chance.choice(self.kinds)
         kind()
         self.counts[kind.__name__] += 1
+        self._resume()
         copied = self._copied()
         took = self.cluster.wait_whole()
         self.healed.append((kind.__name__, took, max(0, self._copied() - copied)))
         self.load.wait_fsyncs(1)
+
+    def _resume(self) -> None:
+        """Who was away for long was given up, and only an operator takes it back: else there would be too few left."""
+        for rows in self.cluster.targets().values():
+            for row in rows:
+                if row["state"] == "out":
+                    self.cluster.command("target", "resume", row["id"])
 
     def _copied(self) -> int:
         found = self.cluster.status()
