@@ -13,7 +13,7 @@ import logging
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import NamedTuple, TypeVar, cast
 
 import msgspec
 import trio
@@ -21,13 +21,13 @@ import trio
 from shoalfs.fs.effects import doubtful, effects
 from shoalfs.fs.handles import Handles
 from shoalfs.fs.leases import Asking, LeaseCache, Name, Unknown
-from shoalfs.fs.new_files import NewFiles, bytes_of, can_be_made
+from shoalfs.fs.making import Making
 from shoalfs.fs.ports import Files, Kernel
 from shoalfs.mds import messages as m
 from shoalfs.mds.client import MdsClient, boot_time
-from shoalfs.transport.errors import SessionGone, ShoalError, StaleReceipt
+from shoalfs.transport.errors import SessionGone, StaleReceipt
 from shoalfs.transport.ids import InodeId, SessionId
-from shoalfs.transport.limits import NEW_FILES_MAX, READDIR_ENTRIES_MAX, WRITE_BACK_TTLS
+from shoalfs.transport.limits import READDIR_ENTRIES_MAX, WRITE_BACK_TTLS
 from shoalfs.transport.method import A, Message, Method, Q
 from shoalfs.transport.rpc import Reply
 from shoalfs.transport.service import Call
@@ -65,11 +65,8 @@ class Coherent:
         self._files: Files | None = None
         # Until when each write to a file is committed without asking for the write lease; bounded by what is open.
         self._through_until: dict[InodeId, float] = {}
-        self.new_files = NewFiles(self._tell_new, self._told_new, self._refused_new)
-        # Told of each directory in which a file was made: by the leader, or here. Who asks for its write lease?
-        self.on_made: Callable[[InodeId], None] = lambda directory: None
-        # Told of files of which the leader hears when they are closed already.
-        self.on_closed: Callable[[InodeId], None] = lambda ino: None
+        self.making = Making(self.cache, handles, kernel, self._mutate, self.left_s)
+        self.new_files = self.making.new_files
         self._asking_to_write: dict[InodeId, trio.Event] = {}
         # Files whose write lease was called back and of which what was kept is not committed yet. Nobody else has the
         # lease before the leader has our answer, so a leader that is new must know of them as well.
@@ -78,11 +75,13 @@ class Coherent:
 
     def begin(self, session: MdsClient) -> None:
         self._session = session
+        self.making.begin(session)
         self._begun.set()
 
     def attach(self, files: Files) -> None:
         """Where programs write to, before the first does."""
         self._files = files
+        self.making.attach(files)
 
     # --- the lease clock ---------------------------------------------------------------------------------------------
 
@@ -126,7 +125,7 @@ class Coherent:
 
     async def read(self, method: Method[Q, A], request: Q) -> Reply[A]:
         """Ask the leader, whatever is known here. As :meth:`MdsClient.read`."""
-        await self._settle(request)
+        await self.making.settle(request)
         return await self._session.read(method, request)
 
     def known(self, ino: InodeId) -> m.Inode | None:
@@ -253,7 +252,7 @@ class Coherent:
     async def _repeated(self, method: Method[Q, A], request: Q) -> Reply[A]:
         """Ask under a session that may have been lost meanwhile: a question loses nothing by it, and is asked once
         more under the new one."""
-        await self._settle(request)
+        await self.making.settle(request)
         try:
             return await self._session.read(method, request)
         except SessionGone:
@@ -273,20 +272,20 @@ class Coherent:
         """As :meth:`MdsClient.mutate`. What is kept is corrected before this returns, and before it raises."""
         if len(self.new_files):
             if isinstance(request, m.CommitInline) and request.ino in self.new_files:
-                committed = await self._tell_with_bytes(request)
+                committed = await self.making.tell_with_bytes(request)
                 if committed is not None:
                     return cast("M", committed)
             made = self.cache.inode(request.ino) if isinstance(request, m.CommitExtents) else None
-            await self._settle(request)
+            await self.making.settle(request)
             if made is not None and (told := self.cache.inode(made.ino)) is not None and told.pool != made.pool:
                 raise StaleReceipt("the file was made in another pool than its directory's, which is being removed")
         answer = await self._mutate(op, request, reply)
         if isinstance(request, m.Create) and isinstance(answer, m.Created) and answer.created:
-            self.on_made(request.parent)
+            self.making.on_made(request.parent)
         return answer
 
     async def _mutate(self, op: m.Op, request: Message, reply: type[M]) -> M:
-        with self._asking() as asking:
+        with self._asking() as asking, self.making.changing(request):
             try:
                 answer, leased, directories = await self._session.change(
                     op, request, reply, partial(self._doubt, request)
@@ -326,79 +325,6 @@ class Coherent:
         """Drop what a mutation of ours has made old; only its own answer, ``asking``, may bring it back."""
         self.cache.answered(asking)
         self.cache.drop(names, inodes)
-
-    # --- files that the leader does not know -------------------------------------------------------------------------
-
-    async def make(self, request: m.Create) -> m.Inode | None:
-        """Make a file here, of which the leader is told later, if nobody else can notice. None: it must be asked.
-        Raises ShoalError."""
-        if not self._may_make(request):
-            return None
-        ino = await self._session.inode_number()
-        if not self._may_make(request):
-            return None  # others did something while we waited for a number
-        directory = self.cache.inode(request.parent)
-        assert directory is not None
-        inode = self.new_files.make(directory, request, ino)
-        with self._asking() as asking:
-            self.cache.moved_name(asking, request.parent, request.name, ino)
-            self.cache.learn_inode(asking, inode)
-            self.cache.learn_write(asking, ino)
-        self.on_made(request.parent)
-        return inode
-
-    async def prepare_to_make(self) -> None:
-        """Have numbers for new files. Raises ShoalError."""
-        await self._session.reserve_inodes()
-
-    def _may_make(self, request: m.Create) -> bool:
-        """The directory is written to by this mount alone, all its names are known, and this is none of them."""
-        if request.parent not in self.cache.writes or not self.left_s() or len(self.new_files) >= NEW_FILES_MAX:
-            return False
-        directory = self.cache.inode(request.parent)
-        is_free = self.cache.name(request.parent, request.name) is None
-        return directory is not None and is_free and can_be_made(directory, request, self.map)
-
-    async def _settle(self, request: Any) -> None:
-        """The leader knows all that matters to the request."""
-        if len(self.new_files):
-            removed = None
-            if isinstance(request, m.Rmdir):
-                removed = self.cache.name(request.parent, request.name)
-            elif isinstance(request, m.Rename):
-                removed = self.cache.name(request.new_parent, request.new_name)
-            await self.new_files.settle(request, removed)
-
-    async def _tell_with_bytes(self, request: m.CommitInline) -> m.Committed | None:
-        """Tell of a file together with the first bytes that are committed to it. None: it cannot be done."""
-        data = bytes_of(request)
-        created = None if data is None else await self.new_files.tell(request.ino, data)
-        if created is None:
-            return None
-        return m.Committed(created.inode, request.patches[0].offset_bytes, previous_data_version=1)
-
-    async def _tell_new(self, request: m.Create) -> m.Created:
-        created = await self._mutate(m.Op.CREATE, request, m.Created)
-        if self._files is not None and not request.data:
-            self._files.told(created.inode)  # with bytes it is the answer to a commit, which tells
-        if self.cache.inode(request.ino) is None:
-            self.cache.drop_write(request.ino)  # it is not leased, for whatever reason, nor is writing to it
-        return created
-
-    def _told_new(self, ino: InodeId) -> None:
-        if self._handles.holders(ino):
-            self._handles.registered.add(ino)
-        else:
-            self.cache.drop_write(ino)
-            self.on_closed(ino)
-
-    def _refused_new(self, ino: InodeId, error: ShoalError) -> None:
-        log.error("inode %d was made here, and the metadata service refuses it: %s", ino, error)
-        self.cache.drop(inodes=(ino,))
-        self.cache.drop_write(ino)
-        self._kernel.forget_names()
-        if self._files is not None:
-            self._files.lose(ino, error)
 
     # --- keeping what is written -------------------------------------------------------------------------------------
 
@@ -441,39 +367,29 @@ class Coherent:
             self._owed.add(ino)
         self.cache.drop_write(ino)
         await self._running.wait()
-        ended, done, told = trio.Event(), False, False
+        ended, done = trio.Event(), False
 
         async def write_back() -> None:
             nonlocal done
             done = self._files is None or await self._files.write_back(ino)
             if done and not self.keeps_writes(ino):
                 self._owed.discard(ino)
+            done = await self.making.told_all_in(ino) and done
             ended.set()
 
         self._nursery.start_soon(write_back)
         with trio.move_on_after(self._session.ttl_ms * WRITE_BACK_TTLS / 1000):
-            told = await self._tell_all_in(ino)  # this may be cut short: telling again changes nothing
             await ended.wait()
         self._owed.discard(ino)  # the leader will give the lease to others, whatever we say
-        return m.WrittenBack(done and told)
-
-    async def _tell_all_in(self, directory: InodeId) -> bool:
-        try:
-            await self.new_files.tell_all_in(directory)
-        except ShoalError as error:
-            log.warning("files made in directory %d could not be told: %s", directory, error)
-            return False
-        return True
+        return m.WrittenBack(done and ended.is_set())
 
     def kept_writes(self) -> tuple[InodeId, ...]:
         """Files of which something is kept under a write lease, and directories in which files were made: what a new
         leader has to know."""
         files = self._files
-        return tuple(
-            ino
-            for ino in self.cache.writes | self._owed
-            if self.new_files.has_in(ino) or (files is not None and files.is_dirty(ino))
-        )
+        dirty = (ino for ino in self.cache.writes | self._owed if files is not None and files.is_dirty(ino))
+        # Of a directory that is being given back, too: nobody else may look into it before we have told.
+        return (*dirty, *self.new_files.directories)
 
     # --- dropping ----------------------------------------------------------------------------------------------------
 

@@ -115,11 +115,11 @@ class DataPath:
         if file is not None:
             file.refresh(inode)
 
-    def lose(self, ino: InodeId, error: ShoalError) -> None:
-        """This file can never be committed."""
+    def refuse(self, ino: InodeId, error: ShoalError) -> None:
+        """A file that was made here is none."""
         file = self._files.get(ino)
         if file is not None:
-            file.lose(error)
+            file.refuse(error)
 
     def lose_all(self, error: ShoalError) -> None:
         """The session is gone: what is not committed never can be."""

@@ -361,6 +361,12 @@ class FileData:
             self.discard()
         self._contents.forget()
 
+    def refuse(self, error: ShoalError) -> None:
+        """The file was made here, and the metadata service will not have it: whatever is done with it fails."""
+        self._lost = error
+        self.discard()
+        self._contents.forget()
+
     def closed(self) -> None:
         """Nobody is left who wrote what was lost: whoever opens the file next gets what is committed."""
         self._lost = None

@@ -66,6 +66,11 @@ class NewFiles:
     def __contains__(self, ino: InodeId) -> bool:
         return ino in self._files
 
+    @property
+    def directories(self) -> tuple[InodeId, ...]:
+        """Those that have new files in them."""
+        return tuple(self._in)
+
     def has_in(self, directory: InodeId) -> bool:
         return directory in self._in
 
@@ -192,6 +197,9 @@ class NewFiles:
 
     def forget_all(self) -> None:
         """The session is gone: nobody will ever know of these."""
+        for new in self._files.values():
+            if new.telling is not None:
+                new.telling.set()
         self._files.clear()
         self._by_name.clear()
         self._in.clear()

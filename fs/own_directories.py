@@ -91,7 +91,7 @@ class OwnDirectories:
         if directory in self._own:
             return
         try:
-            await metadata.prepare_to_make()
+            await metadata.making.prepare()
             await self._releases.settle(directory)
             await metadata.ask_to_keep_writes(directory)
             if not metadata.keeps_writes(directory):
@@ -131,5 +131,6 @@ class OwnDirectories:
         except ShoalError as error:
             log.warning("files made in directory %d could not be told of: %s", directory, error)
             return
+        self._metadata.cache.drop_write(directory)  # a new leader may have been told of it meanwhile
         self._own.pop(directory, None)
         self._releases.add(directory)

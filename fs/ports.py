@@ -133,5 +133,5 @@ class Files(Protocol):
     def told(self, inode: Inode) -> None:
         """The leader knows of a file that was made here: it is like this there."""
 
-    def lose(self, ino: InodeId, error: ShoalError) -> None:
-        """The file can never be committed."""
+    def refuse(self, ino: InodeId, error: ShoalError) -> None:
+        """The leader will not have a file that was made here: it is lost, and its programs are told."""

@@ -224,7 +224,7 @@ class Vfs:
     ) -> tuple[m.Inode, int, Caching]:
         """open(2) with O_CREAT. Returns the inode, the handle, and what the kernel may cache."""
         request = m.Create(who, parent, name, mode, exclusive=bool(flags & os.O_EXCL), umask=umask)
-        made = await self._metadata.make(request)
+        made = await self._metadata.making.make(request)
         if made is not None:
             return self._made(made, flags)
         created = await self._metadata.mutate(m.Op.CREATE, request, m.Created)

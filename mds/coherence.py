@@ -193,7 +193,7 @@ class Coherence:
             if command.op == m.Op.CREATE and not outcome.code:
                 made = _made.decode(outcome.body)
                 if made.created:
-                    each.append(self.table.lease_write(change.session, made.inode.ino, change))
+                    each.append(self.table.lease_write(change.session, made.inode.ino))
             leased.append(bool(each) and all(each))
         self._relieve(change.session)
         return tuple(leased)
@@ -247,10 +247,10 @@ class Coherence:
         try:
             await self._wait_settled(change)
             self._check_current()
-            granted = ino not in self._writing_back and self.table.lease_write(session, ino, change)
+            granted = ino not in self._writing_back and self.table.lease_write(session, ino)
         finally:
             self.end(change)
-        if granted and directory and not self.table.lease_names(session, ino, None, self._now_ms()):
+        if granted and directory and not self.table.hold_names(session, ino, self._now_ms()):
             self.table.drop_write(session, ino)
             granted = False
         return m.WriteLeased(granted)

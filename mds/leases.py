@@ -35,10 +35,12 @@ near, :meth:`LeaseTable.crowded` says which old ones to call back.
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeVar
 
 from shoalfs.mds.touched import Name, Touched
 from shoalfs.transport.ids import InodeId, SessionId
+
+T = TypeVar("T")
 
 CONTENDED_NAMES: Final = 16
 CONTENDED_MS: Final = 1_000
@@ -91,6 +93,7 @@ class LeaseTable:
         self._changing_names: set[Name] = set()
         self._names_changing_in: Counter[InodeId] = Counter()
         self._changing_inodes: Counter[InodeId] = Counter()
+        self._changing_by: Counter[tuple[InodeId, SessionId]] = Counter()  # the same, by whose changes they are
         self._changing_directories: Counter[InodeId] = Counter()
         # Contended directories: until when they are, and who changed each last.
         self._contended: dict[InodeId, tuple[int, SessionId]] = {}
@@ -116,6 +119,14 @@ class LeaseTable:
     def lease_names(self, session: SessionId, directory: InodeId, name: bytes | None, now_ms: int) -> bool:
         """Give a lease on all names of ``directory``. False: what was found of ``name`` (None: of all of them) may
         not be cached."""
+        if not self.hold_names(session, directory, now_ms):
+            return False
+        if name is not None:
+            return (directory, name) not in self._changing_names
+        return directory not in self._names_changing_in
+
+    def hold_names(self, session: SessionId, directory: InodeId, now_ms: int) -> bool:
+        """The same, where nothing was found yet. False: the session has no lease."""
         if directory in self._changing_directories or self._is_contended(directory, now_ms):
             return False
         if self._writers.get(directory, session) != session:
@@ -126,15 +137,14 @@ class LeaseTable:
                 return False
             held.names[directory] = (0, now_ms)
             self._names_holders.setdefault(directory, set()).add(session)
-        if name is not None:
-            return (directory, name) not in self._changing_names
-        return directory not in self._names_changing_in
+        return True
 
-    def lease_write(self, session: SessionId, ino: InodeId, own: Change | None = None) -> bool:
-        """Give the write lease on ``ino``, if no other session holds a lease on it. ``own`` as for
-        :meth:`lease_inode`."""
-        mine = own is not None and ino in own.touched.inodes
-        return self._changing_inodes.get(ino, 0) <= mine and self.restore_write(session, ino)
+    def lease_write(self, session: SessionId, ino: InodeId) -> bool:
+        """Give the write lease on ``ino``, if no other session holds a lease on it, or is changing it. What the session
+        itself is changing is no matter of the others: one that makes a file after the other has its directory all the
+        same."""
+        changing = self._changing_inodes.get(ino, 0) - self._changing_by.get((ino, session), 0)
+        return changing <= 0 and self.restore_write(session, ino)
 
     def restore_write(self, session: SessionId, ino: InodeId) -> bool:
         """Give back the write lease that a session had of the leader before, and which it has gone on using. What is
@@ -242,6 +252,7 @@ class LeaseTable:
                     if directory in recall.directories:
                         touched.directories.add(directory)
         self._mark(touched)
+        self._changing_by.update((ino, session) for ino in touched.inodes)
         return change
 
     def call_back(self, session: SessionId, surplus: Touched) -> Change:
@@ -249,6 +260,7 @@ class LeaseTable:
         assert not surplus.names, surplus
         change = Change(SessionId(0), surplus, {session: surplus})
         self._mark(surplus)
+        self._changing_by.update((ino, change.session) for ino in surplus.inodes)
         return change
 
     def acknowledged(self, change: Change, session: SessionId) -> None:
@@ -274,6 +286,7 @@ class LeaseTable:
         self._changing_names -= change.touched.names
         _take(self._names_changing_in, (directory for directory, _ in change.touched.names))
         _take(self._changing_inodes, change.touched.inodes)
+        _take(self._changing_by, ((ino, change.session) for ino in change.touched.inodes))
         _take(self._changing_directories, change.touched.directories)
 
     # --- for people --------------------------------------------------------------------------------------------------
@@ -327,12 +340,12 @@ def _discard(holders: dict[InodeId, set[SessionId]], ino: InodeId, session: Sess
         del holders[ino]
 
 
-def _take(marks: Counter[InodeId], inodes: Iterable[InodeId]) -> None:
-    for ino in inodes:
-        if marks[ino] == 1:
-            del marks[ino]
+def _take(marks: Counter[T], marked: Iterable[T]) -> None:
+    for each in marked:
+        if marks[each] == 1:
+            del marks[each]
         else:
-            marks[ino] -= 1
+            marks[each] -= 1
 
 
 def _oldest(held: Iterable[InodeId], count: int, marked: Counter[InodeId]) -> list[InodeId]:

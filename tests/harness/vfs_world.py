@@ -175,7 +175,7 @@ class World:
             scans = Scans(coherent, data_path.is_complete, data_path.counters)
             coherent.on_looked_up = scans.looked_up
             own = OwnDirectories(coherent, releases)
-            coherent.on_made, coherent.on_closed = own.made, releases.add
+            coherent.making.on_made, coherent.making.on_closed = own.made, releases.add
             vfs = Vfs(coherent, data_path, handles, releases, scans, KernelPages(), kernel)
             nursery.start_soon(coherent.run)
             nursery.start_soon(data_path.run)

@@ -11,6 +11,7 @@ import trio
 from shoalfs.fs.coherent import Coherent
 from shoalfs.fs.data_path import DataPath
 from shoalfs.fs.handles import Handles
+from shoalfs.fs.own_directories import OwnDirectories
 from shoalfs.fs.pages import KernelPages
 from shoalfs.fs.releases import Releases
 from shoalfs.fs.scans import Scans
@@ -77,9 +78,11 @@ class FileMount(Hindered):
                 self.coherent.attach(data_path)
                 releases = Releases(self.coherent)
                 scans = Scans(self.coherent, data_path.is_complete, data_path.counters)
+                own = OwnDirectories(self.coherent, releases)
+                self.coherent.making.on_made, self.coherent.making.on_closed = own.made, releases.add
                 self.vfs = Vfs(self.coherent, data_path, self.handles, releases, scans, KernelPages(), self.kernel)
                 async with trio.open_nursery() as nursery:
-                    for part in (self.coherent, data_path, releases, scans):
+                    for part in (self.coherent, data_path, releases, scans, own):
                         nursery.start_soon(part.run)
                     task_status.started()
                     if self.world.files:
@@ -90,7 +93,7 @@ class FileMount(Hindered):
 
     def start_programs(self, nursery: trio.Nursery) -> None:
         for _ in range(PROGRAMS):
-            nursery.start_soon(Program(self).run)
+            nursery.start_soon(self.world.program(self).run)
 
     def kill(self) -> None:
         """As SIGKILL together with the machine: nobody hears of it. What its programs had not heard they never will."""
@@ -163,13 +166,12 @@ class FileMount(Hindered):
         await self.kernel.answered()
 
 
-class Program:
-    """It has files open, writes and reads, and writes down what it did."""
+class Running:
+    """A program: it takes steps until the world is quiet."""
 
     def __init__(self, mount: FileMount) -> None:
         self.mount, self.world = mount, mount.world
         self.chance = random.Random(self.world.chance.random())
-        self._opened: dict[str, int] = {}
 
     async def run(self) -> None:
         while not self.world.is_quiet:
@@ -179,6 +181,20 @@ class Program:
             except ShoalError as error:
                 self.world.counts[type(error).__name__] += 1
                 await self._start_again()
+
+    async def _step(self) -> None:
+        raise NotImplementedError
+
+    async def _start_again(self) -> None:
+        """After an error."""
+
+
+class Program(Running):
+    """It has files open, writes and reads, and writes down what it did."""
+
+    def __init__(self, mount: FileMount) -> None:
+        super().__init__(mount)
+        self._opened: dict[str, int] = {}
 
     async def _start_again(self) -> None:
         """A file that failed goes on failing until it is closed everywhere on the mount."""

@@ -36,7 +36,7 @@ from shoalfs.transport.ids import ROOT_INODE, InodeId, SessionId
 from shoalfs.transport.limits import FILE_SIZE_BYTES_MAX, GRACE_QUESTION_TTLS
 from sim.broken import Broken
 from sim.file_histories import FileCall, Histories, Register, check_log, check_registers
-from sim.file_mount import FIRST, LOG, PLACES, VALUE_BYTES, FileMount, Program
+from sim.file_mount import FIRST, LOG, PLACES, VALUE_BYTES, FileMount, Program, Running
 from sim.lease_group import NODES, TTL_MS, Group, end_after, run_history, serve_node
 from sim.lease_network import SimFabric
 from unit.fs.world import Servers
@@ -76,6 +76,9 @@ class FileWorld:
             self.group.apply(encode_entry(1, [(0, command(request, seq=0))]))
 
     # --- what programs do --------------------------------------------------------------------------------------------
+
+    def program(self, mount: FileMount) -> Running:
+        return Program(mount)
 
     def new_value(self, mount: FileMount) -> bytes:
         self._written += 1

@@ -42,10 +42,10 @@ def mistake(*causes: str) -> Callable[[Plant], Plant]:
 def a_write_lease_is_given_beside_readers(patch: Patch) -> None:
     real = LeaseTable.lease_write
 
-    def lease_write(self: Any, session: Any, ino: Any, own: Any = None) -> bool:
+    def lease_write(self: Any, session: Any, ino: Any) -> bool:
         readers, self._inode_holders = self._inode_holders, {}
         try:
-            return real(self, session, ino, own)
+            return real(self, session, ino)
         finally:
             self._inode_holders = readers
 

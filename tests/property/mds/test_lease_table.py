@@ -107,7 +107,7 @@ class Leases(RuleBasedStateMachine):
             for ino in change.touched.inodes:
                 if leases and self.table.lease_inode(own, ino, change):
                     self.inodes.add((own, ino))
-                if writes and self.table.lease_write(own, ino, change):
+                if writes and self.table.lease_write(own, ino):
                     self.writes.add((own, ino))
         self.table.end(change)
         self.changes.remove(change)

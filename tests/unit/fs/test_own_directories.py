@@ -12,11 +12,11 @@ from harness.vfs_world import MDS, world
 from shoalfs.mds import messages as m
 from shoalfs.mds.messages import ADMIN
 from shoalfs.mds.messages import ROOT_CREDENTIALS as ROOT
-from shoalfs.transport.errors import PosixError
+from shoalfs.transport.errors import PeerUnreachable, PosixError
 from shoalfs.transport.ids import ROOT_INODE, SessionId
 from shoalfs.transport.network import open_network
 from shoalfs.transport.session import PROTOCOL_VERSION, Hello
-from unit.fs.test_coherent import for_ever, leased
+from unit.fs.test_coherent import leased
 from unit.fs.test_write_leases import counted
 
 TTL_MS = 2_000
@@ -300,15 +300,21 @@ async def test_a_new_leader_is_told_what_was_made(cluster):
             assert await two.read_file(b"f", directory) == b"datamore"
 
 
-async def test_who_does_not_tell_is_ended_and_what_it_made_is_gone(cluster):
+async def late(request):
+    """Longer than the leader waits."""
+    await trio.sleep(1.5)
+    raise PeerUnreachable("the leader was not to be reached")
+
+
+async def test_who_does_not_tell_in_time_has_lost_what_it_made(cluster):
     async with alone(cluster) as (one, directory), cluster.client() as two:
         await leased(two)
         ino, number = await one.make(b"f", directory)
         await one.vfs.write(number, 0, b"data")
-        one.coherent.new_files._tell = for_ever
+        one.coherent.new_files._tell = late
         with trio.fail_after(30):
             await two.write_file(b"f", b"theirs", directory)
-            one.coherent.new_files._tell = one.coherent._tell_new
+            one.coherent.new_files._tell = one.coherent.making._tell
             with pytest.raises(PosixError):
                 await one.close(number)
             assert await one.read_file(b"f", directory) == b"theirs"

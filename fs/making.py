@@ -1,0 +1,163 @@
+"""Makes files without asking, where this mount may, and sees to it that nobody can tell the difference.
+
+What is made is in :class:`~shoalfs.fs.new_files.NewFiles` until the leader knows. Here it is decided whether a file may
+be made so, and what has to be told before a request goes out (docs/leases.md).
+"""
+
+import errno
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol, TypeVar
+
+from shoalfs.fs.effects import names_of
+from shoalfs.fs.handles import Handles
+from shoalfs.fs.leases import LeaseCache, Name
+from shoalfs.fs.new_files import NewFiles, bytes_of, can_be_made
+from shoalfs.fs.ports import Files, Kernel
+from shoalfs.mds import messages as m
+from shoalfs.mds.client import MdsClient
+from shoalfs.transport.errors import PosixError, ShoalError
+from shoalfs.transport.ids import InodeId
+from shoalfs.transport.limits import NEW_FILES_MAX
+from shoalfs.transport.method import Message
+
+log = logging.getLogger("shoal.fs.making")
+
+M = TypeVar("M", bound=Message)
+
+
+class Mutate(Protocol):
+    """Send a mutation to the leader and correct what is cached."""
+
+    async def __call__(self, op: m.Op, request: Message, reply: type[M]) -> M: ...
+
+
+class Making:
+    """``left_s``: how long leases may still be believed."""
+
+    def __init__(
+        self, cache: LeaseCache, handles: Handles, kernel: Kernel, mutate: Mutate, left_s: Callable[[], float]
+    ) -> None:
+        self.new_files = NewFiles(self._tell, self._told, self._refused)
+        # Told of each directory in which a file was made: by the leader, or here. Who asks for its write lease?
+        self.on_made: Callable[[InodeId], None] = lambda directory: None
+        # Told of files of which the leader hears when they are closed already.
+        self.on_closed: Callable[[InodeId], None] = lambda ino: None
+        self._cache = cache
+        self._handles = handles
+        self._kernel = kernel
+        self._mutate = mutate
+        self._left_s = left_s
+        self._session: MdsClient
+        self._files: Files | None = None
+        # Names that mutations of this mount are changing. Invariant: no zero entries.
+        self._changing: Counter[Name] = Counter()
+
+    def begin(self, session: MdsClient) -> None:
+        self._session = session
+
+    def attach(self, files: Files) -> None:
+        """Where programs write to, before the first does."""
+        self._files = files
+
+    # --- making ------------------------------------------------------------------------------------------------------
+
+    async def make(self, request: m.Create) -> m.Inode | None:
+        """Make a file here, of which the leader is told later, if nobody else can notice. None: it must be asked.
+        Raises ShoalError."""
+        if not self._may_make(request):
+            return None
+        ino = await self._session.inode_number()
+        if not self._may_make(request):
+            return None  # others did something while we waited for a number
+        directory = self._cache.inode(request.parent)
+        assert directory is not None
+        inode = self.new_files.make(directory, request, ino)
+        asking = self._cache.ask()
+        self._cache.moved_name(asking, request.parent, request.name, ino)
+        self._cache.learn_inode(asking, inode)
+        self._cache.learn_write(asking, ino)
+        self._cache.answered(asking)
+        self.on_made(request.parent)
+        return inode
+
+    async def prepare(self) -> None:
+        """Have numbers for new files. Raises ShoalError."""
+        await self._session.reserve_inodes()
+
+    def _may_make(self, request: m.Create) -> bool:
+        """The directory is written to by this mount alone, all its names are known, and this is none of them."""
+        if request.parent not in self._cache.writes or not self._left_s() or len(self.new_files) >= NEW_FILES_MAX:
+            return False
+        directory = self._cache.inode(request.parent)
+        name = (request.parent, request.name)
+        is_free = self._cache.name(*name) is None and name not in self._changing
+        return directory is not None and is_free and can_be_made(directory, request, self._session.map)
+
+    @contextmanager
+    def changing(self, request: Message) -> Iterator[None]:
+        """While the block carries out the request, nobody here knows where its names lead."""
+        names = tuple(names_of(request))
+        self._changing.update(names)
+        try:
+            yield
+        finally:
+            for name in names:
+                self._changing[name] -= 1
+                if not self._changing[name]:
+                    del self._changing[name]
+
+    # --- telling -----------------------------------------------------------------------------------------------------
+
+    async def settle(self, request: Any) -> None:
+        """The leader knows all that matters to the request. Raises ShoalError."""
+        if len(self.new_files):
+            removed = None
+            if isinstance(request, m.Rmdir):
+                removed = self._cache.name(request.parent, request.name)
+            elif isinstance(request, m.Rename):
+                removed = self._cache.name(request.new_parent, request.new_name)
+            await self.new_files.settle(request, removed)
+
+    async def tell_with_bytes(self, request: m.CommitInline) -> m.Committed | None:
+        """Tell of a file together with the first bytes that are committed to it. None: it cannot be done. Raises
+        ShoalError."""
+        data = bytes_of(request)
+        created = None if data is None else await self.new_files.tell(request.ino, data)
+        if created is None:
+            return None
+        return m.Committed(created.inode, request.patches[0].offset_bytes, previous_data_version=1)
+
+    async def told_all_in(self, directory: InodeId) -> bool:
+        """Whether the leader knows of every file that was made in the directory before this call."""
+        try:
+            await self.new_files.tell_all_in(directory)
+        except ShoalError as error:
+            log.warning("files made in directory %d could not be told of: %s", directory, error)
+            return False
+        return True
+
+    async def _tell(self, request: m.Create) -> m.Created:
+        created = await self._mutate(m.Op.CREATE, request, m.Created)
+        if self._files is not None and not request.data:
+            self._files.told(created.inode)  # with bytes it is the answer to a commit, which tells
+        if self._cache.inode(request.ino) is None:
+            self._cache.drop_write(request.ino)  # it is not leased, for whatever reason, nor is writing to it
+        return created
+
+    def _told(self, ino: InodeId) -> None:
+        if self._handles.holders(ino):
+            self._handles.registered.add(ino)
+        else:
+            self._cache.drop_write(ino)
+            self.on_closed(ino)
+
+    def _refused(self, ino: InodeId, error: ShoalError) -> None:
+        log.error("inode %d was made here, and the metadata service refuses it: %s", ino, error)
+        self._cache.drop(inodes=(ino,))
+        self._cache.drop_write(ino)
+        self._kernel.forget_names()
+        if self._files is not None:
+            self._files.refuse(ino, PosixError(errno.EIO, str(error)))

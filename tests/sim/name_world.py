@@ -1,0 +1,209 @@
+"""A small world for directories that one mount writes to alone: programs on three mounts make, remove and look up the
+same names of one directory, while all of file_world.py's faults happen. One seed, one history.
+
+Checked: names (see name_histories.py); that a file which was closed is known to the metadata service; and that what a
+session made is not made when it has ended.
+"""
+
+import errno
+import math
+import os
+from typing import Any
+
+import trio
+
+from shoalfs.mds import dentry, reads
+from shoalfs.mds import inode as inodes
+from shoalfs.mds.messages import ROOT_CREDENTIALS as ROOT
+from shoalfs.transport.errors import PosixError
+from shoalfs.transport.ids import ROOT_INODE, InodeId, SessionId
+from sim.broken import Broken
+from sim.file_mount import FileMount, Running
+from sim.file_world import MOUNTS, FileWorld
+from sim.lease_group import run_history
+from sim.name_histories import Kind, NameCall, check_names
+
+DIRECTORY = b"d"
+NAMES = ("a", "b", "c")
+_FILL = 12
+_TURN_S = 3.5
+
+
+class NameWorld(FileWorld):
+    def __init__(self, seed: int, calm_s: float) -> None:
+        self.directory = InodeId(0)
+        self.calls: list[NameCall] = []
+        self._known: set[InodeId] = set()  # inodes that the metadata service has had in the directory
+        self._made: dict[InodeId, NameCall] = {}
+        super().__init__(seed, calm_s)
+
+    @property
+    def favourite(self) -> int:
+        """The mount that does most of the work, for a while: else nobody would ever have the directory to itself."""
+        return int(trio.current_time() / _TURN_S) % MOUNTS
+
+    def program(self, mount: FileMount) -> Running:
+        return NameProgram(mount, self)
+
+    def begin_name(self, mount: FileMount, name: str, kind: Kind) -> NameCall:
+        call = NameCall(mount.number, mount.session.session, name, kind, trio.current_time())
+        self.calls.append(call)
+        return call
+
+    def made(self, call: NameCall, ino: InodeId) -> None:
+        """A program has made a file; others may have seen it before."""
+        call.ino, call.ended = ino, trio.current_time()
+        self._made[ino] = call
+        if ino in self._known:
+            call.told = call.ended
+        self.counts["made here" if ino not in self._known else "made there"] += 1
+
+    def excuse(self, why: str, session: SessionId, ino: InodeId | None = None) -> None:
+        """What the session has made and not told of may come late, or never."""
+        for call in self.calls:
+            if call.session == session and call.kind == "make" and call.told == math.inf and not call.excused:
+                call.excused = why
+
+    def closed(self, call: NameCall) -> None:
+        self.counts["closed"] += 1
+        if call.ino not in self._known:
+            raise Broken(f"closed, and nobody was told: {call}")
+
+    def _note_truth(self) -> None:
+        now = trio.current_time() if self.mounts else 0.0
+        with self.group.store.read() as txn:
+            sessions = {session for session, _ in reads.sessions(txn)}
+            for session in self._sessions - sessions:
+                self.excuse("session ended", session)
+                self._ended_at[session] = now
+            self._sessions = sessions
+            if not self.directory:
+                return
+            directory = inodes.load(txn, self.directory)
+            for name in NAMES:
+                found = dentry.find(txn, directory, name.encode())
+                if found is not None and found.ino not in self._known:
+                    self._note_told(found.ino, now)
+
+    def _note_told(self, ino: InodeId, now: float) -> None:
+        self._known.add(ino)
+        call = self._made.get(ino)
+        if call is None:
+            return
+        if self._ended_at.get(SessionId(call.session), math.inf) < now:
+            raise Broken(f"told of at {now:.4f}, when its session had ended: {call}")
+        call.told = now
+
+    async def _make_files(self, mount: FileMount) -> None:
+        made = await mount.vfs.mkdir(ROOT, ROOT_INODE, DIRECTORY, 0o755)
+        self.directory = made.ino
+        self.files["directory"] = made.ino
+
+    async def _read_all(self) -> None:
+        for mount in self.mounts:
+            reader = NameProgram(mount, self)
+            for name in NAMES:
+                await reader.see(name)
+
+    def check(self) -> None:
+        self.counts["checked"] = check_names(self.calls)
+        for call in self.calls:
+            self.counts[f"excused: {call.excused}" if call.excused else call.kind] += 1
+
+
+class NameProgram(Running):
+    """It makes files and leaves them open for a while, removes and looks up; sometimes it fills the directory."""
+
+    world: NameWorld
+
+    def __init__(self, mount: FileMount, world: NameWorld) -> None:
+        super().__init__(mount)
+        self.world = world
+        self._open: list[tuple[NameCall, int]] = []
+        self._filled = 0
+
+    async def _step(self) -> None:
+        if self.mount.number != self.world.favourite and self.chance.random() < 0.985:
+            return
+        draw = self.chance.random()
+        name = self.chance.choice(NAMES)
+        is_own = self.mount.coherent.keeps_writes(self.world.directory)
+        if draw < (0.05 if is_own else 0.30):
+            await self._fill()
+        elif draw < 0.40:
+            await self._make(name)
+        elif draw < 0.55:
+            await self._close()
+        elif draw < 0.75:
+            await self._remove(name)
+        else:
+            await self.see(name)
+
+    async def _start_again(self) -> None:
+        self._open.clear()
+
+    async def _fill(self) -> None:
+        """So many files, one after the other, that the mount asks for the directory."""
+        for _ in range(_FILL):
+            self._filled += 1
+            name = b"%d-%d-%d" % (self.mount.session.session, id(self) % 1_000, self._filled)
+            _, number, _ = await self.mount.vfs.create(ROOT, self.world.directory, name, 0o644, os.O_RDWR)
+            await self.mount.close(number)
+        await trio.sleep(0.02)
+
+    async def _make(self, name: str) -> None:
+        call = self.world.begin_name(self.mount, name, "make")
+        await self.mount.kernel.answered()
+        flags = os.O_RDWR | os.O_EXCL
+        try:
+            inode, number, _ = await self.mount.vfs.create(ROOT, self.world.directory, name.encode(), 0o644, flags)
+        except PosixError as error:
+            if error.errno != errno.EEXIST:
+                raise
+            await self._answered(call, "exists")
+            return
+        await self.mount.kernel.answered()
+        self.world.made(call, inode.ino)
+        self._open.append((call, number))
+
+    async def _close(self) -> None:
+        if self._open:
+            call, number = self._open.pop(self.chance.randrange(len(self._open)))
+            await self.mount.close(number)
+            if self.mount.session.session == call.session:
+                self.world.closed(call)
+
+    async def _remove(self, name: str) -> None:
+        call = self.world.begin_name(self.mount, name, "remove")
+        await self.mount.kernel.answered()
+        try:
+            await self.mount.vfs.unlink(ROOT, self.world.directory, name.encode())
+        except PosixError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            await self._answered(call, "absent")
+        else:
+            await self._answered(call, "remove")
+
+    async def see(self, name: str) -> None:
+        call = self.world.begin_name(self.mount, name, "see")
+        await self.mount.kernel.answered()
+        inode = await self.mount.vfs.lookup_or_none(ROOT, self.world.directory, name.encode())
+        call.ino = None if inode is None else inode.ino
+        await self._answered(call, "see")
+
+    async def _answered(self, call: NameCall, kind: Kind) -> None:
+        await self.mount.kernel.answered()
+        call.kind, call.ended = kind, trio.current_time()
+
+
+def simulate_names(seed: int, seconds: float, kinds: Any, *, calm_s: float = 3.0) -> NameWorld:
+    """Run one history. Raises Broken."""
+    made: list[NameWorld] = []
+
+    async def main() -> None:
+        made.append(NameWorld(seed, calm_s))
+        await made[0].run(seconds, kinds)
+
+    run_history(seed, main)
+    return made[0]

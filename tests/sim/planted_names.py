@@ -1,0 +1,91 @@
+"""Mistakes that can be planted into the protocol of directories that one mount writes to alone (docs/leases.md): each
+takes one rule out, and name_world.py must find it."""
+
+from typing import Any
+
+from shoalfs.fs.leases import UNKNOWN
+from shoalfs.fs.making import Making
+from shoalfs.fs.vfs import Vfs
+from shoalfs.mds import coherence, service
+from shoalfs.mds import messages as m
+from sim.planted_leases import Patch, Plant
+
+MISTAKES: dict[str, Plant] = {}
+
+
+def mistake(plant: Plant) -> Plant:
+    MISTAKES[plant.__name__] = plant
+    return plant
+
+
+# --- the leader ------------------------------------------------------------------------------------------------------
+
+
+@mistake
+def lookups_do_not_wait_for_the_holder(patch: Patch) -> None:
+    real = service._settled_before
+    patch.setattr(service, "_settled_before", lambda request: None if isinstance(request, m.Lookup) else real(request))
+
+
+@mistake
+def the_lease_is_given_beside_those_who_know_the_names(patch: Patch) -> None:
+    real = coherence.Coherence.lease_write
+
+    async def lease_write(self: Any, session: Any, ino: Any, *, directory: bool) -> Any:
+        holders, self.table._names_holders = self.table._names_holders, {}
+        try:
+            return await real(self, session, ino, directory=directory)
+        finally:
+            self.table._names_holders = holders
+
+    patch.setattr(coherence.Coherence, "lease_write", lease_write)
+
+
+# --- the mount -------------------------------------------------------------------------------------------------------
+
+
+@mistake
+def what_was_made_is_not_told_when_it_is_called_back(patch: Patch) -> None:
+    async def tell_nothing(self: Any, directory: Any) -> bool:
+        return True
+
+    patch.setattr(Making, "told_all_in", tell_nothing)
+
+
+@mistake
+def files_are_made_where_names_are_not_all_known(patch: Patch) -> None:
+    real = Making._may_make
+
+    def may_make(self: Any, request: Any) -> bool:
+        if self._cache.name(request.parent, request.name) is not UNKNOWN:
+            return real(self, request)
+        return request.parent in self._cache.writes and self._cache.inode(request.parent) is not None
+
+    patch.setattr(Making, "_may_make", may_make)
+
+
+@mistake
+def files_are_made_after_it_was_called_back(patch: Patch) -> None:
+    real = Making._may_make
+
+    def may_make(self: Any, request: Any) -> bool:
+        self._cache.writes.add(request.parent)
+        return real(self, request)
+
+    patch.setattr(Making, "_may_make", may_make)
+
+
+@mistake
+def a_close_does_not_tell(patch: Patch) -> None:
+    async def commit_file(self: Any, file: Any, *, durable: bool) -> None:
+        await file.flush(durable=durable)
+
+    patch.setattr(Vfs, "_commit_file", commit_file)
+
+
+@mistake
+def mutations_overtake_what_was_made(patch: Patch) -> None:
+    async def settle(self: Any, request: Any) -> None:
+        return None
+
+    patch.setattr(Making, "settle", settle)

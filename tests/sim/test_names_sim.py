@@ -1,0 +1,84 @@
+"""Directories that one mount writes to alone, in the simulated world: whatever breaks, what all mounts see of names is
+what one directory could have done; and planted mistakes are found.
+
+SHOAL_SIM_SEEDS=200 runs more histories than the default; SHOAL_SIM_FIRST says where to begin.
+"""
+
+import os
+
+import pytest
+
+from sim.broken import Broken
+from sim.file_world import CAUSES
+from sim.name_histories import NameCall, check_names
+from sim.name_world import simulate_names
+from sim.planted_names import MISTAKES
+
+SEEDS = range(int(os.environ.get("SHOAL_SIM_FIRST", "0")), int(os.environ.get("SHOAL_SIM_SEEDS", "4")))
+SECONDS = 12.0
+PLANTED_SECONDS = 8.0
+PLANTED_SEEDS = 60
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_names_are_those_of_one_directory_whatever_breaks(seed: int):
+    counts = simulate_names(seed, SECONDS, CAUSES).counts
+    assert counts["checked"] > 30, counts
+    excused = sum(count for what, count in counts.items() if what.startswith("excused"))
+    assert excused <= 2 + counts["make"] / 4, counts
+
+
+def test_with_nothing_broken_nothing_fails_and_much_is_made_without_asking():
+    counts = simulate_names(1, SECONDS, ()).counts
+    told = {"made here", "made there", "closed", "checked", "make", "exists", "remove", "absent", "see"}
+    assert set(counts) <= told, counts
+    assert counts["made here"] > 2, counts
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_planted_mistake_is_found(name: str, monkeypatch: pytest.MonkeyPatch):
+    MISTAKES[name](monkeypatch)
+    crashes = 0
+    for seed in range(PLANTED_SEEDS):
+        try:
+            simulate_names(seed, PLANTED_SECONDS, CAUSES if seed % 2 else (), calm_s=1.5)
+        except Broken as error:
+            print(f"{name}: found by history {seed + 1}: {str(error)[:100]}")
+            return
+        except Exception:
+            crashes += 1
+    pytest.fail(f"{name} went unnoticed in {PLANTED_SEEDS} histories; {crashes} of them ended by themselves")
+
+
+# --- the checker -----------------------------------------------------------------------------------------------------
+
+
+def call(mount, kind, began, ended, ino=None, **more):
+    return NameCall(mount, mount, "a", kind, began, ended, ino, **more)
+
+
+def test_two_that_make_the_same_name_are_found():
+    calls = [call(1, "make", 1, 2, 7), call(2, "make", 3, 4, 8)]
+    with pytest.raises(Broken):
+        check_names(calls)
+    assert check_names([*calls, call(3, "remove", 1, 4)]) == 3
+
+
+def test_a_file_that_is_not_seen_is_found():
+    made = call(1, "make", 1, 2, 7)
+    with pytest.raises(Broken):
+        check_names([made, call(2, "see", 3, 4, None)])
+    assert check_names([made, call(2, "see", 1.5, 4, None), call(2, "see", 5, 6, 7)])
+
+
+def test_what_is_lost_with_a_session_is_excused_to_it_alone():
+    lost = call(1, "make", 1, 2, 7, excused="session ended")
+    assert check_names([lost, call(1, "see", 3, 4, 7), call(2, "see", 5, 6, None)])
+    with pytest.raises(Broken):
+        check_names([lost, call(2, "see", 3, 4, 7), call(2, "see", 5, 6, None)])
+
+
+def test_what_nobody_made_is_found():
+    with pytest.raises(Broken, match="nobody made"):
+        check_names([call(2, "see", 3, 4, 7)])
+    assert check_names([call(1, "make", 1, float("inf")), call(2, "see", 3, 4, 7)])
