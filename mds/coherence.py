@@ -259,7 +259,7 @@ class Coherence:
         """A session that an earlier leader knew keeps written bytes of these. Nobody was given a lease on them: the
         grace period lasts."""
         for ino in inodes:
-            if not self.table.restore_write(session, ino):
+            if not self.table.lease_write(session, ino):
                 log.warning("session %d keeps bytes of inode %d without a lease", session, ino)
 
     def _write_back(self, writer: SessionId, ino: InodeId) -> trio.Event:

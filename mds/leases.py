@@ -144,13 +144,8 @@ class LeaseTable:
         itself is changing is no matter of the others: one that makes a file after the other has its directory all the
         same."""
         changing = self._changing_inodes.get(ino, 0) - self._changing_by.get((ino, session), 0)
-        return changing <= 0 and self.restore_write(session, ino)
-
-    def restore_write(self, session: SessionId, ino: InodeId) -> bool:
-        """Give back the write lease that a session had of the leader before, and which it has gone on using. What is
-        being changed is no obstacle: nobody but that session itself was admitted before it had reported."""
         only = {session}
-        if self._writers.get(ino, session) != session:
+        if changing > 0 or self._writers.get(ino, session) != session:
             return False
         if not self._inode_holders.get(ino, _NOBODY) <= only or not self._names_holders.get(ino, _NOBODY) <= only:
             return False

@@ -143,11 +143,11 @@ def test_the_end_of_a_session_lets_those_go_who_wait_for_it(table):
 def test_a_write_lease_of_an_earlier_leader_is_given_back_while_its_holder_commits(table):
     """Found by tests/sim/file_world.py: a commit had met the new leader before the report that named the file did."""
     commit = table.begin(A, Touched(inodes={FILE}), 0)
-    assert not table.lease_write(A, FILE)
-    assert table.restore_write(A, FILE)
+    assert not table.lease_write(B, FILE)
+    assert table.lease_write(A, FILE)
     table.end(commit)
     assert table.writer(FILE) == A
-    assert not table.restore_write(B, FILE)
+    assert not table.lease_write(B, FILE)
 
 
 def test_a_session_holds_a_bounded_number_and_its_oldest_are_called_back():
