@@ -144,7 +144,10 @@ class Coherence:
     def looked_up(self, request: m.Lookup, inode: m.Inode | None) -> m.LookedUp:
         """The answer to a lookup of a session."""
         session = request.session
-        name_leased = self.table.lease_names(session, request.parent, request.name, self._now_ms())
+        # In a grace period somebody may have made files there whose report is still on its way.
+        name_leased = not self._sessions.in_grace(session) and self.table.lease_names(
+            session, request.parent, request.name, self._now_ms()
+        )
         leased = inode is not None and self.lease(session, inode.ino)
         self._relieve(session)
         return m.LookedUp(inode, leased, name_leased)
@@ -162,8 +165,8 @@ class Coherence:
         session = request.session
         if not session:
             return listing
-        leased = self.table.lease_names(session, request.ino, None, self._now_ms())
         grace = self._sessions.in_grace(session)
+        leased = not grace and self.table.lease_names(session, request.ino, None, self._now_ms())
         unleased = []
         for entry in listing.entries:
             if not entry.damaged:
