@@ -1,8 +1,8 @@
 """The lease table against the only thing that matters of it: what clients believe.
 
 The model knows for each session what it was given and has not dropped. Two things may never be: that a mutation is
-applied while somebody else believes in what it changes, and that somebody keeps written bytes of a file of which
-another session believes anything.
+applied while somebody else believes in what it changes, and that somebody keeps written bytes of a file, or new files
+of a directory, of which another session believes anything.
 """
 
 from hypothesis import settings
@@ -20,6 +20,7 @@ NAMES = [b"a", b"b"]
 
 sessions = st.sampled_from(SESSIONS)
 inodes = st.sampled_from(INODES)
+anything = st.sampled_from(INODES + DIRECTORIES)
 names = st.tuples(st.sampled_from(DIRECTORIES), st.sampled_from(NAMES))
 
 
@@ -52,10 +53,10 @@ class Leases(RuleBasedStateMachine):
         if self.table.lease_names(session, directory, None, self.now_ms):
             self.names |= {(session, directory, name) for name in NAMES}
 
-    @rule(session=sessions, ino=inodes)
+    @rule(session=sessions, ino=anything)
     def ask_to_write(self, session, ino):
         if self.table.lease_write(session, ino):
-            assert not any(ino in change.touched.inodes for change in self.changes)
+            assert not any(ino in change.touched.inodes for change in self.changes if change.session != session)
             self.writes.add((session, ino))
 
     # --- mutations ---------------------------------------------------------------------------------------------------
@@ -63,7 +64,10 @@ class Leases(RuleBasedStateMachine):
     @precondition(lambda self: len(self.changes) < 4)
     @rule(session=sessions, some=st.sets(inodes, max_size=2), named=st.sets(names, max_size=2))
     def begin(self, session, some, named):
-        touched = Touched(set(named), set(some))
+        touched = Touched(set(named), set(some) | {directory for directory, _ in named})
+        if (written := self.table.written_directory(session, touched)) is not None:
+            assert any((who, written) in self.writes for who in SESSIONS if who != session)
+            return
         if self.table.blocked(touched):
             assert any(change.touched.names & named for change in self.changes)
             return
@@ -132,6 +136,7 @@ class Leases(RuleBasedStateMachine):
         for writer, ino in self.writes:
             assert self.table.writer(ino) == writer
             assert {who for who, held in self.inodes | self.writes if held == ino} <= {writer}
+            assert {who for who, directory, _ in self.names if directory == ino} <= {writer}
 
     @invariant()
     def nothing_is_forgotten(self):
