@@ -38,7 +38,8 @@ def test_killed_and_stopped_processes(group: MdsGroup, nemesis: Nemesis):
     nemesis.kill_all()
     nemesis.pause_leader()
     report = check_all(group, nemesis.load)
-    assert all(report["answers"].get(address) for address in group.addresses), "each of them has led, and was asked"
+    answered = [address for address in group.addresses if report["answers"].get(address)]
+    assert len(answered) > 1, "the same one has led all the time, after all that"
 
 
 def test_cut_networks(group: MdsGroup, nemesis: Nemesis):

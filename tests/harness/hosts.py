@@ -30,7 +30,7 @@ def run(*command: object, check: bool = True, timeout_s: float = 60.0) -> subpro
     done = subprocess.run(
         [*map(str, command)], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout_s, check=False
     )
-    assert not check or done.returncode == 0, f"{' '.join(map(str, command))}: {done.stderr}"
+    assert not check or done.returncode == 0, f"{' '.join(map(str, command))}: {done.stdout[-2000:]}{done.stderr}"
     return done
 
 
