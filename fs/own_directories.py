@@ -98,6 +98,7 @@ class OwnDirectories:
                 candidate = self._candidates.get(directory)
                 if candidate is not None:
                     candidate.not_before = trio.current_time() + _AGAIN_S
+                self._releases.add(directory)  # whoever asks has it open at the leader
                 return
             self._own[directory] = trio.current_time()
             if len(self._own) > DIRECTORIES_WRITTEN_MAX:
@@ -119,6 +120,7 @@ class OwnDirectories:
         if not metadata.keeps_writes(directory):
             if not metadata.new_files.has_in(directory):
                 del self._own[directory]  # it was called back
+                self._releases.add(directory)
         elif trio.current_time() - used > _IDLE_S or not metadata.cache.is_complete(directory):
             await self._give_back(directory)
 

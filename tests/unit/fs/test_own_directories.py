@@ -16,7 +16,7 @@ from shoalfs.transport.errors import PeerUnreachable, PosixError
 from shoalfs.transport.ids import ROOT_INODE, SessionId
 from shoalfs.transport.network import open_network
 from shoalfs.transport.session import PROTOCOL_VERSION, Hello
-from unit.fs.test_coherent import leased
+from unit.fs.test_coherent import leased, live_sessions
 from unit.fs.test_write_leases import counted
 
 TTL_MS = 2_000
@@ -378,3 +378,15 @@ async def test_a_pool_that_is_being_removed_takes_no_new_file(cluster, known, si
         root = await one.vfs.getattr(ROOT_INODE)
         assert (await one.vfs.getattr(ino)).pool == root.pool
         assert await one.read_file(b"f", directory) == b"x" * size
+
+
+async def test_a_directory_that_was_called_back_is_not_open_any_more(cluster):
+    async with alone(cluster) as (one, directory), cluster.client() as two:
+        await leased(two)
+        assert (await live_sessions(cluster))[one.session.session].opens == 1
+        await two.vfs.lookup(ROOT, directory, b"own0")
+        with trio.fail_after(5):
+            while (await live_sessions(cluster))[one.session.session].opens:
+                await trio.sleep(0.05)
+        await one.write_file(b"f", b"data", directory)
+        assert await two.read_file(b"f", directory) == b"data"
