@@ -83,24 +83,14 @@ class NewFiles:
         self._files[ino] = _New(msgspec.structs.replace(request, ino=ino), now_ns)
         self._by_name[request.parent, request.name] = ino
         self._in.setdefault(request.parent, {})[ino] = None
-        return m.Inode(
+        return m.new_inode(
+            directory,
             ino=ino,
             mode=stat.S_IFREG | request.mode & ~request.umask & 0o7777,
-            nlink=1,
             uid=request.who.uid,
             gid=request.who.gid,
-            rdev=0,
-            size_bytes=0,
-            used_bytes=0,
-            atime_ns=now_ns,
-            mtime_ns=now_ns,
-            ctime_ns=now_ns,
-            btime_ns=now_ns,
-            version=1,
-            data_version=1,
+            now_ns=now_ns,
             pool=directory.pool,
-            chunk_bytes=directory.chunk_bytes,
-            inline_bytes_max=directory.inline_bytes_max,
         )
 
     def view(self, inode: m.Inode) -> m.Inode:

@@ -10,7 +10,7 @@ import stat
 import msgspec
 
 from shoalfs.mds import keys, records, trash
-from shoalfs.mds.messages import Credentials, Inode, Storage
+from shoalfs.mds.messages import Credentials, Inode, new_inode
 from shoalfs.mds.txn import ReadTxn, Txn
 from shoalfs.transport.errors import BadMessage, PosixError
 from shoalfs.transport.ids import ROOT_INODE, InodeId, PoolId
@@ -93,26 +93,18 @@ def make(
     linked to."""
     counters = load_counters(txn)
     is_dir = stat.S_ISDIR(mode)
-    inode = Inode(
-        ino=InodeId(ino or counters.next_ino),
+    inode = new_inode(
+        parent,
+        ino=ino or counters.next_ino,
         mode=mode,
-        nlink=2 if is_dir else 1,
         uid=uid,
         gid=gid,
+        now_ns=now_ns,
+        pool=_pool_below(txn, parent),
+        nlink=2 if is_dir else 1,
         rdev=rdev,
         size_bytes=size_bytes,
-        used_bytes=0,
-        atime_ns=now_ns,
-        mtime_ns=now_ns,
-        ctime_ns=now_ns,
-        btime_ns=now_ns,
-        version=1,
-        data_version=1,
-        storage=Storage.INLINE,
-        pool=_pool_below(txn, parent),
-        chunk_bytes=parent.chunk_bytes,
-        inline_bytes_max=parent.inline_bytes_max,
-        parent=parent.ino if is_dir else InodeId(0),
+        parent=parent.ino if is_dir else 0,
         next_cookie=FIRST_COOKIE if is_dir else 0,
         acl=acl,
         default_acl=default_acl,

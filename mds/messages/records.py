@@ -71,6 +71,51 @@ class Inode(Message, frozen=True):
         return {name: value for name, value in zip(ACL_NAMES, (self.acl, self.default_acl), strict=True) if value}
 
 
+def new_inode(
+    directory: Inode,
+    *,
+    ino: int,
+    mode: int,
+    uid: int,
+    gid: int,
+    now_ns: int,
+    pool: PoolId,
+    nlink: int = 1,
+    rdev: int = 0,
+    size_bytes: int = 0,
+    parent: int = 0,
+    next_cookie: int = 0,
+    acl: bytes = b"",
+    default_acl: bytes = b"",
+) -> Inode:
+    """An inode as it is when it has just been made in ``directory``, whose layout it has: by the leader, or by a
+    mount that will tell the leader of it."""
+    return Inode(
+        ino=InodeId(ino),
+        mode=mode,
+        nlink=nlink,
+        uid=uid,
+        gid=gid,
+        rdev=rdev,
+        size_bytes=size_bytes,
+        used_bytes=0,
+        atime_ns=now_ns,
+        mtime_ns=now_ns,
+        ctime_ns=now_ns,
+        btime_ns=now_ns,
+        version=1,
+        data_version=1,
+        storage=Storage.INLINE,
+        pool=pool,
+        chunk_bytes=directory.chunk_bytes,
+        inline_bytes_max=directory.inline_bytes_max,
+        parent=InodeId(parent),
+        next_cookie=next_cookie,
+        acl=acl,
+        default_acl=default_acl,
+    )
+
+
 class Extent(Message, frozen=True):
     """``length_bytes`` of a file from ``offset_bytes`` are the bytes of a chunk from ``chunk_offset_bytes``.
 

@@ -134,6 +134,8 @@ def test_a_damaged_record_header_costs_nothing_while_a_replica_is_good(whole: Cl
         assert (whole.point / "data").read_bytes() == DATA
         # It may have been mended by now: the reader has reported it.
         told = json.loads(shoal("fsck", "--json", "--deep", "--state", whole.state).stdout)
+        status = json.loads(shoal("status", "-o", "json", "--state", whole.state).stdout)
+        assert told["findings"] or status["repair"]["copied_chunks"] > 0
         assert {found["kind"] for found in told["findings"]} <= {"damaged-replica", "missing-replica"}
         whole.kill("chunkserver-1")
     remount(whole)
