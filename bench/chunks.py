@@ -22,6 +22,7 @@ import trio
 from shoalfs.chunkserver.client import ChunkClient
 from shoalfs.chunkserver.disk import RealDisk
 from shoalfs.chunkserver.forwarder import Addresses, Forwarder
+from shoalfs.chunkserver.keeper import TargetSet
 from shoalfs.chunkserver.service import ChunkService
 from shoalfs.chunkserver.store import ChunkStore
 from shoalfs.chunkserver.target import open_target
@@ -116,7 +117,8 @@ async def bench(directory: str, args: argparse.Namespace) -> None:
             hello = Hello(cluster_id=CLUSTER, role="chunkserver", name="bench")
             async with open_network(carriers, hello) as peers:
                 forwarder = Forwarder(peers, Addresses(Leader(peers, [address])))
-                await nursery.start(serve, carriers, address, ChunkService("bench", [target], forwarder).rpc, hello)
+                service = ChunkService("bench", TargetSet({target.uuid: target}), forwarder)
+                await nursery.start(serve, carriers, address, service.rpc, hello)
                 remote = m.Target(TargetId(1), target.uuid, "bench", address, 1, m.TargetState.UP, 0)
                 await bench_socket(carriers, remote, args)
                 nursery.cancel_scope.cancel()

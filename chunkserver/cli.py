@@ -1,5 +1,6 @@
 """`shoal chunkserver run`: one chunkserver with its targets."""
 
+import os
 import socket
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
@@ -49,7 +50,7 @@ def run(
     from shoalfs.transport.carrier import Carriers
 
     daemon.run(
-        partial(server.run, server_options(chosen), Carriers.standard(chosen.tls.paths, chosen.net.transport)),
+        partial(server.run, server_options(chosen, config), Carriers.standard(chosen.tls.paths, chosen.net.transport)),
         context.obj,
     )
 
@@ -73,15 +74,18 @@ def headers(
         raise UserError(f"headers: {target}: {error.strerror}") from error
 
 
-def server_options(config: Config) -> "ServerOptions":
-    """The server's options as it takes them. Raises UserError if targets or metadata nodes are missing."""
-    from shoalfs.chunkserver.server import ServerOptions, TargetOptions
+def server_options(config: Config, path: str | None = None) -> "ServerOptions":
+    """The server's options as it takes them, from a configuration that was read from the file at ``path``. Raises
+    UserError if targets or metadata nodes are missing."""
+    from shoalfs.chunkserver.keeper import TargetOptions
+    from shoalfs.chunkserver.server import ServerOptions
 
     table = config.chunkserver
     if not table.targets:
         raise UserError("chunkserver.targets: none: name a directory with --target or in the configuration")
     if not table.mds:
         raise UserError("chunkserver.mds: none: name a metadata node with --mds ADDRESS or in the configuration")
+    added = table.added_targets or (path and f"{path}.targets")
     return ServerOptions(
         node=table.name or socket.gethostname(),
         listen=str(table.listen),
@@ -92,4 +96,5 @@ def server_options(config: Config) -> "ServerOptions":
         advertise=None if table.advertise is None else str(table.advertise),
         cluster_id=config.cluster.id_bytes or None,
         rack=table.rack,
+        added_path=os.path.abspath(added) if added else None,
     )

@@ -71,13 +71,19 @@ class ScrubFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 _S = TypeVar("_S", bound=msgspec.Struct)
 
 
-def cluster_of(disk: Disk, path: str) -> bytes | None:
-    """The cluster that the directory at ``path`` belongs to, None if it was never initialised. Raises UserError."""
+def target_in(disk: Disk, path: str) -> TargetFile | None:
+    """What the directory at ``path`` says that it is, None if it was never initialised. Raises UserError, OSError."""
     try:
         names = disk.list_dir(path)
     except FileNotFoundError:
         return None
-    return bytes.fromhex(read_target_file(disk, path).cluster_id) if _TARGET_FILE in names else None
+    return read_target_file(disk, path) if _TARGET_FILE in names else None
+
+
+def cluster_of(disk: Disk, path: str) -> bytes | None:
+    """The cluster that the directory at ``path`` belongs to, None if it was never initialised. Raises UserError."""
+    found = target_in(disk, path)
+    return None if found is None else bytes.fromhex(found.cluster_id)
 
 
 class TargetDirectory:

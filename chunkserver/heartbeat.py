@@ -7,7 +7,6 @@ cannot be reached the server goes on serving what it has, and this goes on tryin
 
 import logging
 import time
-from collections.abc import Sequence
 from functools import partial
 from typing import Final, NoReturn
 
@@ -16,6 +15,7 @@ import trio
 
 from shoalfs.chunkserver import copier
 from shoalfs.chunkserver.client import ChunkClient
+from shoalfs.chunkserver.keeper import Keeper
 from shoalfs.chunkserver.membership import Condition, Membership
 from shoalfs.chunkserver.scrubber import Scrubber
 from shoalfs.chunkserver.target import Target
@@ -26,6 +26,7 @@ from shoalfs.transport.errors import (
     ShoalError,
     TargetDown,
     TargetFull,
+    TargetRemoved,
     WrongCluster,
     from_wire,
 )
@@ -36,43 +37,63 @@ _log: Final = logging.getLogger("shoal.chunkserver.heartbeat")
 
 
 class Heart:
-    """``address`` is where clients reach this server; ``peers``: to fetch from others what a target lacks."""
+    """``address`` is where clients reach this server; ``peers``: to fetch from others what a target lacks. Speaks for
+    the targets that ``keeper`` has at each beat. Invariant between two beats: members, scrubbers and scopes are of the
+    same targets."""
 
-    def __init__(
-        self, leader: Leader, node: str, rack: str, address: str, targets: Sequence[Target], peers: ChunkClient
-    ) -> None:
+    def __init__(self, leader: Leader, node: str, rack: str, address: str, keeper: Keeper, peers: ChunkClient) -> None:
         self._leader = leader
         self._node = node
         self._rack = rack
         self._address = address
         self._peers = peers
-        self._targets = {target.uuid: target for target in targets}
-        self._membership = Membership(node, tuple(self._targets))
-        self._scrubbers = {uuid: self._scrubber(target) for uuid, target in self._targets.items()}
+        self._keeper = keeper
+        self._targets = keeper.targets.living
+        self._membership = Membership(node)
+        self._scrubbers: dict[bytes, Scrubber] = {}
+        self._scopes: dict[bytes, trio.CancelScope] = {}  # of their tasks
         self._orders_came = trio.Event()
         self._copies_came = trio.Event()
-        self._copies_done = trio.Event()
+        self._something_came = trio.Event()  # for the next beat: copies are done, a target was added
 
-    def _scrubber(self, target: Target) -> Scrubber:
-        return Scrubber(
+    def _take_in(self, target: Target, nursery: trio.Nursery) -> None:
+        """Speak for it from now on, and verify what it has."""
+        uuid = target.uuid
+        self._membership.add(uuid)
+        scrubber = self._scrubbers[uuid] = Scrubber(
             target,
-            partial(self._membership.scrub_order, target.uuid),
-            partial(self._membership.found_damaged, target.uuid),
+            partial(self._membership.scrub_order, uuid),
+            partial(self._membership.found_damaged, uuid),
             time.time_ns,
         )
+        scope = self._scopes[uuid] = trio.CancelScope()
+
+        async def scrub() -> None:
+            with scope:
+                await scrubber.run()
+
+        nursery.start_soon(scrub)
+
+    async def _let_go(self, uuid: bytes, refusal: TargetRemoved) -> None:
+        """The cluster does not want it any more."""
+        self._scopes.pop(uuid).cancel()
+        del self._scrubbers[uuid]
+        self._membership.remove(uuid)
+        await self._keeper.let_go(uuid, refusal)
 
     async def run(self) -> NoReturn:
         """Beat until cancelled. Raises WrongCluster if the first metadata service that answers is another cluster's:
         nobody will ever ask for what is stored here."""
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._note_added)
             nursery.start_soon(self._delete_forever)
             for _ in range(COPIES_AT_ONCE_MAX):
                 nursery.start_soon(self._copy_forever)
-            for scrubber in self._scrubbers.values():
-                nursery.start_soon(scrubber.run)
             reachable, known = True, False
             while True:
                 began = trio.current_time()
+                for uuid in [uuid for uuid in self._targets if uuid not in self._scopes]:
+                    self._take_in(self._targets[uuid], nursery)
                 try:
                     await self.beat()
                 except ShoalError as error:
@@ -87,21 +108,30 @@ class Heart:
                     reachable = known = True
                 await self._wait_for_next_beat(began)
 
+    async def _note_added(self) -> NoReturn:
+        while True:
+            await self._keeper.targets.changed.wait()
+            self._something_came.set()
+
     async def _wait_for_next_beat(self, began: float) -> None:
         """HEARTBEAT_MS after the last one began, or earlier if there is something to say."""
         await trio.sleep(BEAT_MS_MIN / 1000)
         beat_ms = HURRIED_BEAT_MS if self._membership.is_hurried else HEARTBEAT_MS
         with trio.move_on_at(began + beat_ms / 1000):
-            while not self._membership.has_results:
-                self._copies_done = trio.Event()
-                await self._copies_done.wait()
+            while not self._membership.has_results and self._targets.keys() == self._scopes.keys():
+                self._something_came = trio.Event()
+                await self._something_came.wait()
 
     async def beat(self) -> None:
         """Register what is not registered, and report the rest. Raises ShoalError if the service does not answer."""
         for uuid in self._membership.unregistered():
             if not self._targets[uuid].failed:
-                await self._register(self._targets[uuid])
-        conditions = {uuid: await self._condition(target) for uuid, target in self._targets.items()}
+                try:
+                    await self._register(self._targets[uuid])
+                except TargetRemoved as refusal:
+                    await self._let_go(uuid, refusal)
+        members = [self._targets[uuid] for uuid in self._scopes]
+        conditions = {target.uuid: await self._condition(target) for target in members}
         heartbeat = self._membership.heartbeat(conditions)
         if not heartbeat.targets:
             return
@@ -145,8 +175,8 @@ class Heart:
         while True:
             await self._orders_came.wait()
             self._orders_came = trio.Event()
-            for uuid, target in self._targets.items():
-                if not target.failed and (chunks := self._membership.begin_deleting(uuid)):
+            for uuid, target in list(self._targets.items()):
+                if uuid in self._scopes and not target.failed and (chunks := self._membership.begin_deleting(uuid)):
                     await self._delete(target, chunks)
 
     async def _delete(self, target: Target, chunks: tuple[ChunkId, ...]) -> None:
@@ -168,4 +198,4 @@ class Heart:
             uuid, order = work
             copied, failures = await copier.carry_out(self._targets[uuid], order, self._peers)
             self._membership.end_copy(uuid, order.chunk, copied=copied, failures=failures)
-            self._copies_done.set()
+            self._something_came.set()

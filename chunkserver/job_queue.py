@@ -26,10 +26,13 @@ class JobQueue:
 
     def __init__(self) -> None:
         self._jobs: list[_Job] = []
+        self._refusal: Exception | None = None
         self._work_came = trio.Event()
 
     async def run(self, work: Callable[[], _T]) -> _T:
         """Do ``work`` in the thread; returns or raises what it does. Cancelled: it may still be done."""
+        if self._refusal is not None:
+            raise self._refusal
         job = _Job(work)
         self._jobs.append(job)
         self._work_came.set()
@@ -37,6 +40,14 @@ class JobQueue:
         assert job.result is not None
         value: _T = job.result.unwrap()
         return value
+
+    def refuse(self, error: Exception) -> None:
+        """Whoever waits for a job that was not begun, and whoever comes, gets this error."""
+        self._refusal = error
+        jobs, self._jobs = self._jobs, []
+        for job in jobs:
+            job.result = outcome.Error(error)
+            job.done.set()
 
     async def serve(self) -> Never:
         """Do the jobs until cancelled."""

@@ -90,12 +90,23 @@ class _Member:
 
 
 class Membership:
-    """Of the targets with these uuids. They share what one heartbeat may carry."""
+    """Of the targets with these uuids, and those that come later. They share what one heartbeat may carry."""
 
-    def __init__(self, node: str, uuids: Sequence[bytes]) -> None:
+    def __init__(self, node: str, uuids: Sequence[bytes] = ()) -> None:
         self._node = node
         self._members = {uuid: _Member() for uuid in uuids}
-        self._sharers = max(1, len(uuids))
+
+    @property
+    def _sharers(self) -> int:
+        return max(1, len(self._members))
+
+    def add(self, uuid: bytes) -> None:
+        """One more target, which is not registered. Not between :meth:`next_part` and :meth:`heartbeat`."""
+        self._members[uuid] = _Member()
+
+    def remove(self, uuid: bytes) -> None:
+        """The target is none any more; what it was doing ends without being reported."""
+        self._members.pop(uuid, None)
 
     def unregistered(self) -> list[bytes]:
         return [uuid for uuid, member in self._members.items() if not member.id]
@@ -148,7 +159,9 @@ class Membership:
         """The service heard ``sent`` and answered this."""
         by_id = {member.id: member for member in self._members.values() if member.id}
         for report in sent.targets:
-            member = by_id[report.target]
+            member = by_id.get(report.target)
+            if member is None:
+                continue  # it was removed meanwhile
             for chunk in report.deleted:
                 member.deleted.pop(chunk, None)
             for chunk in report.copied:
@@ -174,7 +187,9 @@ class Membership:
 
     def end_deleting(self, uuid: bytes, deleted: Iterable[ChunkId]) -> None:
         """These are gone for good; others that were begun are not, and wait for the next order."""
-        member = self._members[uuid]
+        member = self._members.get(uuid)
+        if member is None:
+            return
         member.deleting_epoch = None
         for chunk in deleted:
             member.delete.pop(chunk, None)
@@ -192,7 +207,9 @@ class Membership:
 
     def end_copy(self, uuid: bytes, chunk: ChunkId, *, copied: bool, failures: Iterable[CopyFailed]) -> None:
         """``copied``: it is on disk with the hash that was ordered."""
-        member = self._members[uuid]
+        member = self._members.get(uuid)
+        if member is None:
+            return
         member.copying.discard(chunk)
         if copied:
             member.copied[chunk] = None
@@ -209,7 +226,8 @@ class Membership:
     # --- scrubbing ---------------------------------------------------------------------------------------------------
 
     def scrub_order(self, uuid: bytes) -> ScrubOrder | None:
-        return self._members[uuid].scrub
+        member = self._members.get(uuid)
+        return None if member is None else member.scrub
 
     def found_damaged(self, uuid: bytes, chunk: ChunkId) -> bool:
         """Report the chunk with the next heartbeat. False: too many are waiting to be reported."""

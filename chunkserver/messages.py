@@ -144,6 +144,19 @@ class ServerStatus(Message, frozen=True):
     counters: dict[str, int]
 
 
+class AddTarget(Message, frozen=True):
+    """Make a directory of the server's machine a target of it, for good. ``size_limit_bytes`` None: as much as its
+    filesystem holds."""
+
+    path: str
+    size_limit_bytes: int | None = None
+
+
+class TargetAdded(Message, frozen=True):
+    target: TargetId  # 0: written down, but the metadata service has not answered yet
+    uuid: bytes
+
+
 _CLIENTS: Final = frozenset({"client", "admin"})
 _CLIENTS_AND_PEERS: Final = _CLIENTS | {"chunkserver"}  # peers fetch what they lack, and pass chunks on
 _ADMIN: Final = frozenset({"admin"})
@@ -155,3 +168,4 @@ LIST: Final = Method(203, "chunk.list", ListChunks, ChunksListed, roles=_ADMIN)
 VERIFY: Final = Method(204, "chunk.verify", VerifyChunks, ChunksVerified, roles=_ADMIN)
 SERVER_STATUS: Final = Method(205, "chunk.status", GetServerStatus, ServerStatus, roles=_CLIENTS)
 PUT_CHAIN: Final = Method(206, "chunk.put_chain", PutChain, ChainStored, CHUNK_BYTES_MAX, 0, _CLIENTS_AND_PEERS)
+ADD_TARGET: Final = Method(207, "chunk.add_target", AddTarget, TargetAdded, roles=_ADMIN)

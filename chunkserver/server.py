@@ -4,33 +4,29 @@ Order of the start: learn which cluster this is; open the targets (which recover
 At the end everything that was stored is put on disk, whatever ended the server.
 
 A target whose disk does not answer is left out and shown as failed; a mistake in the options (a directory of another
-cluster, one that is in use) stops the start.
+cluster, one that is in use) stops the start. Targets may come and go meanwhile: see keeper.py.
 """
 
-import contextlib
 import logging
-import secrets
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Final, Never
 
 import trio
 
+from shoalfs.chunkserver.added import AddedTargets
 from shoalfs.chunkserver.client import ChunkClient
 from shoalfs.chunkserver.directory import cluster_of
 from shoalfs.chunkserver.disk import RealDisk
 from shoalfs.chunkserver.forwarder import Addresses, Forwarder
 from shoalfs.chunkserver.heartbeat import Heart
-from shoalfs.chunkserver.index import IndexDamaged
+from shoalfs.chunkserver.keeper import TargetOptions, open_keeper
+from shoalfs.chunkserver.messages import ADD_TARGET
 from shoalfs.chunkserver.service import ChunkService
-from shoalfs.chunkserver.store import ChunkStore
-from shoalfs.chunkserver.target import Target, open_target
 from shoalfs.mds.leader import Leader
 from shoalfs.mds.messages import CHUNKSERVER, GET_MAP, GetMap
 from shoalfs.transport.carrier import Carriers
-from shoalfs.transport.errors import PeerUnreachable, TargetDown, UserError
+from shoalfs.transport.errors import PeerUnreachable, UserError
 from shoalfs.transport.limits import HEARTBEAT_PATIENCE_MS, TARGETS_PER_SERVER_MAX
 from shoalfs.transport.network import open_network
 from shoalfs.transport.rpc import serve
@@ -40,17 +36,10 @@ _log: Final = logging.getLogger("shoal.chunkserver.server")
 
 
 @dataclass(frozen=True)
-class TargetOptions:
-    """One directory to store in. ``size_limit_bytes`` None: as much as its filesystem holds."""
-
-    path: str
-    size_limit_bytes: int | None = None
-
-
-@dataclass(frozen=True)
 class ServerOptions:
     """``advertise``: the address that clients are told, None: the one it listens on. ``cluster_id`` None: that of the
-    targets, or at the first start of all what the metadata service says. ``mds``: any of its members."""
+    targets, or at the first start of all what the metadata service says. ``mds``: any of its members. ``added_path``:
+    the file in which targets are written down that are added while it runs; None: none can be."""
 
     node: str
     listen: str
@@ -59,6 +48,7 @@ class ServerOptions:
     advertise: str | None = None
     cluster_id: bytes | None = None
     rack: str = ""
+    added_path: str | None = None
 
 
 async def run(
@@ -77,17 +67,18 @@ async def run(
     if cluster_id is None:
         cluster_id = await _ask_cluster_id(options, carriers)
     hello = Hello(cluster_id=cluster_id, role=CHUNKSERVER, name=options.node)
-    async with contextlib.AsyncExitStack() as stack:
-        targets, dead = await _open_targets(stack, disk, options.targets, cluster_id)
-        network = await stack.enter_async_context(open_network(carriers, hello))
+    added = None if options.added_path is None else AddedTargets(disk, options.added_path)
+    async with open_keeper(disk, cluster_id, added) as keeper, open_network(carriers, hello) as network:
+        await keeper.open_configured(options.targets)
         leader = Leader(network, options.mds, HEARTBEAT_PATIENCE_MS)
-        service = ChunkService(options.node, targets, Forwarder(network, Addresses(leader)), dead)
+        service = ChunkService(options.node, keeper.targets, Forwarder(network, Addresses(leader)))
+        service.rpc.add(ADD_TARGET, keeper.answer_add)
         async with trio.open_nursery() as nursery:
             address = await nursery.start(serve, carriers, options.listen, service.rpc, hello)
             peers = ChunkClient(network)
-            heart = Heart(leader, options.node, options.rack, options.advertise or address, targets, peers)
+            heart = Heart(leader, options.node, options.rack, options.advertise or address, keeper, peers)
             nursery.start_soon(heart.run)
-            _log.info("%s serves %d targets on %s", options.node, len(targets), address)
+            _log.info("%s serves %d targets on %s", options.node, len(keeper.targets.living), address)
             task_status.started(address)
     raise AssertionError("a server ends by being cancelled")
 
@@ -124,29 +115,3 @@ async def _ask_cluster_id(options: ServerOptions, carriers: Carriers) -> bytes:
                 _log.warning("waiting for the metadata service to learn the cluster's id: %s", error)
             else:
                 return reply.body.cluster_id
-
-
-async def _open_targets(
-    stack: contextlib.AsyncExitStack, disk: RealDisk, targets: Sequence[TargetOptions], cluster_id: bytes
-) -> tuple[list[Target], list[tuple[str, str]]]:
-    """The targets that can serve, and path and reason of those that cannot."""
-    opened: list[Target] = []
-    dead: list[tuple[str, str]] = []
-    for target in targets:
-        open_store = partial(
-            ChunkStore,
-            disk,
-            target.path,
-            cluster_id=cluster_id,
-            fresh_uuid=secrets.token_bytes(16),
-            clock_ns=time.time_ns,
-            size_limit_bytes=target.size_limit_bytes,
-        )
-        try:
-            opened.append(await stack.enter_async_context(open_target(open_store)))
-        except (TargetDown, OSError, IndexDamaged) as error:
-            _log.error("%s is left out: %s", target.path, error)
-            dead.append((target.path, str(error)))
-    if not opened:
-        raise UserError(f"no target can be opened; the first: {dead[0][0]}: {dead[0][1]}")
-    return opened, dead

@@ -4,7 +4,6 @@ The one rule: a target is addressed by the number that the metadata service gave
 number that is not ours, the answer is TargetDown, so that the caller fetches the cluster map again.
 """
 
-from collections.abc import Sequence
 from functools import partial
 from typing import Final
 
@@ -13,6 +12,7 @@ import trio
 
 from shoalfs.chunkserver.chain import failed
 from shoalfs.chunkserver.forwarder import Forwarder
+from shoalfs.chunkserver.keeper import TargetSet
 from shoalfs.chunkserver.messages import (
     GET,
     LIST,
@@ -51,15 +51,11 @@ _ID_MAX: Final = (1 << 64) - 1
 
 
 class ChunkService:
-    """``dead``: path and reason of configured targets that could not be opened; they are only shown. ``forwarder``
-    passes on what is also for targets of other servers."""
+    """``targets`` may change meanwhile. ``forwarder`` passes on what is also for targets of other servers."""
 
-    def __init__(
-        self, node: str, targets: Sequence[Target], forwarder: Forwarder, dead: Sequence[tuple[str, str]] = ()
-    ) -> None:
+    def __init__(self, node: str, targets: TargetSet, forwarder: Forwarder) -> None:
         self._node = node
-        self._targets = tuple(targets)
-        self._dead = tuple(dead)
+        self._targets = targets
         self._forwarder = forwarder
         self.rpc = Service()
         self.rpc.add(PUT, self._put)
@@ -71,7 +67,7 @@ class ChunkService:
         self.rpc.add(SERVER_STATUS, self._status)
 
     def _target(self, number: TargetId) -> Target:
-        for target in self._targets:
+        for target in self._targets.living.values():
             if target.id == number and number:
                 return target
         raise TargetDown(f"target {number} is not on {self._node}")
@@ -145,10 +141,14 @@ class ChunkService:
         return ChunksVerified(tuple([await verify(chunk) for chunk in request.chunks]))
 
     async def _status(self, call: Call, request: GetServerStatus, payload: memoryview) -> ServerStatus:
-        living = [await _target_status(target) for target in self._targets]
-        dead = [TargetStatus(TargetId(0), b"", path, 0, 0, 0, 0, 0, 0, reason) for path, reason in self._dead]
+        targets = tuple(self._targets.living.values())
+        living = [status for target in targets if (status := await _target_status(target)) is not None]
+        dead = [
+            TargetStatus(TargetId(0), b"", path, 0, 0, 0, 0, 0, 0, reason)
+            for path, reason in self._targets.dead.items()
+        ]
         counters = self.rpc.counters + self._forwarder.counters
-        for target in self._targets:
+        for target in targets:
             counters.update(target.counters)
         return ServerStatus(self._node, (*living, *dead), dict(counters))
 
@@ -161,8 +161,12 @@ async def _verify_one(target: Target, chunk: ChunkId, *, deep: bool) -> Verified
     return VerifiedChunk(0, row.chunk_bytes, row.chunk_hash)
 
 
-async def _target_status(target: Target) -> TargetStatus:
-    usage = await target.usage()
+async def _target_status(target: Target) -> TargetStatus | None:
+    """None if it is being removed."""
+    try:
+        usage = await target.usage()
+    except TargetDown:
+        return None
     return TargetStatus(
         target.id,
         target.uuid,

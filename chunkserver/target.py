@@ -24,7 +24,7 @@ from shoalfs.chunkserver.job_queue import JobQueue
 from shoalfs.chunkserver.reader import Blocks
 from shoalfs.chunkserver.store import ChunkStore, Usage
 from shoalfs.mds.messages import Receipt
-from shoalfs.transport.errors import TargetDown, TargetFull
+from shoalfs.transport.errors import ShoalError, TargetDown, TargetFull
 from shoalfs.transport.fragments import Fragment
 from shoalfs.transport.frame import Buffer
 from shoalfs.transport.ids import ChunkId, InodeId, TargetId
@@ -58,12 +58,15 @@ class Target:
     def __init__(self, store: ChunkStore) -> None:
         self.id = TargetId(0)
         self.epoch = 0
+        self.enrolled = trio.Event()  # it has a number, or was refused one
+        self.refused: ShoalError | None = None  # why it never will have one
         self._store = store
         self._threads = trio.CapacityLimiter(DISK_THREADS_PER_TARGET)
         self._small_puts = JobQueue()
         self._sync_threads = trio.CapacityLimiter(1)  # a sync must not wait behind reads
         self._next_rounds: dict[int, _SyncRound] = {}  # segment -> the round that has not begun
         self._sync_wanted = trio.Event()
+        self._stopped = False
 
     @property
     def path(self) -> str:
@@ -86,6 +89,28 @@ class Target:
         """The metadata service knows this target by this number; receipts carry this epoch from now on."""
         self.id = target
         self.epoch = epoch
+        self.enrolled.set()
+
+    def refuse(self, error: ShoalError) -> None:
+        """The metadata service wants nothing of this target any more."""
+        self.refused = error
+        self.enrolled.set()
+
+    async def stop(self) -> None:
+        """Carry out nothing from now on but what has begun, and return when that is done. Who waits gets TargetDown."""
+        self._stopped = True
+        error = TargetDown(f"{self.path} is in service no more")
+        self._small_puts.refuse(error)
+        rounds, self._next_rounds = self._next_rounds, {}
+        for round_ in rounds.values():
+            round_.error = error
+            round_.done.set()
+        for _ in range(DISK_THREADS_PER_TARGET):  # whoever came before has had its turn when all of them are ours
+            await self._threads.acquire_on_behalf_of(object())
+
+    def _check_in_service(self) -> None:
+        if self._stopped:
+            raise TargetDown(f"{self.path} is in service no more")
 
     async def put(
         self,
@@ -122,6 +147,7 @@ class Target:
 
     async def get(self, chunk: ChunkId, offset_bytes: int, length_bytes: int) -> Blocks:
         """The verified blocks that cover the range. Raises ChunkMissing, ChunkCorrupt, BadMessage."""
+        self._check_in_service()
         if length_bytes <= READ_INLINE_BYTES_MAX:  # a thread costs more than copying this from memory
             blocks = self._store.reader.get_cached(chunk, offset_bytes, length_bytes)
             if blocks is not None:
@@ -163,12 +189,14 @@ class Target:
         return Receipt(chunk, self.id, self.epoch, durable, chunk_hash)
 
     async def _in_thread(self, work: Callable[..., _T], *arguments: object) -> _T:
+        self._check_in_service()
         return await trio.to_thread.run_sync(work, *arguments, limiter=self._threads)
 
     # --- group sync --------------------------------------------------------------------------------------------------
 
     def _join_round(self, segment: int) -> _SyncRound:
-        """The sync of the segment that begins after this call."""
+        """The sync of the segment that begins after this call. Raises TargetDown."""
+        self._check_in_service()
         self._sync_wanted.set()
         return self._next_rounds.setdefault(segment, _SyncRound())
 

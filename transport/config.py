@@ -159,6 +159,7 @@ class ChunkserverTable(_Table, frozen=True, kw_only=True):
     listen: Address = Address("tcp:127.0.0.1:7410")
     advertise: Address | None = None  # what clients are told; None: the address it listens on
     targets: Annotated[tuple[TargetTable, ...], Meta(max_length=TARGETS_PER_SERVER_MAX)] = ()
+    added_targets: str = ""  # the file for those of `shoal target add`; empty: this one's name with .targets behind it
     mds: tuple[Address, ...] = ()
 
 

@@ -197,6 +197,12 @@ class TargetDown(ShoalError):
     retry = Retry.REFRESH
 
 
+class TargetRemoved(ShoalError):
+    """The target was removed from the cluster: its directory can be used again once it is empty."""
+
+    code = 3006
+
+
 class StorageFailed(Exception):
     """This node's own disk is full, failing or damaged: one line for the operator. The process ends."""
 
@@ -213,6 +219,7 @@ _BY_CODE: Final[dict[int, type[ShoalError]]] = {
         PeerUnreachable, DeadlineExceeded, ProtocolViolation, WrongCluster, VersionMismatch, Overloaded, UnknownMethod,
         BadMessage, NotAllowed, NotLeader, SessionGone, StaleOperation, StaleReceipt, LayoutConflict, DamagedRecord,
         ChunkNotReserved, ChunkMissing, ChunkCorrupt, ChunkConflict, TargetFull, TargetDown,
+        TargetRemoved,
     )
 }  # fmt: skip
 

@@ -180,6 +180,7 @@ GARBAGE_GRACE_MS_DEFAULT: Final = 900_000  # > 2 x session TTL: a reader with an
 SEGMENT_BYTES_MAX: Final = 1024 * MIB  # a segment is sealed at this size
 TARGET_FULL_PERCENT: Final = 98  # PUT is refused beyond; the rest is for deletes and the index
 TARGETS_PER_SERVER_MAX: Final = 64
+TARGET_PATH_BYTES_MAX: Final = 1024  # of the name of a directory that is added while its server runs
 CHUNK_LIST_MAX: Final = 10_000  # ids in one LIST or VERIFY message
 DISK_THREADS_PER_TARGET: Final = 8
 RECORD_ALIGN_BYTES: Final = 4 * KIB  # a filesystem block: what a punched hole gives back

@@ -1,20 +1,25 @@
 """`shoal target`, `shoal node` and `shoal rebalance`: which disks the cluster uses, and how they are taken out of use.
 
 What is asked for is checked where it is applied; a command that has to wait for data to move returns at once, and
-`shoal target list` and `shoal status` show how far it is. A target is added by its chunkserver: it registers.
+`shoal target list` and `shoal status` show how far it is. `shoal target add` asks the chunkserver itself: only that
+sees the directory.
 """
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from shoalfs.fs.cli.cluster import ConfigOption, MdsOption, Operator, Reach, StateOption, call, locate
 from shoalfs.fs.cli.output import Format, OutputOption, print_json, print_rows, print_table, say, size
-from shoalfs.transport.errors import UserError
+from shoalfs.transport.config import ByteSize
+from shoalfs.transport.errors import Overloaded, PeerUnreachable, PosixError, TargetDown, TargetRemoved, UserError
 
 if TYPE_CHECKING:
+    from shoalfs.chunkserver.messages import AddTarget
     from shoalfs.mds.messages import MdsStatus, Target
     from shoalfs.transport.method import Message
 
@@ -23,6 +28,9 @@ node_app = typer.Typer(help="The chunkservers.", rich_markup_mode=None)
 rebalance_app = typer.Typer(help="Moving data to even out how full targets are.", rich_markup_mode=None)
 
 TargetArgument = Annotated[int, typer.Argument(metavar="TARGET", help="Number of the target, see `shoal target list`.")]
+_ADD_MS: Final = 120_000  # a disk that was another chunkserver's has to be recovered first
+_PRESENT: Final = frozenset({"UP", "SYNCING", "DRAINING"})  # its server was there lately
+
 NodeArgument = Annotated[str, typer.Argument(metavar="NODE", help="Name of the chunkserver, see `shoal node list`.")]
 
 
@@ -50,6 +58,54 @@ def list_targets(
 ) -> None:
     """Show every target: its state, how many placement groups it holds, and how many are still leaving it."""
     print_rows(output, describe(call(locate(mds, config, state), ask_status)), _COLUMNS, _shown)
+
+
+@target_app.command("add")
+def add_target(
+    node: NodeArgument,
+    directory: Annotated[
+        str, typer.Argument(metavar="DIR", help="An empty directory of that machine, best a disk of its own.")
+    ],
+    limit: Annotated[
+        str | None, typer.Option("--size", metavar="SIZE", help="How much to store; else what its disk holds.")
+    ] = None,
+    mds: MdsOption = None,
+    config: ConfigOption = None,
+    state: StateOption = None,
+) -> None:
+    """Have a running chunkserver use one more directory, from now on and after every restart."""
+    from shoalfs.chunkserver.messages import AddTarget
+
+    if not os.path.isabs(directory):
+        raise UserError(f"{directory}: expected an absolute path, as it is on the machine of {node}")
+    request = AddTarget(directory, None if limit is None else _bytes(limit))
+    given = call(locate(mds, config, state), partial(_add, node, request))
+    if given:
+        say(f"{directory} of {node} is target {given}: data is moved to it if others are fuller")
+    else:
+        say(f"{directory} of {node} is added once the metadata service answers: see `shoal target list`")
+
+
+async def _add(node: str, request: "AddTarget", operator: Operator) -> int:
+    """The number of the new target, 0 if it has none yet. Raises UserError with the reason if it cannot be one."""
+    from shoalfs.chunkserver.messages import ADD_TARGET
+
+    chosen = _chosen((await ask_status(operator)).map.targets, lambda t: t.node == node, f"node {node}")
+    address = max(chosen, key=lambda target: (target.state.name in _PRESENT, target.id)).address
+    try:
+        reply = await operator.network.call(address, ADD_TARGET, request, timeout_ms=_ADD_MS)
+    except PeerUnreachable as error:
+        raise UserError(f"node {node}: its chunkserver does not answer: start it first ({error})") from error
+    except (PosixError, TargetDown, TargetRemoved, Overloaded) as error:
+        raise UserError(f"node {node}: {error}") from error
+    return int(reply.body.target)
+
+
+def _bytes(text: str) -> int:
+    try:
+        return int(ByteSize.parse(text))
+    except ValueError as error:
+        raise UserError(f"--size: {error}") from error
 
 
 @target_app.command("drain")

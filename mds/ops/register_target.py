@@ -1,4 +1,5 @@
-"""REGISTER_TARGET: a chunkserver offers a disk. The same disk (uuid) is the same target, in a new epoch."""
+"""REGISTER_TARGET: a chunkserver offers a disk. The same disk (uuid) is the same target, in a new epoch; one that was
+removed is refused: what it holds is as old as its removal, and whoever removed it does not want it back."""
 
 import msgspec
 
@@ -7,18 +8,19 @@ from shoalfs.mds import inode as inodes
 from shoalfs.mds.messages import RegisterTarget, Target, TargetRegistered, TargetState
 from shoalfs.mds.ops.context import Context
 from shoalfs.mds.txn import ReadTxn, Txn
-from shoalfs.transport.errors import BadMessage, Overloaded
+from shoalfs.transport.errors import BadMessage, Overloaded, TargetRemoved
 from shoalfs.transport.ids import TargetId
 
 _UUID_BYTES = 16
 _NAME_CHARACTERS_MAX = 255
 _TARGET_ID_MAX = (1 << 32) - 1
+REMOVED = bytes(4)  # in the place of its number, which is never 0, for ever
 _AFTER = {state: state for state in TargetState} | {TargetState.DOWN: TargetState.SYNCING}
 
 
 def register_target(txn: Txn, context: Context, request: RegisterTarget) -> TargetRegistered:
     """It comes up; if it was down, it is syncing first, and if an operator drains it or it was taken out, that stays. A
-    target that is new, or came back, may make new placement groups possible."""
+    target that is new, or came back, may make new placement groups possible. Raises TargetRemoved."""
     _check(request)
     map_ = cluster.load_map(txn)
     before = _find(txn, request.uuid)
@@ -62,4 +64,6 @@ def _find(txn: ReadTxn, uuid: bytes) -> Target | None:
     number = txn.get(keys.target_uuid(uuid))
     if number is None:
         return None
+    if number == REMOVED:
+        raise TargetRemoved("this target was removed from the cluster: empty its directory to use it again")
     return records.TARGET.require(txn, keys.target(TargetId(int.from_bytes(number, "big"))))

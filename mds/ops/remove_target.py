@@ -1,11 +1,12 @@
-"""REMOVE_TARGET: forget a target for good. Its number is never given again; its disk, should it come back, is refused
-nothing: it registers as a new target, and what it holds is found to be of no use."""
+"""REMOVE_TARGET: forget a target for good. Its number is never given again, and its disk, should it come back, is
+refused: its server, which may be running, drops it. An emptied directory is another target."""
 
 import errno
 
 from shoalfs.mds import cluster, keys, records
 from shoalfs.mds.messages import MapChanged, RemoveTarget, TargetState
 from shoalfs.mds.ops.context import Context
+from shoalfs.mds.ops.register_target import REMOVED
 from shoalfs.mds.txn import Txn
 from shoalfs.transport.errors import PosixError
 
@@ -27,7 +28,7 @@ def remove_target(txn: Txn, context: Context, request: RemoveTarget) -> MapChang
     if target.state in (TargetState.UP, TargetState.SYNCING):
         raise PosixError(errno.EBUSY, f"target {target.id} is in service: drain it first")
     txn.delete(keys.target(target.id))
-    txn.delete(keys.target_uuid(target.uuid))
+    txn.put(keys.target_uuid(target.uuid), REMOVED)
     epoch = cluster.load_epoch(txn) + 1
     cluster.store_epoch(txn, epoch)
     return MapChanged(epoch)

@@ -14,7 +14,7 @@ import pytest
 from harness.cluster import Cluster, require_fuse, shoal, wait_until
 from harness.damage import occurrences
 from harness.load import Workload
-from harness.parts import configuration, running
+from harness.parts import configuration, one_line, running
 from shoalfs.transport.limits import MIB
 
 OUT_MS = 3_000
@@ -43,10 +43,20 @@ def three() -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def load(three: Cluster, tmp_path: Path) -> Iterator[Workload]:
-    tree = three.point / "tree"
+def two() -> Iterator[Cluster]:
+    """Two copies on two chunkservers."""
+    require_fuse()
+    with Cluster() as cluster:
+        cluster.up()
+        with cluster.unhung(HUNG_S):
+            yield cluster
+
+
+@contextmanager
+def loaded(cluster: Cluster, directory: Path) -> Iterator[Workload]:
+    tree = cluster.point / "tree"
     tree.mkdir()
-    load = Workload(tree, tmp_path / "journal")
+    load = Workload(tree, directory / "journal")
     try:
         load.wait_progress(20)
         yield load
@@ -54,6 +64,12 @@ def load(three: Cluster, tmp_path: Path) -> Iterator[Workload]:
         if load.process.poll() is None:
             os.kill(load.process.pid, signal.SIGKILL)
         load.process.communicate()
+
+
+@pytest.fixture
+def load(three: Cluster, tmp_path: Path) -> Iterator[Workload]:
+    with loaded(three, tmp_path) as load:
+        yield load
 
 
 def rows(cluster: Cluster) -> dict[str, list[dict[str, object]]]:
@@ -129,6 +145,55 @@ def test_a_node_is_drained_and_removed_under_load(three: Cluster, load: Workload
     load.verify()
     wait_until(lambda: is_whole(three), "what was written as the node went has all its copies", 60.0)
     three.fsck()
+
+
+def test_a_target_is_added_and_the_old_one_removed_under_load(two: Cluster, tmp_path: Path):
+    """Both belong to one running server, which is killed in between: the new disk is its own after that, too."""
+    state = ("--state", two.state)
+    with loaded(two, tmp_path) as load:
+        data = files(two, 10)
+        disk = two.root / "disk"
+        refused = one_line(shoal("target", "add", "chunkserver-2", disk, *state), 2)
+        assert "no such directory" in refused
+        assert "there is none" in one_line(shoal("target", "add", "nobody", disk, *state), 2)
+        disk.mkdir()
+        two.run("target", "add", "chunkserver-2", disk, "--size", "1GiB", *state)
+        old, new = rows(two)["chunkserver-2"]
+        assert (new["state"], new["capacity_bytes"]) == ("up", 1 << 30), "it is listed at once"
+        assert "already" in one_line(shoal("target", "add", "chunkserver-2", disk, *state), 2)
+        two.kill("chunkserver-2")
+        assert "does not answer" in one_line(shoal("target", "add", "chunkserver-2", disk, *state), 2)
+        two.up()
+        load.wait_progress(5)
+        assert "drain it" in one_line(shoal("target", "remove", old["id"], *state), 2)
+        two.run("target", "drain", old["id"], *state)
+
+        def row_of(number: object) -> dict[str, object]:
+            (row,) = [row for row in rows(two)["chunkserver-2"] if row["id"] == number]
+            return row
+
+        def is_drained() -> bool:
+            row = row_of(old["id"])
+            return not row["groups"] and not row["leaving"]
+
+        wait_until(is_drained, "no group needs it", 60.0)
+        load.wait_progress(5)
+        two.run("target", "remove", old["id"], *state)
+        assert [row["id"] for row in rows(two)["chunkserver-2"]] == [new["id"]]
+        load.wait_progress(10)
+        load.stop()
+        assert [row["id"] for row in rows(two)["chunkserver-2"]] == [new["id"]], "it does not register again"
+        assert row_of(new["id"])["chunks"]
+        shutil.rmtree(two.state / "data" / "chunkserver-2")  # nothing of it is needed
+        load.verify()
+        point = two.mount("fresh")  # nothing comes from a cache
+        for name, content in data.items():
+            assert (point / name).read_bytes() == content
+        wait_until(lambda: is_whole(two), "everything has all its copies", 60.0)
+        two.run("fsck", "--deep", *state)
+    two.kill("chunkserver-2")
+    two.up()  # with a configured directory that is empty, hence one more target, and with what was added
+    wait_until(lambda: row_of(new["id"])["state"] == "up", "what was added is there after a restart")
 
 
 def test_what_a_reader_finds_damaged_is_replaced(three: Cluster):

@@ -28,6 +28,7 @@ BLOCKS = 1536  # 6 MiB each
 _HEAD = struct.Struct("<IIQ")
 _GONE = {errno.ENOTCONN, errno.ECONNABORTED, errno.ENODEV, errno.ESTALE}
 _PATIENCE_S = 120.0
+STALL_S, STALLS_MAX = 1.0, 10_000
 
 
 def block(file: int, at: int, version: int) -> bytes:
@@ -47,6 +48,7 @@ class Workload:
         self.doubted: set[int] = set()  # files of which an fsync alone says nothing
         self.counts: Counter[str] = Counter()
         self.problems: list[str] = []
+        self.stalls_s: list[float] = []  # of operations that took longer than STALL_S; the first STALLS_MAX
         self.longest_s = 0.0
 
     # --- work --------------------------------------------------------------------------------------------------------
@@ -65,7 +67,10 @@ class Workload:
                 self.doubted.add(file)
             while self.doubted:
                 self.write_again(self.doubted.pop())
-        self.longest_s = max(self.longest_s, time.monotonic() - began)
+        took = time.monotonic() - began
+        self.longest_s = max(self.longest_s, took)
+        if took > STALL_S and len(self.stalls_s) < STALLS_MAX:
+            self.stalls_s.append(took)
 
     def fd(self, file: int) -> int:
         if file not in self.open:
@@ -182,7 +187,8 @@ class Workload:
 
     def report(self) -> dict[str, object]:
         problems = self.problems[:20]
-        return {"counts": dict(self.counts), "problems": problems, "longest_s": self.longest_s}
+        stalls = {"longest_s": self.longest_s, "stalls_s": self.stalls_s}
+        return {"counts": dict(self.counts), "problems": problems, **stalls}
 
 
 def main(tree: Path, report: Path, stop: Path, seed: int) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 import trio
 
 from shoalfs.chunkserver.client import ChunkClient
-from shoalfs.chunkserver.server import ServerOptions, TargetOptions
+from shoalfs.chunkserver.keeper import TargetOptions
+from shoalfs.chunkserver.server import ServerOptions
 from shoalfs.chunkserver.server import run as run_chunkserver
 from shoalfs.fs.coherent import Coherent
 from shoalfs.fs.data_path import DataPath

@@ -8,8 +8,9 @@ import trio
 from chunkserver_support import CLUSTER, content, hash_of
 from shoalfs.chunkserver import forwarder, server
 from shoalfs.chunkserver.client import ChunkClient
+from shoalfs.chunkserver.keeper import TargetOptions
 from shoalfs.chunkserver.messages import PUT_CHAIN, PutChain
-from shoalfs.chunkserver.server import ServerOptions, TargetOptions
+from shoalfs.chunkserver.server import ServerOptions
 from shoalfs.mds import messages as m
 from shoalfs.transport.carrier import Carriers
 from shoalfs.transport.errors import (

@@ -10,7 +10,8 @@ import trio
 from chunkserver_support import CLUSTER, content, hash_of
 from shoalfs.chunkserver import server
 from shoalfs.chunkserver.client import ChunkClient, hash_chunk
-from shoalfs.chunkserver.server import ServerOptions, TargetOptions
+from shoalfs.chunkserver.keeper import TargetOptions
+from shoalfs.chunkserver.server import ServerOptions
 from shoalfs.mds import messages as m
 from shoalfs.transport.carrier import Carriers
 from shoalfs.transport.errors import (

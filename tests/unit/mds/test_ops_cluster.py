@@ -8,7 +8,15 @@ from harness.metadata import ROOT, Metadata
 from shoalfs.mds import cluster, reads
 from shoalfs.mds import messages as m
 from shoalfs.mds.messages import TargetState
-from shoalfs.transport.errors import BadMessage, NotAllowed, Overloaded, PosixError, SessionGone, StaleReceipt
+from shoalfs.transport.errors import (
+    BadMessage,
+    NotAllowed,
+    Overloaded,
+    PosixError,
+    SessionGone,
+    StaleReceipt,
+    TargetRemoved,
+)
 from shoalfs.transport.ids import ROOT_INODE, SessionId, TargetId, chunk_id
 from shoalfs.transport.limits import CHUNK_RANGE_MAX, PGS_PER_TARGET
 
@@ -339,7 +347,10 @@ def test_a_target_is_removed_once_no_group_names_it(md):
     epoch = md.map().epoch
     assert md.do(remove, session=0).map_epoch == epoch + 1
     assert [t.id for t in md.map().targets] == [2, 3]
-    assert register(md, 1).target.id == 4, "its number is never given again"
+    with pytest.raises(TargetRemoved):
+        register(md, 1)
+    assert [t.id for t in md.map().targets] == [2, 3]
+    assert register(md, 4).target.id == 4, "its number is never given again"
     for number in (1, 0, 1 << 40):
         with pytest.raises(PosixError) as caught:
             md.do(m.RemoveTarget(TargetId(number)), session=0)
