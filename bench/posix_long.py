@@ -11,9 +11,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from harness import differential, matrix
-from harness.exerciser import Exerciser
+from harness.exerciser import SIZE_BYTES_MAX, Exerciser
 
 _EXAMPLES, _STEPS = 20, 100  # of one round; each round has a seed of its own
+_OPERATIONS = 2_000  # of one piece of the exerciser
 
 
 def main() -> None:
@@ -21,6 +22,8 @@ def main() -> None:
     parser.add_argument("directory", type=Path)
     parser.add_argument("--minutes", type=float, default=60.0, help="of the state machine")
     parser.add_argument("--operations", type=int, default=1_000_000, help="of the exerciser")
+    parser.add_argument("--elsewhere", type=Path, help="the same directory on another mount: the exerciser uses both")
+    parser.add_argument("--size-bytes", type=int, default=SIZE_BYTES_MAX, help="of the exerciser's file, at most")
     parser.add_argument("--every", type=int, default=1, help="of the matrix, each n-th call only; 0: none")
     parser.add_argument("--seed", type=int, default=None, help="of the first round; the next ones count on")
     arguments = parser.parse_args()
@@ -36,7 +39,10 @@ def main() -> None:
         if arguments.every:
             compare(Path(here), Path(known), arguments.every)
         differ(Path(here), Path(known), seed, arguments.minutes)
-        exercise(Path(here), seed, arguments.operations)
+        paths = [Path(here) / "file"]
+        if arguments.elsewhere is not None:
+            paths.append(arguments.elsewhere / paths[0].relative_to(arguments.directory))
+        exercise(paths, seed, arguments.operations, arguments.size_bytes)
 
 
 def differ(here: Path, known: Path, seed: int, minutes: float) -> None:
@@ -60,11 +66,16 @@ def compare(here: Path, known: Path, every: int) -> None:
         assert not found, f"{len(found)} differ:\n" + "\n".join(found)
 
 
-def exercise(here: Path, seed: int, operations: int) -> None:
-    print(f"exerciser, seed {seed}", flush=True)
-    began = time.monotonic()
-    Exerciser(str(here / "file"), seed).run(operations)
-    print(f"exerciser: {operations} operations in {time.monotonic() - began:.0f} s: no difference", flush=True)
+def exercise(paths: list[Path], seed: int, operations: int, size_bytes: int) -> None:
+    """In pieces, each with a file and a seed of its own: a difference is found again from its piece alone, and a run
+    that is ended has told how far it came."""
+    began, done = time.monotonic(), 0
+    while done < operations:
+        piece = min(_OPERATIONS, operations - done)
+        print(f"exerciser, seed {seed}", flush=True)
+        Exerciser(str(paths[0]), seed, [str(path) for path in paths[1:]], size_bytes).run(piece)
+        done, seed = done + piece, seed + 1
+        print(f"exerciser: {done} operations in {time.monotonic() - began:.0f} s: no difference", flush=True)
 
 
 if __name__ == "__main__":

@@ -5,19 +5,27 @@ import os
 from collections.abc import Awaitable, Callable
 
 from shoalfs.fs.handles import FileHandle, Handles
-from shoalfs.mds.messages import Allocate, AllocateMode, CloneRange, FsStat
+from shoalfs.mds.messages import Allocate, AllocateMode, CloneRange, FsStat, Inode
 from shoalfs.transport.errors import LayoutConflict, PosixError
+from shoalfs.transport.ids import InodeId
 
 _HOLE = AllocateMode.PUNCH_HOLE | AllocateMode.ZERO_RANGE
 _KNOWN = _HOLE | AllocateMode.KEEP_SIZE
 
 
 class FileRanges:
-    """``usage`` tells what the pool has room for."""
+    """``usage`` tells what the pool has room for. ``look`` asks for the attributes of a file and takes them in, so that
+    what others have written is committed and known: before a read the kernel does that, before these calls nobody."""
 
-    def __init__(self, handles: Handles, usage: Callable[[], Awaitable[FsStat]]) -> None:
+    def __init__(
+        self,
+        handles: Handles,
+        usage: Callable[[], Awaitable[FsStat]],
+        look: Callable[[InodeId], Awaitable[Inode]],
+    ) -> None:
         self._handles = handles
         self._usage = usage
+        self._look = look
 
     async def allocate(self, number: int, offset_bytes: int, length_bytes: int, mode: int) -> None:
         """As fallocate(2). Raises PosixError: EOPNOTSUPP for collapsing and inserting ranges, ENOSPC if there is less
@@ -35,7 +43,9 @@ class FileRanges:
         """As lseek(2) with SEEK_DATA or SEEK_HOLE; the kernel does the others."""
         if whence not in (os.SEEK_DATA, os.SEEK_HOLE):
             raise PosixError(errno.EINVAL)
-        return await self._handles.file(number).file.seek(offset_bytes, hole=whence == os.SEEK_HOLE)
+        file = self._handles.file(number).file
+        await self._look(file.ino)
+        return await file.seek(offset_bytes, hole=whence == os.SEEK_HOLE)
 
     async def copy(self, number: int, offset_bytes: int, target_number: int, target_bytes: int, length: int) -> int:
         """As copy_file_range(2): returns how much was done, without moving a byte. Raises PosixError(EOPNOTSUPP) where
@@ -43,6 +53,7 @@ class FileRanges:
         source, target = self._handles.file(number), self._writable(target_number)
         if not source.read:
             raise PosixError(errno.EBADF)
+        await self._look(source.file.ino)
         if source.file.is_dirty:
             await source.file.flush(durable=False)
         request = CloneRange(source.file.ino, target.file.ino, offset_bytes, target_bytes, length)

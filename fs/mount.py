@@ -172,9 +172,8 @@ async def _serve(
         nursery.start_soon(coherent.run)
         nursery.start_soon(kernel.run)
         try:
-            await _answer_kernel(
-                options, vfs, kernel, FileLocks(session.locks, vfs), FileRanges(handles, vfs.statfs), task_status
-            )
+            ranges = FileRanges(handles, vfs.statfs, vfs.getattr)
+            await _answer_kernel(options, vfs, kernel, FileLocks(session.locks, vfs), ranges, task_status)
         finally:
             with trio.move_on_after(_FLUSH_AT_END_S, shield=True):
                 for error in await data_path.flush_all(durable=True):

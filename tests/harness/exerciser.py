@@ -1,5 +1,5 @@
 """Random reads, writes, truncations, holes, copies, maps and reopenings of one file, each compared with a buffer in
-memory.
+memory; on one mount, or each on one of several mounts of the same file.
 
     python tests/harness/exerciser.py FILE [OPERATIONS] [SEED]
 
@@ -11,7 +11,7 @@ import mmap
 import os
 import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -30,13 +30,24 @@ _LENGTHS = (1, 100, 4_096, 70_000, 300_000, 1_500_000)
 
 
 class Exerciser:
-    """``run`` does the operations; the file is compared as a whole at the end."""
+    """``run`` does the operations; the file is compared as a whole at the end.
 
-    def __init__(self, path: str, seed: int) -> None:
-        self._path = path
+    ``elsewhere`` are paths of the same file on other mounts: each operation is made on one of them all, by chance. What
+    was stored into a mapping is then synced always, for only that makes it seen elsewhere. The file stays below
+    ``size_bytes_max``.
+    """
+
+    def __init__(
+        self, path: str, seed: int, elsewhere: Sequence[str] = (), size_bytes_max: int = SIZE_BYTES_MAX
+    ) -> None:
+        self._paths = [path, *elsewhere]
+        self._size_bytes_max = size_bytes_max
+        self._lengths = [length for length in _LENGTHS if length <= size_bytes_max // 4]
         self._chance = random.Random(seed)
         self._shadow = bytearray()
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644))
+        self._fds = [os.open(each, os.O_RDWR) for each in self._paths]
+        self._here = 0  # the mount of the operation under way
         self._operations: list[Callable[[], None]] = [
             *[self.write] * 3, *[self.read] * 3, self.truncate, self.read_map, self.write_map, self.reopen, self.sync,
             self.append, self.punch, self.zero, self.allocate, self.copy_within, self.copy_from, self.holes,
@@ -46,25 +57,36 @@ class Exerciser:
     def run(self, operations: int) -> None:
         for number in range(operations):
             operation = self._chance.choice(self._operations)
+            self._here = self._chance.randrange(len(self._fds))
             try:
                 operation()
-                assert os.fstat(self._fd).st_size == len(self._shadow)
+                assert os.fstat(self._fd).st_size == len(self._shadow), (os.fstat(self._fd).st_size, len(self._shadow))
             except AssertionError as error:
-                raise AssertionError(f"operation {number}, {operation.__name__}: {error}") from error
-        os.close(self._fd)
-        with open(self._path, "rb") as file:
-            assert file.read() == bytes(self._shadow), "the whole file at the end"
+                raise AssertionError(f"operation {number}, {operation.__name__} at {self._path}: {error}") from error
+        for fd in self._fds:
+            os.close(fd)
+        for path in self._paths:
+            with open(path, "rb") as file:
+                assert file.read() == bytes(self._shadow), f"the whole file at the end, {path}"
+
+    @property
+    def _fd(self) -> int:
+        return self._fds[self._here]
+
+    @property
+    def _path(self) -> str:
+        return self._paths[self._here]
 
     def write(self) -> None:
         offset, data = self._offset(), self._data()
-        data = data[: SIZE_BYTES_MAX - offset]
+        data = data[: self._size_bytes_max - offset]
         if data:
             assert os.pwrite(self._fd, data, offset) == len(data)
             self._shadow.extend(bytes(max(0, offset - len(self._shadow))))
             self._shadow[offset : offset + len(data)] = data
 
     def append(self) -> None:
-        data = self._data()[: SIZE_BYTES_MAX - len(self._shadow)]
+        data = self._data()[: self._size_bytes_max - len(self._shadow)]
         os.lseek(self._fd, 0, os.SEEK_END)
         assert os.write(self._fd, data) == len(data)
         self._shadow.extend(data)
@@ -80,19 +102,21 @@ class Exerciser:
         self._shadow.extend(bytes(size - len(self._shadow)))
 
     def read_map(self) -> None:
+        self._look()
         if self._shadow:
             with mmap.mmap(self._fd, len(self._shadow), prot=mmap.PROT_READ) as mapped:
                 offset, length = self._chance.randrange(len(self._shadow)), self._length()
                 self._same(mapped[offset : offset + length], offset, length)
 
     def write_map(self) -> None:
+        self._look()
         if self._shadow:
             with mmap.mmap(self._fd, len(self._shadow)) as mapped:
                 offset = self._chance.randrange(len(self._shadow))
                 data = self._data()[: min(70_000, len(self._shadow) - offset)]
                 mapped[offset : offset + len(data)] = data
                 self._shadow[offset : offset + len(data)] = data
-                if self._chance.random() < 0.5:
+                if self._chance.random() < 0.5 or len(self._fds) > 1:
                     mapped.flush()
 
     # --- fallocate, holes, copies, files without a name --------------------------------------------------------------
@@ -104,7 +128,7 @@ class Exerciser:
 
     def zero(self) -> None:
         offset, length = self._offset(), self._length()
-        length = min(length, SIZE_BYTES_MAX - offset) or 1
+        length = min(length, self._size_bytes_max - offset) or 1
         if self._chance.random() < 0.5:
             fallocate(self._fd, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE, offset, length)
             self._clear(offset, min(length, len(self._shadow) - offset))
@@ -115,13 +139,13 @@ class Exerciser:
 
     def allocate(self) -> None:
         offset, length = self._offset(), self._length()
-        length = min(length, SIZE_BYTES_MAX - offset) or 1
+        length = min(length, self._size_bytes_max - offset) or 1
         fallocate(self._fd, 0, offset, length)
         self._grow(offset + length)
 
     def copy_within(self) -> None:
         source, target, length = self._offset(), self._offset(), self._length()
-        length = min(length, len(self._shadow) - source, abs(target - source), SIZE_BYTES_MAX - target)
+        length = min(length, len(self._shadow) - source, abs(target - source), self._size_bytes_max - target)
         if length > 0:
             self._copy(self._fd, self._fd, source, target, length)
             self._put(target, self._shadow[source : source + length])
@@ -129,7 +153,7 @@ class Exerciser:
     def copy_from(self) -> None:
         """From another file, of which nothing is committed."""
         target, data = self._offset(), self._data()
-        data = data[: SIZE_BYTES_MAX - target]
+        data = data[: self._size_bytes_max - target]
         if data:
             other = self._unnamed()
             assert os.write(other, data) == len(data)
@@ -156,18 +180,24 @@ class Exerciser:
         self._copy(self._fd, new, 0, 0, len(self._shadow))
         give_name(new, Path(self._path + ".new"))
         os.rename(self._path + ".new", self._path)
-        os.close(self._fd)
-        self._fd = new
+        for fd in self._fds:
+            os.close(fd)
+        self._fds = [new if at == self._here else os.open(path, os.O_RDWR) for at, path in enumerate(self._paths)]
 
     def _unnamed(self) -> int:
         return os.open(os.path.dirname(self._path), os.O_TMPFILE | os.O_RDWR, 0o644)
 
     def _copy(self, source: int, target: int, start: int, to: int, length: int) -> None:
         done = 0
+        self._look()
         while done < length:
             count = os.copy_file_range(source, target, length - done, start + done, to + done)
             assert count, f"nothing copied at {done} of {length}"
             done += count
+
+    def _look(self) -> None:
+        """Linux copies and maps no further than the size it knows: ask for one that has changed elsewhere."""
+        os.fstat(self._fd)
 
     def _put(self, offset: int, data: bytes) -> None:
         self._grow(offset + len(data))
@@ -182,17 +212,17 @@ class Exerciser:
 
     def reopen(self) -> None:
         os.close(self._fd)
-        self._fd = os.open(self._path, os.O_RDWR)
+        self._fds[self._here] = os.open(self._path, os.O_RDWR)
 
     def sync(self) -> None:
         os.fsync(self._fd)
 
     def _offset(self) -> int:
         anywhere = self._chance.random() < 0.5
-        return self._chance.randrange(SIZE_BYTES_MAX if anywhere else len(self._shadow) + 1)
+        return self._chance.randrange(self._size_bytes_max if anywhere else len(self._shadow) + 1)
 
     def _length(self) -> int:
-        return self._chance.randrange(self._chance.choice(_LENGTHS)) + 1
+        return self._chance.randrange(self._chance.choice(self._lengths)) + 1
 
     def _data(self) -> bytes:
         return self._chance.randbytes(self._length())

@@ -1,12 +1,16 @@
 """Bytes that one mount keeps, seen from others: at the next look, and without anybody polling."""
 
+import errno
 import mmap
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from harness.cluster import Cluster
+from harness.refusals import failing
 
 
 def test_a_log_written_without_sync_is_tailed_elsewhere(mnt: Path, there: Path):
@@ -75,6 +79,31 @@ def test_writers_on_both_mounts_share_the_pages_of_one_file(mnt: Path, there: Pa
     ]
     assert [writer.wait(60) for writer in writers] == [0, 0]
     assert (mnt / "f").read_bytes() == (there / "f").read_bytes() == (b"0" * 10 + b"1" * 10) * 60
+
+
+def test_holes_are_where_they_are_after_what_was_written_elsewhere(mnt: Path, there: Path):
+    """Nobody closed or synced anything, and nobody asked for attributes between."""
+    with open(mnt / "f", "w+b", buffering=0) as ours, open(there / "f", "r+b", buffering=0) as theirs:
+        os.ftruncate(ours.fileno(), 3_000_000)
+        assert failing(os.lseek, theirs.fileno(), 0, os.SEEK_DATA) == errno.ENXIO
+        os.pwrite(ours.fileno(), b"x" * 1_000, 1_000_000)
+        assert os.lseek(theirs.fileno(), 0, os.SEEK_DATA) == 1_000_000
+        os.pwrite(ours.fileno(), b"x" * 1_000, 4_000_000)
+        assert os.lseek(theirs.fileno(), 3_500_000, os.SEEK_DATA) == 4_000_000
+        os.ftruncate(ours.fileno(), 500)
+        assert os.lseek(theirs.fileno(), 0, os.SEEK_HOLE) == 0
+        assert failing(os.lseek, theirs.fileno(), 500, os.SEEK_HOLE) == errno.ENXIO
+
+
+@pytest.mark.parametrize("size", [4_000, 100_000, 2_000_000])
+def test_a_copy_takes_what_was_written_elsewhere(mnt: Path, there: Path, size: int):
+    (mnt / "f").write_bytes(b"." * size)
+    with open(mnt / "f", "r+b", buffering=0) as ours, open(there / "f", "rb", buffering=0) as theirs:
+        assert theirs.read(size) == b"." * size
+        os.pwrite(ours.fileno(), b"word", size // 2)
+        with open(there / "copy", "w+b", buffering=0) as copy:
+            assert os.copy_file_range(theirs.fileno(), copy.fileno(), size, 0, 0) == size
+            assert os.pread(copy.fileno(), 6, size // 2 - 1) == b".word."
 
 
 APPENDER = """
