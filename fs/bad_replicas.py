@@ -1,7 +1,8 @@
-"""BadReplicas: tells the metadata service which copies were not there or not right, so that they are repaired.
+"""BadReplicas: tells the metadata service which copies were not there or not right, so that they are repaired; met by
+readers, or known to a writer whose chunk not all of its group have taken.
 
-Not in the way of any read: what was met is remembered, without the same twice and not without bound, and sent once a
-second. A report that is lost is no harm: the next reader meets the copy again, and scrubbing finds it.
+Not in the way of anybody: what was met is remembered, without the same twice and not without bound, and sent once a
+second. A report that is lost is no harm: the next reader meets the copy again, inventories and scrubbing find it.
 """
 
 from contextlib import suppress

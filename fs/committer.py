@@ -255,6 +255,8 @@ class Committer:
 
     def _remember(self, units: Iterable[Unit], *, durable: bool) -> None:
         for unit in units:
+            if unit.stored:
+                self._uploader.committed(unit.stored)
             if unit.stored and not durable and unit.stored.durable_receipts < len(unit.stored.receipts):
                 self.undurable[unit.stored.chunk] = unit.stored.holders
 

@@ -50,7 +50,7 @@ class DataPath:
         self._crowded = trio.Event()
         self._services = Services(
             metadata=metadata,
-            uploader=Uploader(metadata, chunks, self.counters, replication),
+            uploader=Uploader(metadata, chunks, self._bad_replicas, self.counters, replication),
             reader=ChunkReader(metadata, chunks, self._bad_replicas, self.counters, cache_bytes=cache_bytes),
             budget=self._write_back.budget,
             counters=self.counters,

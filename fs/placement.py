@@ -75,6 +75,11 @@ class Placement:
                     return group
         return None
 
+    def members(self, chunk: ChunkId) -> list[TargetId]:
+        """Those who are to have the chunk and are not down: who returns is compared with the metadata anyhow."""
+        group = self._groups.get(chunk_pg(chunk))
+        return [] if group is None else [t for t in group.targets if self._is_up(t)]
+
     def targets(self, group: PlacementGroup) -> list[tuple[int, Target]]:
         """The targets of the group that can be written to, with their places in it."""
         return [(place, self._targets[t]) for place, t in enumerate(group.targets) if self._is_up(t)]

@@ -14,6 +14,7 @@ from functools import partial
 import trio
 
 from shoalfs.fs.avoided import Avoided
+from shoalfs.fs.bad_replicas import BadReplicas
 from shoalfs.fs.parallel import settle_all
 from shoalfs.fs.pauses import Pauses
 from shoalfs.fs.pieces import Pieces, prepare
@@ -33,9 +34,15 @@ from shoalfs.transport.limits import (
 
 class Uploader:
     def __init__(
-        self, metadata: Metadata, chunks: Chunks, counters: Counter[str], replication: Replication = "fanout"
+        self,
+        metadata: Metadata,
+        chunks: Chunks,
+        bad: BadReplicas,
+        counters: Counter[str],
+        replication: Replication = "fanout",
     ) -> None:
         self._metadata = metadata
+        self._bad = bad
         self._chunks = chunks
         self._counters = counters
         self._replicator = Replicator(chunks, replication, counters)
@@ -54,6 +61,13 @@ class Uploader:
     def holders(self, chunk: ChunkId) -> tuple[TargetId, ...]:
         """The targets that are to have a chunk, by its number."""
         return tuple(target.id for target in self._current().replicas(chunk, 0, ()))
+
+    def committed(self, stored: Stored) -> None:
+        """The chunk is linked. Who of its group did not take it is to fetch it at once: until its absence would be
+        found in an inventory, the chunk has fewer copies than it should."""
+        if len(members := self._current().members(stored.chunk)) > len(stored.receipts):
+            for target in set(members).difference(stored.holders):
+                self._bad.note(target, stored.chunk, ChunkMissing())
 
     async def store(self, inode: Inode, offset_bytes: int, payload: Sequence[memoryview], *, durable: bool) -> Stored:
         """Store ``payload`` as one chunk of this file and return who took it: at least ``min_ack`` targets.
