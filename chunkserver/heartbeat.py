@@ -6,6 +6,7 @@ cannot be reached the server goes on serving what it has, and this goes on tryin
 """
 
 import logging
+import math
 import time
 from functools import partial
 from typing import Final, NoReturn
@@ -20,7 +21,17 @@ from shoalfs.chunkserver.membership import Condition, Membership
 from shoalfs.chunkserver.scrubber import Scrubber
 from shoalfs.chunkserver.target import Target
 from shoalfs.mds.leader import Leader
-from shoalfs.mds.messages import HEARTBEAT, MUTATE, Command, Mutate, Op, RegisterTarget, TargetRegistered
+from shoalfs.mds.messages import (
+    GET_MAP,
+    HEARTBEAT,
+    MUTATE,
+    Command,
+    GetMap,
+    Mutate,
+    Op,
+    RegisterTarget,
+    TargetRegistered,
+)
 from shoalfs.transport.errors import (
     ProtocolViolation,
     ShoalError,
@@ -34,6 +45,7 @@ from shoalfs.transport.ids import ChunkId, SessionId
 from shoalfs.transport.limits import BEAT_MS_MIN, COPIES_AT_ONCE_MAX, HEARTBEAT_MS, HURRIED_BEAT_MS
 
 _log: Final = logging.getLogger("shoal.chunkserver.heartbeat")
+_LOOK_S: Final = 5.0
 
 
 class Heart:
@@ -54,6 +66,7 @@ class Heart:
         self._scopes: dict[bytes, trio.CancelScope] = {}  # of their tasks
         self._orders_came = trio.Event()
         self._copies_came = trio.Event()
+        self._look_at = -math.inf  # when to see again whether a target that failed was removed
         self._something_came = trio.Event()  # for the next beat: copies are done, a target was added
 
     def _take_in(self, target: Target, nursery: trio.Nursery) -> None:
@@ -125,11 +138,10 @@ class Heart:
     async def beat(self) -> None:
         """Register what is not registered, and report the rest. Raises ShoalError if the service does not answer."""
         for uuid in self._membership.unregistered():
-            if not self._targets[uuid].failed:
-                try:
-                    await self._register(self._targets[uuid])
-                except TargetRemoved as refusal:
-                    await self._let_go(uuid, refusal)
+            try:
+                await self._register(self._targets[uuid])
+            except TargetRemoved as refusal:
+                await self._let_go(uuid, refusal)
         members = [self._targets[uuid] for uuid in self._scopes]
         conditions = {target.uuid: await self._condition(target) for target in members}
         heartbeat = self._membership.heartbeat(conditions)
@@ -142,6 +154,15 @@ class Heart:
         self._copies_came = trio.Event()
 
     async def _register(self, target: Target) -> None:
+        """Raises TargetRemoved. One that failed may not register, which would declare it up: whether the map has it is
+        looked at now and then."""
+        if target.failed:
+            if target.id and trio.current_time() >= self._look_at:
+                self._look_at = trio.current_time() + _LOOK_S
+                known = (await self._leader.call(GET_MAP, GetMap())).body.targets
+                if all(other.uuid != target.uuid for other in known):
+                    raise TargetRemoved
+            return
         usage = await target.usage()
         request = RegisterTarget(target.uuid, self._node, self._address, usage.capacity_bytes, self._rack)
         command = Command(0, 0, Op.REGISTER_TARGET, msgspec.Raw(msgspec.msgpack.encode(request)))

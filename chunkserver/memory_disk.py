@@ -179,7 +179,7 @@ class MemoryDisk:
             except OSError:
                 self._write(file, data[: len(data) // 2], offset)  # it fails half-way
                 raise
-            room = self.space("/").free_bytes + _PAGE_BYTES - 1
+            room = self._space().free_bytes + _PAGE_BYTES - 1
             need = offset + len(data) - len(file.data)
             if need + sum(_PAGE_BYTES for page in _pages(offset, len(data)) if page in file.holes) > room:
                 self._write(file, data[: min(room, len(data)) // 2], offset)
@@ -266,6 +266,10 @@ class MemoryDisk:
             self._change_names(path, lambda names: names.pop(path, None))
 
     def space(self, path: str) -> Space:
+        self._begin("space")
+        return self._space()
+
+    def _space(self) -> Space:
         used = sum(file.allocated_bytes for file in self._names.values())
         return Space(self.capacity_bytes, max(0, self.capacity_bytes - used))
 

@@ -32,7 +32,7 @@ from typing import Final, NamedTuple
 
 from shoalfs.chunkserver import record
 from shoalfs.chunkserver.directory import ScrubFile, TargetDirectory
-from shoalfs.chunkserver.disk import Disk
+from shoalfs.chunkserver.disk import Disk, Space
 from shoalfs.chunkserver.index import IndexDamaged, IndexFull, Row, row_of
 from shoalfs.chunkserver.reader import Reader
 from shoalfs.chunkserver.recovery import open_index
@@ -93,6 +93,7 @@ class ChunkStore:
         self._clock_ns = clock_ns
         self._size_limit_bytes = size_limit_bytes
         self._seal_lock = threading.Lock()
+        self._space = Space(0, 0)  # as its disk last said
         self._directory = TargetDirectory(disk, path, cluster_id=cluster_id, fresh_uuid=fresh_uuid)
         try:
             state = self._directory.read_state()
@@ -221,8 +222,9 @@ class ChunkStore:
             self._fail(f"cannot withdraw a record: {error}")
 
     def _require_room(self, size_bytes: int) -> None:
-        """Raises TargetFull if a record of this size does not fit."""
-        capacity, free = self._disk.space(self.path)
+        """Raises TargetFull if a record of this size does not fit, TargetDown if the disk does not say."""
+        with self._writing():
+            capacity, free = self._disk.space(self.path)
         room = free - capacity * (100 - TARGET_FULL_PERCENT) // 100
         if self._size_limit_bytes is not None:
             used = self._index.live_bytes + self._segments.in_flight_bytes
@@ -363,7 +365,13 @@ class ChunkStore:
         return self._index.quarantined()
 
     def usage(self) -> Usage:
-        space = self._disk.space(self.path)
+        """A directory that has vanished, or whose disk does not even say how large it is, takes the target out; then
+        it is as large as it last said."""
+        try:
+            self._space = self._disk.space(self.path)
+        except OSError as error:
+            self._fail(f"its directory does not answer: {error}")
+        space = self._space
         chunks, quarantined = self._index.counts()
         capacity, used = space.capacity_bytes, space.capacity_bytes - space.free_bytes
         if self._size_limit_bytes is not None:

@@ -258,6 +258,8 @@ class DataWorld:
             server.store(chunk, data)
         except ChunkConflict:
             return None
+        if chunk in self.condemned:
+            self.arrived_late.add(chunk)  # of a writer that was fenced long ago; it is found in an inventory again
         if durable and not server.lies:
             server.unsynced.discard(chunk)
         return server.receipt(chunk, durable=durable)

@@ -247,6 +247,27 @@ async def test_a_configured_target_that_was_removed_is_shown_and_does_not_come_b
         await cluster.put(2, 1, b"x")
 
 
+async def test_a_directory_that_vanishes_costs_its_target_and_no_other(tmp_path):
+    async with growing(tmp_path) as cluster:
+        path = cluster.directory("more")
+        await cluster.add(path)
+        shutil.rmtree(path)
+
+        async def is_failed() -> bool:
+            return "does not answer" in (await cluster.served())[str(path)]
+
+        await wait_for(is_failed)
+        await cluster.put(1, 7, b"y" * 5000, durable=True)
+        reports = {report.target: report.failed for report in (await cluster.mds.wait_beats(2)).targets}
+        assert (reports[1], "does not answer" in reports[2]) == ("", True)
+        cluster.mds.removed.add(next(uuid for uuid, target in cluster.mds.targets.items() if target.id == 2))
+
+        async def is_gone() -> bool:
+            return str(path) not in await cluster.served() and not cluster.written_down
+
+        await wait_for(is_gone)
+
+
 # --- crashes --------------------------------------------------------------------------------------------------------
 
 

@@ -329,6 +329,24 @@ def test_a_failed_sync_takes_the_target_out_and_no_later_one_hides_it(rig, numbe
         rig.store._segments.sync(1)
 
 
+def test_a_directory_that_does_not_answer_takes_the_target_out(rig):
+    rig.put(1, b"here")
+    before = rig.store.usage()
+    rig.disk.fail("space", errno.EIO)
+    assert rig.store.usage() == before
+    assert "does not answer" in rig.store.failed
+    assert rig.get(1) == b"here", "what can still be read is"
+    with pytest.raises(TargetDown):
+        rig.put(2, b"more")
+
+
+def test_a_put_to_a_directory_that_does_not_answer_takes_the_target_out(rig):
+    rig.disk.fail("space", errno.EIO)
+    with pytest.raises(TargetDown):
+        rig.put(1, b"more")
+    assert rig.store.failed
+
+
 def test_a_failed_target_stays_out_until_a_person_has_looked(rig):
     rig.put(1, b"abc")
     rig.store.sync_round()
