@@ -10,22 +10,21 @@ or an attribute longer than the clock runs now, so that a mount whose process is
 """
 
 import logging
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import NamedTuple, TypeVar, cast
 
 import msgspec
 import trio
 
-from shoalfs.fs.effects import doubtful, effects
+from shoalfs.fs.effects import Effects, doubtful, effects
 from shoalfs.fs.handles import Handles
-from shoalfs.fs.leases import Asking, LeaseCache, Name, Unknown
+from shoalfs.fs.leases import Asking, LeaseCache, Unknown
 from shoalfs.fs.making import Making
 from shoalfs.fs.ports import Files, Kernel
 from shoalfs.mds import messages as m
 from shoalfs.mds.client import MdsClient, boot_time
-from shoalfs.transport.errors import SessionGone, StaleReceipt
+from shoalfs.transport.errors import SessionGone, ShoalError, StaleReceipt
 from shoalfs.transport.ids import InodeId, SessionId
 from shoalfs.transport.limits import READDIR_ENTRIES_MAX, WRITE_BACK_TTLS
 from shoalfs.transport.method import A, Message, Method, Q
@@ -65,7 +64,7 @@ class Coherent:
         self._files: Files | None = None
         # Until when each write to a file is committed without asking for the write lease; bounded by what is open.
         self._through_until: dict[InodeId, float] = {}
-        self.making = Making(self.cache, handles, kernel, self._mutate, self.left_s)
+        self.making = Making(self.cache, handles, kernel, self.mutate_together, self.left_s)
         self.new_files = self.making.new_files
         self._asking_to_write: dict[InodeId, trio.Event] = {}
         # Files whose write lease was called back and of which what was kept is not committed yet. Nobody else has the
@@ -285,29 +284,54 @@ class Coherent:
         return answer
 
     async def _mutate(self, op: m.Op, request: Message, reply: type[M]) -> M:
-        with self._asking() as asking, self.making.changing(request):
-            try:
-                answer, leased, directories = await self._session.change(
-                    op, request, reply, partial(self._doubt, request)
-                )
-            except BaseException:
+        (answer,) = await self.mutate_together(op, (request,), reply)
+        if isinstance(answer, ShoalError):
+            raise answer
+        return answer
+
+    async def mutate_together(self, op: m.Op, requests: Sequence[Message], reply: type[M]) -> list[M | ShoalError]:
+        """Mutations that travel together, of different names and inodes, at most CHANGES_TOGETHER_MAX: of each the
+        answer, or the error. What concerns them is told already. What is kept is corrected before this returns, and
+        before it raises Cancelled."""
+
+        def doubt() -> None:
+            for request in requests:
                 self._doubt(request)
+
+        with self._asking() as asking, self.making.changing(requests):
+            try:
+                answers, directories = await self._session.change(op, requests, reply, doubt)
+            except BaseException:
+                doubt()
                 raise
-            found = effects(request, answer)
-            told = {inode.ino for inode in found.told}
-            self._supersede(asking, found.names, found.stale | told)
-            for (directory, name), ino in found.names.items():
-                self.cache.moved_name(asking, directory, name, ino)
-            if leased:
-                for inode in found.told:
-                    if inode.ino not in found.stale:
-                        self._learn(asking, inode)
-                if isinstance(answer, m.Created) and answer.created:
-                    self.cache.learn_write(asking, answer.inode.ino)
-            for changed in directories:
-                if changed.ino in found.stale:
-                    self._learn(asking, changed)
-            return answer
+            found: list[tuple[Effects, bool]] = []
+            for request, (answer, leased) in zip(requests, answers, strict=True):
+                if isinstance(answer, ShoalError):
+                    self._doubt(request)
+                else:
+                    found.append((effects(request, answer), leased))
+            self._learn_effects(asking, found, directories)
+            if op == m.Op.CREATE:
+                for answer, leased in answers:
+                    if leased and isinstance(answer, m.Created) and answer.created:
+                        self.cache.learn_write(asking, answer.inode.ino)
+            return [answer for answer, _ in answers]
+
+    def _learn_effects(self, asking: Asking, found: list[tuple[Effects, bool]], directories: Iterable[m.Inode]) -> None:
+        """Drop what mutations of ours have made old, and keep what their own answers say, which is newer."""
+        stale = {ino for one, _ in found for ino in one.stale}
+        names = {name: ino for one, _ in found for name, ino in one.names.items()}
+        self.cache.answered(asking)
+        self.cache.drop(names, stale.union(inode.ino for one, _ in found for inode in one.told))
+        for (directory, name), ino in names.items():
+            self.cache.moved_name(asking, directory, name, ino)
+        for one, leased in found:
+            for inode in one.told:
+                if leased and inode.ino not in stale:
+                    self._learn(asking, inode)
+        for changed in directories:
+            if changed.ino in stale:
+                self._learn(asking, changed)
 
     def _doubt(self, request: Message) -> None:
         """Nobody here knows whether this mutation was applied; but from now on it will not be, or it has been, or we
@@ -320,11 +344,6 @@ class Coherent:
             self._kernel.forget_attributes(ino)
         if names:
             self._kernel.forget_names()
-
-    def _supersede(self, asking: Asking, names: Mapping[Name, InodeId | None], inodes: set[InodeId]) -> None:
-        """Drop what a mutation of ours has made old; only its own answer, ``asking``, may bring it back."""
-        self.cache.answered(asking)
-        self.cache.drop(names, inodes)
 
     # --- keeping what is written -------------------------------------------------------------------------------------
 

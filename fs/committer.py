@@ -29,7 +29,7 @@ from shoalfs.fs.parallel import all_of
 from shoalfs.fs.ports import Buffer, Metadata
 from shoalfs.fs.units import Backlog, Unit, give_up_refused, syncs_needed
 from shoalfs.fs.uploader import Uploader
-from shoalfs.mds.messages import CommitExtents, CommitInline, Committed, Op, Patch, Receipt
+from shoalfs.mds.messages import CommitExtents, CommitInline, Committed, Inode, Op, Patch, Receipt
 from shoalfs.transport.errors import ChunkNotReserved, LayoutConflict, PosixError, ShoalError, StaleReceipt
 from shoalfs.transport.limits import COMMIT_ATTEMPTS_MAX, EXTENTS_PER_COMMIT_MAX, FILE_SIZE_BYTES_MAX
 
@@ -94,6 +94,22 @@ class Committer:
             raise failure
         if durable:
             await self._sync_committed()
+
+    def whole(self) -> bytes | None:
+        """All bytes of a file of which nothing is committed yet, if they fit into its inode."""
+        inode = self._contents.inode
+        is_new = self._contents.inline == b"" and inode.data_version == 1
+        if not is_new or self._in_flight or not self._fits_inline(self._backlog.end_bytes):
+            return None
+        whole = bytearray(self._backlog.end_bytes)
+        for offset, view in self._backlog.read(0, len(whole)):
+            whole[offset : offset + len(view)] = view
+        return bytes(whole)
+
+    def committed_whole(self, whole: bytes, created: Inode) -> None:
+        """The file was made with what :meth:`whole` said, and nothing was taken for a commit since."""
+        self._contents.committed_inline(Committed(created, 0, previous_data_version=1), (Patch(0, whole),))
+        self._backlog.drop(self._backlog.units)
 
     async def append(self, data: Buffer, *, durable: bool) -> int:
         """Put ``data`` at the end of the file in one commit of its own, and return where it landed. Raises

@@ -15,8 +15,7 @@ import errno
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -268,6 +267,33 @@ class FileData:
             self._take(self._dirty.take_all())
             await self._committer.commit(durable=durable or self._syncs_long)
 
+    def begin_whole(self) -> bytes | None:
+        """All bytes of a file that the metadata service does not know, to be told with the file itself, if they fit
+        into its inode. :meth:`end_whole` must follow, by the same task; until then nobody else commits anything of the
+        file. None: it has to be flushed."""
+        if self._lost is not None:
+            return None
+        try:
+            self._lock.acquire_nowait()
+        except trio.WouldBlock:
+            return None
+        self._take(self._dirty.take_all())
+        whole = self._committer.whole()
+        if whole is None:
+            self._lock.release()
+        return whole
+
+    def end_whole(self, whole: bytes, result: Inode | ShoalError | None) -> None:
+        """The file was made with these bytes, or could not be. None: nobody knows, and it will be tried again."""
+        if isinstance(result, ShoalError):
+            self._turn_failed(result, of_all=True)
+        elif result is not None and whole:
+            self._committer.committed_whole(whole, result)
+        elif result is not None:
+            self.refresh(result)
+        self._recharge()
+        self._lock.release()
+
     async def commit_backlog(self) -> None:
         """Commit what is on its way to chunks already, and leave the window that is still being filled
         alone."""
@@ -393,37 +419,57 @@ class FileData:
         if self._lost is not None:
             raise PosixError(self._lost.errno, str(self._lost))
 
-    @asynccontextmanager
-    async def _changing(self) -> AsyncIterator[None]:
+    def _changing(self) -> "_Turn":
         """The only one who changes the committed file. What cannot be mended by trying again ends the
         file."""
-        self._raise_if_lost()
-        async with self._lock:
-            self._raise_if_lost()
-            try:
-                yield
-            except SessionGone as error:
-                self.lose(error)
-                raise
-            finally:
-                self._recharge()
+        return _Turn(self, self._lock, of_all=False)
 
-    @asynccontextmanager
-    async def _committing(self) -> AsyncIterator[None]:
+    def _committing(self) -> "_Turn":
         """As ``_changing``, for bytes of several handles: they all have to learn of a failure."""
-        async with self._changing():
-            try:
-                yield
-            except ShoalError as error:
-                self._note_failure(error)
-                if isinstance(error, PosixError) and error.errno in _GONE:
-                    self.lose(error)
-                    self.discard()
-                raise
+        return _Turn(self, self._lock, of_all=True)
+
+    def _turn_failed(self, error: ShoalError, *, of_all: bool) -> None:
+        if of_all:
+            self._note_failure(error)
+            if isinstance(error, PosixError) and error.errno in _GONE:
+                self.lose(error)
+                self.discard()
+        if isinstance(error, SessionGone):
+            self.lose(error)
 
     def _note_failure(self, error: ShoalError) -> None:
         self._services.counters["write_backs_failed"] += 1
         log.warning("inode %d: write-back failed: %s: %s", self.ino, type(error).__name__, error)
+
+
+class _Turn:
+    """Holds the lock of one file. A class, and no switch of tasks if nobody else has the lock: it is taken with every
+    commit."""
+
+    __slots__ = ("_file", "_lock", "_of_all")
+
+    def __init__(self, file: FileData, lock: trio.Lock, *, of_all: bool) -> None:
+        self._file, self._lock, self._of_all = file, lock, of_all
+
+    async def __aenter__(self) -> None:
+        self._file._raise_if_lost()
+        try:
+            self._lock.acquire_nowait()
+        except trio.WouldBlock:
+            await self._lock.acquire()
+        try:
+            self._file._raise_if_lost()
+        except PosixError:
+            self._lock.release()
+            raise
+
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        try:
+            if isinstance(error, ShoalError):
+                self._file._turn_failed(error, of_all=self._of_all)
+        finally:
+            self._file._recharge()
+            self._lock.release()
 
 
 def _extents(spans: Iterable[Span]) -> list[Extent]:

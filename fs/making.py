@@ -7,7 +7,7 @@ be made so, and what has to be told before a request goes out (docs/leases.md).
 import errno
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
@@ -29,9 +29,9 @@ M = TypeVar("M", bound=Message)
 
 
 class Mutate(Protocol):
-    """Send a mutation to the leader and correct what is cached."""
+    """Send mutations to the leader, together, and correct what is cached."""
 
-    async def __call__(self, op: m.Op, request: Message, reply: type[M]) -> M: ...
+    async def __call__(self, op: m.Op, requests: Sequence[Message], reply: type[M]) -> list[M | ShoalError]: ...
 
 
 class Making:
@@ -45,6 +45,8 @@ class Making:
         self.on_made: Callable[[InodeId], None] = lambda directory: None
         # Told of files of which the leader hears when they are closed already.
         self.on_closed: Callable[[InodeId], None] = lambda ino: None
+        # Returns once the bytes of those of these files that are closed are committed.
+        self.settle_closed: Callable[[Iterable[InodeId]], Awaitable[None]] = _nothing_is_closed
         self._cache = cache
         self._handles = handles
         self._kernel = kernel
@@ -97,9 +99,9 @@ class Making:
         return directory is not None and is_free and can_be_made(directory, request, self._session.map)
 
     @contextmanager
-    def changing(self, request: Message) -> Iterator[None]:
-        """While the block carries out the request, nobody here knows where its names lead."""
-        names = tuple(names_of(request))
+    def changing(self, requests: Sequence[Message]) -> Iterator[None]:
+        """While the block carries out the requests, nobody here knows where their names lead."""
+        names = [name for request in requests for name in names_of(request)]
         self._changing.update(names)
         try:
             yield
@@ -132,6 +134,7 @@ class Making:
 
     async def told_all_in(self, directory: InodeId) -> bool:
         """Whether the leader knows of every file that was made in the directory before this call."""
+        await self.settle_closed(self.new_files.made_in(directory))
         try:
             await self.new_files.tell_all_in(directory)
         except ShoalError as error:
@@ -139,13 +142,34 @@ class Making:
             return False
         return True
 
+    async def tell_together(self, files: Mapping[InodeId, bytes]) -> dict[InodeId, m.Inode | ShoalError]:
+        """Tell of files, at most CHANGES_TOGETHER_MAX, of which nobody else is telling, each with all that it holds: of
+        each, what it is like now, or why it is not told. Cancelled: what the leader may know is told again."""
+        requests = [self.new_files.begin_telling(ino, data) for ino, data in files.items()]
+        told: dict[InodeId, m.Inode | ShoalError] = {}
+        try:
+            for request, result in zip(requests, await self._mutate(m.Op.CREATE, requests, m.Created), strict=True):
+                self._consider_lease(request.ino)
+                told[request.ino] = result if isinstance(result, ShoalError) else result.inode
+                self.new_files.end_telling(request.ino, result)
+        finally:
+            for request in requests:
+                if request.ino not in told:
+                    self.new_files.end_telling(request.ino, None)
+        return told
+
     async def _tell(self, request: m.Create) -> m.Created:
-        created = await self._mutate(m.Op.CREATE, request, m.Created)
+        (created,) = await self._mutate(m.Op.CREATE, (request,), m.Created)
+        if isinstance(created, ShoalError):
+            raise created
         if self._files is not None and not request.data:
             self._files.told(created.inode)  # with bytes it is the answer to a commit, which tells
-        if self._cache.inode(request.ino) is None:
-            self._cache.drop_write(request.ino)  # it is not leased, for whatever reason, nor is writing to it
+        self._consider_lease(request.ino)
         return created
+
+    def _consider_lease(self, ino: InodeId) -> None:
+        if self._cache.inode(ino) is None:
+            self._cache.drop_write(ino)  # it is not leased, for whatever reason, nor is writing to it
 
     def _told(self, ino: InodeId) -> None:
         if self._handles.holders(ino):
@@ -161,3 +185,7 @@ class Making:
         self._kernel.forget_names()
         if self._files is not None:
             self._files.refuse(ino, PosixError(errno.EIO, str(error)))
+
+
+async def _nothing_is_closed(inos: Iterable[InodeId]) -> None:
+    """As long as nobody commits later what is closed."""

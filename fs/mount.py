@@ -164,8 +164,10 @@ async def _serve(
     own = OwnDirectories(coherent, releases)
     coherent.making.on_made, coherent.making.on_closed = own.made, releases.add
     vfs = Vfs(coherent, data_path, handles, releases, scans, KernelPages(), kernel, durable_close=options.durable_close)
+    coherent.making.settle_closed = vfs.closing.settle
     async with trio.open_nursery() as nursery:
         nursery.start_soon(data_path.run)
+        nursery.start_soon(vfs.closing.run)
         nursery.start_soon(releases.run)
         nursery.start_soon(scans.run)
         nursery.start_soon(own.run)
@@ -176,6 +178,7 @@ async def _serve(
             await _answer_kernel(options, vfs, kernel, FileLocks(session.locks, vfs), ranges, task_status)
         finally:
             with trio.move_on_after(_FLUSH_AT_END_S, shield=True):
+                await vfs.closing.settle()
                 for error in await data_path.flush_all(durable=True):
                     log.error("bytes that were not committed are lost: %s", error)
                 await _tell_all(coherent)

@@ -74,6 +74,14 @@ class NewFiles:
     def has_in(self, directory: InodeId) -> bool:
         return directory in self._in
 
+    def made_in(self, directory: InodeId) -> tuple[InodeId, ...]:
+        return tuple(self._in.get(directory, ()))
+
+    def directory_of(self, ino: InodeId) -> InodeId | None:
+        """Where the file was made; None if the leader knows of it."""
+        new = self._files.get(ino)
+        return None if new is None else new.request.parent
+
     # --- making ------------------------------------------------------------------------------------------------------
 
     def make(self, directory: m.Inode, request: m.Create, ino: InodeId) -> m.Inode:
@@ -115,26 +123,48 @@ class NewFiles:
             await new.telling.wait()
         if new is None:
             return None
-        new.telling = trio.Event()
+        request = self.begin_telling(ino, data)
+        result: m.Created | ShoalError | None = None
         try:
-            created = await self._tell(msgspec.structs.replace(new.request, data=data) if data else new.request)
+            result = await self._tell(request)
         except ShoalError as error:
-            if _is_final(error):
-                self._forget(ino)
-                self._refused(ino, error)
+            result = error
             raise
-        else:
+        finally:
+            self.end_telling(ino, result)
+        return result
+
+    def can_tell(self, ino: InodeId) -> bool:
+        """The leader does not know of the file, and is not being told."""
+        new = self._files.get(ino)
+        return new is not None and new.telling is None
+
+    def begin_telling(self, ino: InodeId, data: bytes = b"") -> m.Create:
+        """The command that tells of the file, which holds ``data``; for one of which :meth:`can_tell` holds.
+        :meth:`end_telling` must follow."""
+        new = self._files[ino]
+        assert new.telling is None, ino
+        new.telling = trio.Event()
+        return msgspec.structs.replace(new.request, data=data) if data else new.request
+
+    def end_telling(self, ino: InodeId, result: m.Created | ShoalError | None) -> None:
+        """None: nobody knows what became of it, and it will be told again."""
+        new = self._files.get(ino)
+        if new is None or new.telling is None:
+            return  # the session is gone, and all new files with it
+        telling, new.telling = new.telling, None
+        telling.set()
+        if isinstance(result, m.Created):
             self._forget(ino)
             self._told(ino)
-            return created
-        finally:
-            new.telling.set()
-            new.telling = None
+        elif result is not None and _is_final(result):
+            self._forget(ino)
+            self._refused(ino, result)
 
     async def tell_all_in(self, directory: InodeId) -> None:
         """Have the leader know of every file that was made in the directory before this call. Raises as
         :meth:`tell_these`."""
-        await self.tell_these(list(self._in.get(directory, ())))
+        await self.tell_these(list(self.made_in(directory)))
 
     async def tell_all(self) -> None:
         await self.tell_these(list(self._files))

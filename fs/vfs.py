@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from shoalfs.fs.closing import Closing
 from shoalfs.fs.coherent import Coherent
 from shoalfs.fs.data_path import DataPath
 from shoalfs.fs.file import FileData
@@ -74,6 +75,7 @@ class Vfs:
         self._pages = pages
         self._kernel = kernel
         self._durable_close = durable_close
+        self.closing = Closing(metadata.making, self._commit_closed, lambda file: self._unhold(file.ino, file))
         self.xattrs = Xattrs(metadata, self._seen)
         self._opening: Counter[InodeId] = Counter()  # opens that hold the inode and are not answered yet
         self._unlinking: Counter[InodeId] = Counter()  # whose names mutations of this mount are taking away
@@ -94,6 +96,8 @@ class Vfs:
         return None if inode is None else self._seen(inode)
 
     async def getattr(self, ino: InodeId) -> m.Inode:
+        if ino in self.closing:
+            await self.closing.settle((ino,))  # its times are those of the commit, and must not change after a close
         return self._seen(await self._metadata.getattr(ino))
 
     async def mknod(
@@ -416,8 +420,25 @@ class Vfs:
             await self.setattr(m.SetAttr(m.ROOT_CREDENTIALS, inode.ino, mode=stat.S_IMODE(mode), by_handle=True))
 
     async def flush(self, number: int) -> None:
-        """close(2), also of a duplicate: everything written is committed, or the error is returned."""
-        await self._commit_file(self._handles.file(number).file, durable=self._durable_close)
+        """close(2), also of a duplicate: everything written is committed, or the error is returned; or nobody can see
+        the file before it is (`fs/closing.py`)."""
+        file = self._handles.file(number).file
+        if not self._durable_close and self._is_mine(file.ino) and self.closing.has_room(file):
+            self.closing.add(file)
+            return
+        await self._commit_file(file, durable=self._durable_close)
+        self.closing.committed()
+
+    def _is_mine(self, ino: InodeId) -> bool:
+        """Made here, and asked for before anybody else sees it."""
+        directory = self._metadata.new_files.directory_of(ino)
+        return directory is not None and self._metadata.keeps_writes(directory) and self._metadata.keeps_writes(ino)
+
+    async def _commit_closed(self, file: FileData) -> None:
+        if file.committed_inode.nlink:
+            await self._commit_file(file, durable=False)
+        elif self._handles.holders(file.ino) == 0:
+            file.discard()
 
     async def fsync(self, number: int) -> None:
         await self._commit_file(self._handles.file(number).file, durable=True)
@@ -425,7 +446,9 @@ class Vfs:
     async def fsyncdir(self, number: int) -> None:
         """Every change of a directory is on disks when the call that made it returns, but for files that were made
         here."""
-        await self._metadata.new_files.tell_all_in(self._handles.dir(number).ino)
+        directory = self._handles.dir(number).ino
+        await self.closing.settle(self._metadata.new_files.made_in(directory))
+        await self._metadata.new_files.tell_all_in(directory)
 
     async def _commit_file(self, file: FileData, *, durable: bool) -> None:
         """Commit what was written to it, and that it exists: for a small new file that is one command."""
@@ -437,6 +460,8 @@ class Vfs:
         """The handle is gone; nobody is left to be told of an error. What was written through a shared mapping after
         the close is committed now; if that fails, write-back goes on trying."""
         file = self._handles.pop_file(number).file
+        if self.closing.take_over(file.ino):
+            return
         try:
             if self._handles.holders(file.ino) > 1:
                 return

@@ -58,7 +58,13 @@ from shoalfs.transport.errors import (
     from_wire,
 )
 from shoalfs.transport.ids import InodeId, SessionId
-from shoalfs.transport.limits import INODE_RANGE_MAX, LEASE_TTLS, SESSION_RENEWALS_PER_TTL, SLOTS_PER_SESSION
+from shoalfs.transport.limits import (
+    CHANGES_TOGETHER_MAX,
+    INODE_RANGE_MAX,
+    LEASE_TTLS,
+    SESSION_RENEWALS_PER_TTL,
+    SLOTS_PER_SESSION,
+)
 from shoalfs.transport.method import Message, Method, Nothing
 from shoalfs.transport.network import Network
 from shoalfs.transport.rpc import Reply
@@ -88,7 +94,10 @@ class _Slots:
         self._room = trio.Semaphore(SLOTS_PER_SESSION)
 
     async def take(self) -> tuple[int, int]:
-        await self._room.acquire()
+        try:
+            self._room.acquire_nowait()
+        except trio.WouldBlock:
+            await self._room.acquire()
         slot = self._free.pop()
         self._seq[slot] += 1
         return slot, self._seq[slot]
@@ -156,29 +165,45 @@ class MdsClient:
             raise
 
     async def mutate(self, op: Op, request: Message, reply: type[M]) -> M:
-        """As :meth:`change`, for those who cache nothing."""
-        return (await self.change(op, request, reply))[0]
+        """As :meth:`change`, one, for those who cache nothing. Raises ShoalError."""
+        ((answer, _),), _ = await self.change(op, (request,), reply)
+        if isinstance(answer, ShoalError):
+            raise answer
+        return answer
 
     async def change(
-        self, op: Op, request: Message, reply: type[M], settled: Callable[[], None] = lambda: None
-    ) -> tuple[M, bool, tuple[Inode, ...]]:
-        """Carry out one mutation, once. Returns the answer, whether the inodes in it are leased, and directories that
-        have changed as they are now, under leases.
+        self, op: Op, requests: Sequence[Message], reply: type[M], settled: Callable[[], None] = lambda: None
+    ) -> tuple[list[tuple[M | ShoalError, bool]], tuple[Inode, ...]]:
+        """Carry out mutations, at most CHANGES_TOGETHER_MAX, each once. Returns, of each, the answer, or the error, and
+        whether the inodes in it are leased; and directories that have changed as they are now, under leases.
 
-        Raises ShoalError: PosixError for outcomes that POSIX names, SessionGone if the session ended (a new one is
-        open when this raises). Cancelled: it may still be applied; ``settled`` is called when it has been, or will
+        The errors: PosixError for outcomes that POSIX names, SessionGone if the session ended (a new one is open when
+        this returns). Cancelled: they may still be applied; ``settled`` is called when they have been, or will
         not be any more."""
+        assert len(requests) <= CHANGES_TOGETHER_MAX, len(requests)
         session, slots = self.session, self._slots
-        slot, seq = await slots.take()
+        taken: list[tuple[int, int]] = []
         try:
-            command = Command(slot, seq, op, msgspec.Raw(_encode(request)))
-            outcome, leased, directories = await self._mutations.carry_out(session, command, settled)
-            return _body(outcome, reply), leased, directories
-        except SessionGone:
-            await self._reopen(session)
-            raise
+            commands = []
+            for request in requests:
+                # One who takes many, and takes them one by one, waits only for those who give theirs back without it.
+                taken.append(await slots.take())
+                commands.append(Command(*taken[-1], op, msgspec.Raw(_encode(request))))
+            results = await self._mutations.carry_out(session, commands, settled)
         finally:
-            slots.give(slot)
+            for slot, _ in taken:
+                slots.give(slot)
+        answers: list[tuple[M | ShoalError, bool]] = []
+        directories: dict[InodeId, Inode] = {}
+        for result in results:
+            if isinstance(result, ShoalError):
+                answers.append((result, False))
+            else:
+                answers.append((_answer(result.outcome, reply), result.leased))
+                directories.update((inode.ino, inode) for inode in result.directories)
+        if any(isinstance(answer, SessionGone) for answer, _ in answers):
+            await self._reopen(session)
+        return answers, tuple(directories.values())
 
     async def chunk_sequence(self) -> int:
         """The next chunk number that is reserved for this session. Raises as :meth:`mutate`."""
@@ -260,9 +285,9 @@ class MdsClient:
             self._adopt(await _open(self._leader, self._client))
 
 
-def _body(outcome: Outcome, reply: type[M]) -> M:
+def _answer(outcome: Outcome, reply: type[M]) -> M | ShoalError:
     if outcome.code:
-        raise from_wire(outcome.code, outcome.text)
+        return from_wire(outcome.code, outcome.text)
     return msgspec.msgpack.decode(outcome.body, type=reply)
 
 
@@ -270,7 +295,10 @@ async def _open(leader: Leader, client: str) -> SessionOpened:
     request = OpenSession(nonce=os.urandom(16), client=client)
     command = Command(0, 0, Op.OPEN_SESSION, msgspec.Raw(_encode(request)))
     answer = await leader.call(MUTATE, Mutate(SessionId(0), (command,)))
-    return _body(answer.body.outcomes[0], SessionOpened)
+    opened = _answer(answer.body.outcomes[0], SessionOpened)
+    if isinstance(opened, ShoalError):
+        raise opened
+    return opened
 
 
 def caches_nothing() -> Service:

@@ -6,10 +6,10 @@ leaves at once. What travels together is answered together, but each command has
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from errno import E2BIG
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import trio
 
@@ -32,6 +32,15 @@ class Caller(Protocol):
     async def call(self, method: Method[Mutate, Mutated], request: Mutate) -> Reply[Mutated]: ...
 
 
+class Carried(NamedTuple):
+    """What became of a command. ``leased``: the inodes in the outcome are. ``directories``: those that this or what
+    travelled with it has changed, as they are now, under leases."""
+
+    outcome: Outcome
+    leased: bool
+    directories: tuple[Inode, ...]
+
+
 @dataclass(slots=True)
 class _Mutation:
     session: SessionId
@@ -43,6 +52,16 @@ class _Mutation:
     directories: tuple[Inode, ...] = ()
     settled: Callable[[], None] | None = None  # set once nobody waits for it any more
     error: ShoalError | None = None
+
+    def result(self) -> Carried | ShoalError:
+        if self.error is not None:
+            return self.error
+        assert self.outcome is not None
+        return Carried(self.outcome, self.leased, self.directories)
+
+
+def _size_bytes(command: Command) -> int:
+    return len(memoryview(command.body)) + COMMAND_OVERHEAD_BYTES
 
 
 def _take(queue: deque[_Mutation]) -> list[_Mutation]:
@@ -66,28 +85,28 @@ class Mutations:
         self._work = trio.lowlevel.ParkingLot()
 
     async def carry_out(
-        self, session: SessionId, command: Command, settled: Callable[[], None] = lambda: None
-    ) -> tuple[Outcome, bool, tuple[Inode, ...]]:
-        """Have a command applied once. Returns its outcome, whether the inodes in it are leased, and directories as
-        they are now, under leases, that this or what travelled with it has changed.
-
-        Raises ShoalError: PosixError(E2BIG) if it is too large, and what the leader's call raises. Cancelled: it may
-        still be applied; ``settled`` is called once that is decided, or never will be."""
-        size_bytes = len(memoryview(command.body)) + COMMAND_OVERHEAD_BYTES
-        if size_bytes > COMMAND_BYTES_MAX:
-            raise PosixError(E2BIG, f"an operation is larger than {COMMAND_BYTES_MAX} bytes")
-        mutation = _Mutation(session, command, size_bytes)
-        self._queue.append(mutation)
-        self._work.unpark()
+        self, session: SessionId, commands: Sequence[Command], settled: Callable[[], None] = lambda: None
+    ) -> list[Carried | ShoalError]:
+        """Have commands applied, each once: of each the outcome, or what kept it from one: PosixError(E2BIG) if it is
+        too large, and what the leader's call raises. Cancelled: they may still be applied; ``settled`` is called,
+        perhaps several times, when more of that is decided, or never will be."""
+        mutations = [_Mutation(session, command, _size_bytes(command)) for command in commands]
+        for mutation in mutations:
+            if mutation.size_bytes > COMMAND_BYTES_MAX:
+                mutation.error = PosixError(E2BIG, f"an operation is larger than {COMMAND_BYTES_MAX} bytes")
+                mutation.done.set()
+            else:
+                self._queue.append(mutation)
+                self._work.unpark()
         try:
-            await mutation.done.wait()
+            for mutation in mutations:
+                if not mutation.done.is_set():
+                    await mutation.done.wait()
         except trio.Cancelled:
-            mutation.settled = settled
+            for mutation in mutations:
+                mutation.settled = settled
             raise
-        if mutation.error is not None:
-            raise mutation.error
-        assert mutation.outcome is not None
-        return mutation.outcome, mutation.leased, mutation.directories
+        return [mutation.result() for mutation in mutations]
 
     async def run(self) -> None:
         """Carry out until cancelled."""

@@ -183,6 +183,8 @@ class World:
             nursery.start_soon(releases.run)
             nursery.start_soon(scans.run)
             nursery.start_soon(own.run)
+            coherent.making.settle_closed = vfs.closing.settle
+            nursery.start_soon(vfs.closing.run)
             yield Client(vfs, session, data_path, handles, kernel, coherent, releases)
             nursery.cancel_scope.cancel()
 

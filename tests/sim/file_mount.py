@@ -81,8 +81,9 @@ class FileMount(Hindered):
                 own = OwnDirectories(self.coherent, releases)
                 self.coherent.making.on_made, self.coherent.making.on_closed = own.made, releases.add
                 self.vfs = Vfs(self.coherent, data_path, self.handles, releases, scans, KernelPages(), self.kernel)
+                self.coherent.making.settle_closed = self.vfs.closing.settle
                 async with trio.open_nursery() as nursery:
-                    for part in (self.coherent, data_path, releases, scans, own):
+                    for part in (self.coherent, data_path, releases, scans, own, self.vfs.closing):
                         nursery.start_soon(part.run)
                     task_status.started()
                     if self.world.files:

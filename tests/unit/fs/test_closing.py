@@ -1,0 +1,255 @@
+"""Closes of new files: committed a moment later, many at a time, and nobody can tell (fs/closing.py)."""
+
+import errno
+import os
+
+import pytest
+import trio
+
+from harness.vfs_world import world
+from shoalfs.mds import messages as m
+from shoalfs.transport.errors import PeerUnreachable, PosixError
+from shoalfs.transport.ids import ROOT_INODE
+from shoalfs.transport.limits import CLOSED_BYTES_MAX, CLOSED_FILES_MAX
+from unit.fs.test_coherent import leased
+from unit.fs.test_own_directories import ROOT, TTL_MS, alone, changes, listed
+from unit.fs.test_write_leases import counted
+
+
+@pytest.fixture
+async def cluster(tmp_path):
+    async with world(tmp_path, chunkservers=1, replicas=1, session_ttl_ms=TTL_MS) as running:
+        yield running
+
+
+@pytest.fixture
+def nothing_by_itself(monkeypatch):
+    """Nothing is committed before somebody looks."""
+    monkeypatch.setattr("shoalfs.fs.closing._PAUSE_S", 3600.0)
+
+
+def requests(client):
+    """How many commands each request has that changes something, from now on."""
+    sent = []
+    call = client.session._leader.call
+
+    async def noted(method, request, *rest):
+        if method is m.MUTATE:
+            sent.append(len(request.commands))
+        return await call(method, request, *rest)
+
+    client.session._leader.call = noted
+    return sent
+
+
+async def test_a_close_is_committed_by_itself(cluster):
+    async with alone(cluster) as (one, directory):
+        ino = await one.write_file(b"f", b"data", directory)
+        assert ino in one.coherent.new_files
+        with trio.fail_after(5):
+            while ino in one.coherent.new_files:
+                await trio.sleep(0.005)
+        assert (await one.session.read(m.GETATTR, m.GetAttr(ino))).body.inode.size_bytes == 4
+
+
+async def test_what_is_closed_at_one_time_travels_together(cluster, nothing_by_itself):
+    async with alone(cluster) as (one, directory):
+        sent = requests(one)
+        for number in range(40):
+            await one.write_file(b"f%d" % number, b"data%d" % number, directory)
+        await one.vfs.closing.settle()
+        assert sent == [40]
+        async with cluster.client() as two:
+            for number in range(40):
+                assert await two.read_file(b"f%d" % number, directory) == b"data%d" % number
+
+
+async def test_its_times_do_not_change_after_a_close(cluster, nothing_by_itself):
+    async with alone(cluster) as (one, directory):
+        ino = await one.write_file(b"f", b"data", directory)
+        seen = await one.vfs.getattr(ino)
+        await trio.sleep(0.05)
+        await one.vfs.closing.settle()
+        assert await one.vfs.getattr(ino) == seen
+        assert (await one.session.read(m.GETATTR, m.GetAttr(ino))).body.inode.mtime_ns == seen.mtime_ns
+
+
+@pytest.mark.parametrize("size", [0, 4, 100_000])
+async def test_who_looks_elsewhere_finds_what_was_closed(cluster, nothing_by_itself, size):
+    async with alone(cluster) as (one, directory), cluster.client() as two:
+        await leased(two)
+        await one.write_file(b"f", b"x" * size, directory)
+        assert b"f" in await listed(two, directory)
+        assert await two.read_file(b"f", directory) == b"x" * size
+
+
+async def test_a_look_from_elsewhere_has_name_and_bytes_told_in_one(cluster, nothing_by_itself):
+    async with alone(cluster) as (one, directory), cluster.client() as two:
+        await leased(two)
+        for number in range(3):
+            await one.write_file(b"f%d" % number, b"data", directory)
+        sent = counted(one)
+        assert (await two.vfs.lookup(ROOT, directory, b"f1")).size_bytes == 4
+        assert changes(sent) == [m.Op.CREATE] * 3
+
+
+async def test_fsync_of_the_directory_covers_it(cluster, nothing_by_itself):
+    async with alone(cluster) as (one, directory):
+        ino = await one.write_file(b"f", b"data", directory)
+        await one.vfs.fsyncdir(one.vfs.opendir(ROOT, directory))
+        assert (await one.session.read(m.GETATTR, m.GetAttr(ino))).body.inode.size_bytes == 4
+
+
+async def test_it_is_open_until_it_is_committed(cluster, nothing_by_itself):
+    async with alone(cluster) as (one, directory):
+        ino = await one.write_file(b"f", b"data", directory)
+        assert one.handles.holders(ino) == 1
+        await one.vfs.closing.settle()
+        with trio.fail_after(5):
+            while one.handles.holders(ino):
+                await trio.sleep(0.005)
+
+
+async def open_again(one, directory, ino):
+    number, _ = await one.vfs.open(ROOT, ino, os.O_RDWR)
+    assert await one.vfs.read(number, 0, 100) == b"data"
+    await one.vfs.write(number, 4, b"more")
+    await one.close(number)
+    assert await one.read_file(b"f", directory) == b"datamore"
+
+
+async def append(one, directory, ino):
+    number, _ = await one.vfs.open(ROOT, ino, os.O_WRONLY | os.O_APPEND)
+    await one.vfs.write(number, 4, b"more")
+    await one.close(number)
+    assert await one.read_file(b"f", directory) == b"datamore"
+
+
+async def unlink(one, directory, ino):
+    await one.vfs.unlink(ROOT, directory, b"f")
+    assert b"f" not in await listed(one, directory)
+
+
+async def rename(one, directory, ino):
+    await one.vfs.rename(ROOT, directory, b"f", ROOT_INODE, b"g", 0)
+    assert await one.read_file(b"g") == b"data"
+
+
+async def truncate(one, directory, ino):
+    await one.vfs.setattr(m.SetAttr(ROOT, ino, size_bytes=2))
+    assert await one.read_file(b"f", directory) == b"da"
+
+
+async def set_times(one, directory, ino):
+    await one.vfs.setattr(m.SetAttr(ROOT, ino, mtime_ns=10**18))
+    await one.vfs.closing.settle()
+    assert (await one.vfs.getattr(ino)).mtime_ns == 10**18
+
+
+async def replace(one, directory, ino):
+    await one.vfs.unlink(ROOT, directory, b"f")
+    await one.write_file(b"f", b"other", directory)
+    assert await one.read_file(b"f", directory) == b"other"
+
+
+async def link(one, directory, ino):
+    await one.vfs.link(ROOT, ino, ROOT_INODE, b"linked")
+    assert await one.read_file(b"linked") == b"data"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [open_again, append, unlink, rename, truncate, set_times, replace, link],
+    ids=lambda change: change.__name__,
+)
+@pytest.mark.parametrize("waits", [True, False], ids=["nothing is committed", "it may be under way"])
+async def test_what_comes_after_the_close_comes_after_it(cluster, change, waits, monkeypatch):
+    monkeypatch.setattr("shoalfs.fs.closing._PAUSE_S", 3600.0 if waits else 0.0)
+    async with alone(cluster) as (one, directory):
+        ino = await one.write_file(b"f", b"data", directory)
+        await change(one, directory, ino)
+        await one.vfs.closing.settle()
+        assert not len(one.coherent.new_files)
+
+
+async def test_pages_that_are_written_between_close_and_release_are_committed(cluster, nothing_by_itself):
+    """As the kernel does with a mapping that outlives its descriptor."""
+    async with alone(cluster) as (one, directory):
+        ino, number = await one.make(b"f", directory)
+        await one.vfs.flush(number)
+        await one.vfs.write(number, 0, b"mapped")
+        await one.vfs.release(number)
+        await one.vfs.closing.settle()
+        assert (await one.session.read(m.GETATTR, m.GetAttr(ino))).body.inode.size_bytes == 6
+
+
+async def test_a_large_file_is_committed_before_its_close_returns(cluster, nothing_by_itself):
+    async with alone(cluster) as (one, directory):
+        ino = await one.write_file(b"f", bytes(CLOSED_BYTES_MAX + 1), directory)
+        assert ino not in one.coherent.new_files
+
+
+async def test_so_many_wait_and_no_more(cluster, nothing_by_itself):
+    async with alone(cluster) as (one, directory):
+        with trio.fail_after(30):
+            for number in range(CLOSED_FILES_MAX + 10):
+                await one.write_file(b"f%d" % number, b"x", directory)
+        waiting = sum(1 for ino in one.coherent.new_files.made_in(directory) if ino in one.vfs.closing)
+        assert waiting <= CLOSED_FILES_MAX + 10
+        await one.vfs.closing.settle()
+        assert not len(one.coherent.new_files)
+
+
+async def test_with_durable_closes_each_waits(cluster, nothing_by_itself):
+    async with alone(cluster) as (one, directory):
+        one.vfs._durable_close = True
+        ino = await one.write_file(b"f", b"data", directory)
+        assert ino not in one.coherent.new_files
+
+
+async def test_outside_of_own_directories_each_waits(cluster, nothing_by_itself):
+    async with cluster.client() as one:
+        ino = await one.write_file(b"f", b"data")
+        assert (await one.session.read(m.GETATTR, m.GetAttr(ino))).body.inode.size_bytes == 4
+
+
+async def test_after_a_commit_that_failed_a_close_tells_the_error(cluster, monkeypatch):
+    async with alone(cluster) as (one, directory):
+        await one.vfs.closing.settle()
+
+        async def full(op, requests, reply):
+            return [PosixError(errno.ENOSPC, "the metadata service is full") for _ in requests]
+
+        with monkeypatch.context() as patch:
+            patch.setattr(one.coherent.making, "_mutate", full)
+            await one.write_file(b"first", b"data", directory)
+            await one.vfs.closing.settle()
+            with pytest.raises(PosixError) as error:
+                await one.write_file(b"second", b"data", directory)
+            assert error.value.errno == errno.ENOSPC
+        await one.write_file(b"third", b"data", directory)
+        async with cluster.client() as two:
+            assert await two.read_file(b"third", directory) == b"data"
+            assert await two.read_file(b"first", directory) == b"data", "what failed is tried again, and not lost"
+        await one.own(directory)
+        await one.vfs.closing.settle()
+        monkeypatch.setattr("shoalfs.fs.closing._PAUSE_S", 3600.0)
+        sent = requests(one)
+        for number in range(5):
+            await one.write_file(b"f%d" % number, b"data", directory)
+        assert not sent, "they wait again"
+
+
+async def test_a_leader_that_cannot_be_reached_loses_nothing(cluster, monkeypatch):
+    async with alone(cluster) as (one, directory):
+
+        async def away(op, requests, reply):
+            return [PeerUnreachable("no leader") for _ in requests]
+
+        with monkeypatch.context() as patch:
+            patch.setattr(one.coherent.making, "_mutate", away)
+            ino = await one.write_file(b"f", b"data", directory)
+            await one.vfs.closing.settle()
+            assert ino in one.coherent.new_files
+        async with cluster.client() as two:
+            assert await two.read_file(b"f", directory) == b"data"
