@@ -1,8 +1,9 @@
 """A small world for directories that one mount writes to alone: programs on three mounts make, remove and look up the
 same names of one directory, while all of file_world.py's faults happen. One seed, one history.
 
-Checked: names (see name_histories.py); that a file which was closed is known to the metadata service; and that what a
-session made is not made when it has ended.
+Checked: names (see name_histories.py); that a file which was closed, and its directory synced, is known to the
+metadata service with its bytes; that its times stay what they were when they were first looked at after the close; and
+that what a session made is not made when it has ended.
 """
 
 import errno
@@ -12,7 +13,7 @@ from typing import Any
 
 import trio
 
-from shoalfs.mds import dentry, reads
+from shoalfs.mds import dentry, keys, reads, records
 from shoalfs.mds import inode as inodes
 from shoalfs.mds.messages import ROOT_CREDENTIALS as ROOT
 from shoalfs.transport.errors import PosixError
@@ -64,10 +65,16 @@ class NameWorld(FileWorld):
             if call.session == session and call.kind == "make" and call.told == math.inf and not call.excused:
                 call.excused = why
 
-    def closed(self, call: NameCall) -> None:
-        self.counts["closed"] += 1
+    def synced(self, call: NameCall, size_bytes: int) -> None:
+        """The file was closed with so many bytes in it, and its directory synced afterwards."""
+        self.counts["synced"] += 1
+        assert call.ino is not None
         if call.ino not in self._known:
-            raise Broken(f"closed, and nobody was told: {call}")
+            raise Broken(f"closed and synced, and nobody was told: {call}")
+        with self.group.store.read() as txn:
+            inode = records.INODE.load(txn, keys.inode(call.ino))
+        if inode is not None and inode.size_bytes != size_bytes:
+            raise Broken(f"closed and synced with {size_bytes} bytes, {inode.size_bytes} are there: {call}")
 
     def _note_truth(self) -> None:
         now = trio.current_time() if self.mounts else 0.0
@@ -123,7 +130,7 @@ class NameProgram(Running):
         self._filled = 0
 
     async def _step(self) -> None:
-        if self.mount.number != self.world.favourite and self.chance.random() < 0.985:
+        if self.mount.number != self.world.favourite and self.chance.random() < 0.97:
             return
         draw = self.chance.random()
         name = self.chance.choice(NAMES)
@@ -167,11 +174,34 @@ class NameProgram(Running):
         self._open.append((call, number))
 
     async def _close(self) -> None:
-        if self._open:
-            call, number = self._open.pop(self.chance.randrange(len(self._open)))
-            await self.mount.close(number)
+        if not self._open:
+            return
+        call, number = self._open.pop(self.chance.randrange(len(self._open)))
+        data = b"data" if self.chance.random() < 0.5 else b""
+        if data:
+            await self.mount.vfs.write(number, 0, data)
+        await self.mount.close(number)
+        draw = self.chance.random()
+        if draw < 0.15:
+            await self._look_twice(call)
+        elif draw < 0.5:
+            await self.mount.vfs.fsyncdir(self.mount.vfs.opendir(ROOT, self.world.directory))
             if self.mount.session.session == call.session:
-                self.world.closed(call)
+                self.world.synced(call, len(data))
+
+    async def _look_twice(self, call: NameCall) -> None:
+        assert call.ino is not None
+        try:
+            first = await self.mount.vfs.getattr(call.ino)
+            await trio.sleep(0.03)
+            second = await self.mount.vfs.getattr(call.ino)
+        except PosixError as error:
+            if error.errno not in (errno.ENOENT, errno.ESTALE):
+                raise  # it was removed
+            return
+        self.world.counts["looked at twice"] += 1
+        if second.mtime_ns != first.mtime_ns and self.mount.session.session == call.session:
+            raise Broken(f"its time changed after its close: {call}")
 
     async def _remove(self, name: str) -> None:
         call = self.world.begin_name(self.mount, name, "remove")

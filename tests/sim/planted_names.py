@@ -76,11 +76,27 @@ def files_are_made_after_it_was_called_back(patch: Patch) -> None:
 
 
 @mistake
-def a_close_does_not_tell(patch: Patch) -> None:
-    async def commit_file(self: Any, file: Any, *, durable: bool) -> None:
-        await file.flush(durable=durable)
+def a_sync_of_the_directory_does_not_tell(patch: Patch) -> None:
+    async def fsyncdir(self: Any, number: int) -> None:
+        return None
 
-    patch.setattr(Vfs, "_commit_file", commit_file)
+    patch.setattr(Vfs, "fsyncdir", fsyncdir)
+
+
+@mistake
+def a_sync_of_the_directory_leaves_bytes_out(patch: Patch) -> None:
+    async def fsyncdir(self: Any, number: int) -> None:
+        await self._metadata.new_files.tell_all_in(self._handles.dir(number).ino)
+
+    patch.setattr(Vfs, "fsyncdir", fsyncdir)
+
+
+@mistake
+def times_are_told_before_the_commit_that_sets_them(patch: Patch) -> None:
+    async def getattr_(self: Any, ino: Any) -> Any:
+        return self._seen(await self._metadata.getattr(ino))
+
+    patch.setattr(Vfs, "getattr", getattr_)
 
 
 @mistake
