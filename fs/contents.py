@@ -5,7 +5,7 @@ Answers overtake each other on the way, so every answer is compared by version b
 change that is not ours makes the file's bytes unknown until they are asked for again.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from shoalfs.fs.extents import ExtentMap
 from shoalfs.fs.ports import Buffer
@@ -14,16 +14,31 @@ from shoalfs.transport.limits import EXTENTS_CACHED_MAX, FILE_SIZE_BYTES_MAX
 
 
 class Contents:
-    """``inline`` is None while unknown and while the file has extents."""
+    """``inline`` is None while unknown and while the file has extents. ``kept`` is told how many bytes of it are held
+    more (or less, if negative) than before."""
 
-    def __init__(self, inode: Inode, inline: Buffer | None = None) -> None:
+    def __init__(
+        self, inode: Inode, inline: Buffer | None = None, kept: Callable[[int], None] = lambda change_bytes: None
+    ) -> None:
         self.inode = inode
-        self.inline: bytes | None = None
+        self._kept = kept
+        self._inline: bytes | None = None
         self.extents = ExtentMap()
         # A change of ours met a change of somebody else: what the kernel has cached may be neither's. Set
         # here, cleared by whoever has made the kernel forget its pages.
         self.mixed = False
         self.learn(inode, inline)
+
+    @property
+    def inline(self) -> bytes | None:
+        return self._inline
+
+    @inline.setter
+    def inline(self, inline: bytes | None) -> None:
+        change_bytes = len(inline or b"") - len(self._inline or b"")
+        self._inline = inline
+        if change_bytes:
+            self._kept(change_bytes)
 
     @property
     def is_inline(self) -> bool:

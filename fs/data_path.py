@@ -5,6 +5,7 @@ known to be on disk, or cached extents. So a file that is opened again finds wha
 """
 
 from collections import Counter, OrderedDict
+from collections.abc import Callable
 from functools import partial
 from itertools import islice
 
@@ -26,12 +27,13 @@ from shoalfs.transport.limits import (
     DIRTY_BYTES_DEFAULT,
     FILES_KEPT_MAX,
     FLUSHES_IN_FLIGHT_MAX,
+    INLINE_KEPT_BYTES_MAX,
     READ_CACHE_BYTES_DEFAULT,
 )
 
 
 class DataPath:
-    """``counters`` are for people: see docs/data_path.md."""
+    """``counters`` are for people: see docs/data_path.md. ``is_open``: a file is never forgotten while it is."""
 
     def __init__(
         self,
@@ -41,12 +43,15 @@ class DataPath:
         dirty_bytes: int = DIRTY_BYTES_DEFAULT,
         cache_bytes: int = READ_CACHE_BYTES_DEFAULT,
         replication: Replication = "fanout",
+        is_open: Callable[[InodeId], bool] = lambda ino: False,
     ) -> None:
         self.counters: Counter[str] = Counter()
         self._write_back = WriteBack(dirty_bytes)
         self._prefetcher = Prefetcher(self.counters)
         self._bad_replicas = BadReplicas(metadata)
         self._files: OrderedDict[InodeId, FileData] = OrderedDict()  # the one that was used last is the last
+        self._is_open = is_open
+        self._inline_bytes = 0  # of all files here
         self._crowded = trio.Event()
         self._services = Services(
             metadata=metadata,
@@ -56,6 +61,7 @@ class DataPath:
             counters=self.counters,
             wrote=self._wrote,
             cleaned=self._write_back.cleaned,
+            inline_kept=self._inline_kept,
             prefetch=self._prefetcher.ask,
         )
 
@@ -134,24 +140,38 @@ class DataPath:
         """Remember the file as the one used last."""
         self._files[file.ino] = file
         self._files.move_to_end(file.ino)
-        if len(self._files) > FILES_KEPT_MAX:
+        if self._is_crowded:
             self._crowded.set()
 
+    def _inline_kept(self, change_bytes: int) -> None:
+        self._inline_bytes += change_bytes
+        if self._is_crowded:
+            self._crowded.set()
+
+    @property
+    def _is_crowded(self) -> bool:
+        return len(self._files) > FILES_KEPT_MAX or self._inline_bytes > INLINE_KEPT_BYTES_MAX
+
     async def _forget_files(self) -> None:
-        """Keep FILES_KEPT_MAX files. One is forgotten only when all of it is committed and on disk, so that
-        an fsync through a later open has nothing to make up for. One that cannot be synced is kept, as the
-        newest."""
+        """Keep FILES_KEPT_MAX files and INLINE_KEPT_BYTES_MAX bytes of small ones, besides what is open. One is
+        forgotten only when all of it is committed and on disk, so that an fsync through a later open has nothing to
+        make up for. One that cannot be synced is kept, as the newest."""
         while True:
             await self._crowded.wait()
             self._crowded = trio.Event()
-            while len(self._files) > FILES_KEPT_MAX:
+            left = len(self._files)  # each is looked at once
+            while self._is_crowded and left > 0:
                 oldest = list(islice(self._files.values(), FLUSHES_IN_FLIGHT_MAX))
-                failures = await _flush_each([file for file in oldest if file.needs_fsync], durable=True)
+                left -= len(oldest)
+                closed = [file for file in oldest if not self._is_open(file.ino)]
+                failures = await _flush_each([file for file in closed if file.needs_fsync], durable=True)
                 for file in oldest:
-                    if file.needs_fsync:
+                    if not self._is_crowded:
+                        break
+                    if file.needs_fsync or self._is_open(file.ino):
                         self._files.move_to_end(file.ino)
-                    else:
-                        self._files.pop(file.ino, None)
+                    elif self._files.pop(file.ino, None) is not None:
+                        file.forget()
                 if failures:
                     break  # with the next file that is opened or written we try again
 

@@ -48,7 +48,8 @@ _GONE = frozenset({errno.ENOENT, errno.ESTALE})  # the inode is no more: its byt
 @dataclass(frozen=True, slots=True)
 class Services:
     """What the files of one mount share. ``wrote`` is told of each write, ``cleaned`` when a
-    file has nothing dirty any more, ``prefetch`` of each range that will probably be read."""
+    file has nothing dirty any more, ``inline_kept`` how many bytes of a small file are held more or less than before,
+    ``prefetch`` of each range that will probably be read."""
 
     metadata: Metadata
     uploader: Uploader
@@ -57,6 +58,7 @@ class Services:
     counters: Counter[str]
     wrote: Callable[["FileData"], None]
     cleaned: Callable[["FileData"], None]
+    inline_kept: Callable[[int], None]
     prefetch: Callable[["FileData", int, int], None]
 
 
@@ -67,7 +69,7 @@ class FileData:
 
     def __init__(self, services: Services, inode: Inode) -> None:
         self._services = services
-        self._contents = Contents(inode)
+        self._contents = Contents(inode, kept=services.inline_kept)
         self._dirty = Dirty(inode.chunk_bytes)
         self._backlog = Backlog()
         self._fetcher = Fetcher(services.metadata, self._contents)
@@ -391,6 +393,10 @@ class FileData:
         """The file was made here, and the metadata service will not have it: whatever is done with it fails."""
         self._lost = error
         self.discard()
+        self._contents.forget()
+
+    def forget(self) -> None:
+        """Give up what is known of the committed bytes."""
         self._contents.forget()
 
     def closed(self) -> None:

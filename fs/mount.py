@@ -141,6 +141,7 @@ async def run(
             dirty_bytes=options.dirty_bytes,
             cache_bytes=options.cache_bytes,
             replication=options.replication,
+            is_open=lambda ino: handles.holders(ino) > 0,
         )
         coherent.attach(data_path)
         data_paths.append(data_path)

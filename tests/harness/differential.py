@@ -24,7 +24,7 @@ from harness.twins import ALICE, BOB, ROOT, USERS, Person
 
 NAMES = [b"a", b"b", b"\xff\xfe"]
 ODD_NAMES = [*NAMES, b"n" * 255, b"n" * 256, b".", b"..", b"a/"]
-SIZES = [0, 1, 100, 4096, 8168, 8169, 20_000, 65_536, 70_000, 300_000]
+SIZES = [0, 1, 100, 4096, 8168, 8169, 20_456, 20_457, 65_536, 70_000, 300_000]
 FLAGS = [os.O_CREAT, os.O_EXCL, os.O_TRUNC, os.O_APPEND, os.O_NOFOLLOW, os.O_DIRECTORY, os.O_SYNC]
 PHASES = (Phase.generate, Phase.shrink)
 TREE_EVERY = 20  # steps between comparisons of the whole tree

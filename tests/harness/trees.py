@@ -86,7 +86,7 @@ def make_tree(root: Path) -> None:
     """A tree with one of each: sizes, modes, owners, times, attributes, links of both kinds, holes, odd names."""
     random = Random(7)
     root.mkdir()
-    for number, size in enumerate((0, 1, 100, 8168, 8169, 20_000, 65_536, 300_000, 5_000_000)):
+    for number, size in enumerate((0, 1, 100, 20_456, 20_457, 30_000, 65_536, 300_000, 5_000_000)):
         directory = root / f"d{number % 3}" / "sub"
         directory.mkdir(parents=True, exist_ok=True)
         (directory / f"file{number}").write_bytes(random.randbytes(size))

@@ -169,7 +169,7 @@ class World:
             )
             coherent.begin(session)
             nursery = await stack.enter_async_context(trio.open_nursery())
-            data_path = DataPath(coherent, ChunkClient(network))
+            data_path = DataPath(coherent, ChunkClient(network), is_open=lambda ino: handles.holders(ino) > 0)
             lost.append(data_path)
             coherent.attach(data_path)
             releases = Releases(coherent)

@@ -35,7 +35,7 @@ def work(tree: Path, journal: Path, seed: int) -> None:
 
 
 def _size(random: Random) -> int:
-    return random.choice((0, 100, 8_168, 8_169, 20_000, 70_000, 300_000, 2_000_000))
+    return random.choice((0, 100, 20_456, 20_457, 30_000, 70_000, 300_000, 2_000_000))
 
 
 def _apply(path: Path, action: str, data: bytes) -> None:

@@ -15,7 +15,7 @@ from harness.refusals import failing
 
 KIB = 1024
 MIB = 1024 * KIB
-INLINE = 8168  # up to here a file lives in the metadata
+INLINE = 20_456  # up to here a file lives in the metadata
 CHUNK = 4 * MIB
 
 SIZES = [

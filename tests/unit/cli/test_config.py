@@ -130,7 +130,7 @@ def test_a_wrong_key_is_answered_with_the_nearest(tables, line):
         ({"chunkserver": {"targets": [{}]}}, "chunkserver.targets[0].path: missing: it has no default"),
         ({"mds": {"replicas": 2, "min_ack": 3}}, "mds: min_ack is 3, more than replicas = 2"),
         ({"mds": {"chunk_bytes": 65537}}, "mds: chunk_bytes: expected 64KiB to 64MiB, a multiple of 64KiB"),
-        ({"mds": {"inline_bytes": "1MiB"}}, "mds: inline_bytes: expected 0 to 16256"),
+        ({"mds": {"inline_bytes": "1MiB"}}, "mds: inline_bytes: expected 0 to 65512"),
         ({"mds": {"peers": {"2": "tcp:a:1"}}}, "mds: peers: expected an entry for this node, 1"),
         ({"tls": {"ca": "/ca.pem"}}, "tls: ca, cert and key are needed together"),
     ],
