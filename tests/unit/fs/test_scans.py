@@ -33,6 +33,7 @@ async def filled(client):
     made = []
     for number in range(FILES):
         made.append(await client.write_file(b"f%d" % number, content(number)))
+    await client.vfs.closing.settle()
     await client.releases.send_all()  # until the leader knows that they are closed, nobody else is leased them
     for ino in made:
         await client.releases.settle(ino)

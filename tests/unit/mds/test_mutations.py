@@ -9,7 +9,7 @@ import trio.testing
 
 from shoalfs.mds.messages import MUTATE, Command, Mutate, Mutated, Op, Outcome
 from shoalfs.mds.mutations import Mutations
-from shoalfs.transport.errors import PeerUnreachable, PosixError
+from shoalfs.transport.errors import PeerUnreachable, PosixError, ShoalError
 from shoalfs.transport.ids import SessionId
 from shoalfs.transport.limits import COMMAND_BYTES_MAX, KIB, MUTATES_IN_FLIGHT_MAX, SHARED_COMMANDS_MAX
 from shoalfs.transport.rpc import Reply
@@ -51,12 +51,20 @@ async def held(nursery):
     return leader, mutations
 
 
+async def carry_out(mutations, command, session=ONE):
+    """One: its slot, which is in its outcome."""
+    (result,) = await mutations.carry_out(session, [command])
+    if isinstance(result, ShoalError):
+        raise result
+    return result.outcome.text
+
+
 async def under_way(nursery, mutations, slots, answers, session=ONE, size_bytes=1):
     """Begin one mutation after the other, each in a task of its own."""
 
     async def one(slot):
         try:
-            answers[slot] = (await mutations.carry_out(session, command(slot, size_bytes)))[0].text
+            answers[slot] = await carry_out(mutations, command(slot, size_bytes), session)
         except PeerUnreachable as error:
             answers[slot] = error
 
@@ -68,7 +76,7 @@ async def under_way(nursery, mutations, slots, answers, session=ONE, size_bytes=
 async def test_a_lone_mutation_leaves_at_once_and_gets_its_own_outcome(held):
     leader, mutations = held
     leader.gate.release()
-    assert (await mutations.carry_out(ONE, command(7)))[0].text == "7"
+    assert await carry_out(mutations, command(7)) == "7"
 
 
 async def test_what_gathers_shares_the_next_request_in_order(held, nursery):
@@ -126,7 +134,7 @@ async def test_who_gives_up_does_not_hold_up_the_others(held, nursery):
     answers = {}
     await under_way(nursery, mutations, range(MUTATES_IN_FLIGHT_MAX), answers)
     with trio.move_on_after(0.01):
-        await mutations.carry_out(ONE, command(98))
+        await carry_out(mutations, command(98))
     await under_way(nursery, mutations, [99], answers)
     for _ in range(MUTATES_IN_FLIGHT_MAX + 1):
         leader.gate.release()
@@ -137,6 +145,27 @@ async def test_who_gives_up_does_not_hold_up_the_others(held, nursery):
 async def test_what_is_too_large_for_an_entry_is_refused_here(held):
     leader, mutations = held
     with pytest.raises(PosixError) as refused:
-        await mutations.carry_out(ONE, command(1, COMMAND_BYTES_MAX))
+        await carry_out(mutations, command(1, COMMAND_BYTES_MAX))
     assert refused.value.errno == errno.E2BIG
     assert leader.requests == []
+
+
+async def test_many_at_once_share_a_request_and_one_that_is_too_large_stays_behind(held):
+    leader, mutations = held
+    leader.gate.release()
+    commands = [command(1), command(2, COMMAND_BYTES_MAX), command(3)]
+    first, second, third = await mutations.carry_out(ONE, commands)
+    assert (first.outcome.text, third.outcome.text) == ("1", "3")
+    assert isinstance(second, PosixError)
+    assert leader.sizes == [2]
+
+
+async def test_who_gives_up_on_many_is_told_when_they_are_decided(held, nursery):
+    leader, mutations = held
+    settled = []
+    with trio.move_on_after(0.01):
+        await mutations.carry_out(ONE, [command(1), command(2)], lambda: settled.append(True))
+    assert not settled
+    leader.gate.release()
+    await trio.testing.wait_all_tasks_blocked()
+    assert settled

@@ -171,7 +171,7 @@ def test_the_layout_of_a_directory_is_an_attribute_and_is_inherited(md):
 @pytest.mark.parametrize(
     ("name", "value", "expected"),
     [
-        (b"trusted.shoal.inline_bytes", b"16257", E.EINVAL),
+        (b"trusted.shoal.inline_bytes", b"65513", E.EINVAL),
         (b"trusted.shoal.inline_bytes", b"-1", E.EINVAL),
         (b"trusted.shoal.inline_bytes", b"", E.EINVAL),
         (b"trusted.shoal.inline_bytes", b"9" * 400, E.EINVAL),
