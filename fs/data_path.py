@@ -140,16 +140,15 @@ class DataPath:
         """Remember the file as the one used last."""
         self._files[file.ino] = file
         self._files.move_to_end(file.ino)
-        if self._is_crowded:
+        if self._has_too_many():
             self._crowded.set()
 
     def _inline_kept(self, change_bytes: int) -> None:
         self._inline_bytes += change_bytes
-        if self._is_crowded:
+        if self._has_too_many():
             self._crowded.set()
 
-    @property
-    def _is_crowded(self) -> bool:
+    def _has_too_many(self) -> bool:
         return len(self._files) > FILES_KEPT_MAX or self._inline_bytes > INLINE_KEPT_BYTES_MAX
 
     async def _forget_files(self) -> None:
@@ -160,13 +159,13 @@ class DataPath:
             await self._crowded.wait()
             self._crowded = trio.Event()
             left = len(self._files)  # each is looked at once
-            while self._is_crowded and left > 0:
+            while self._has_too_many() and left > 0:
                 oldest = list(islice(self._files.values(), FLUSHES_IN_FLIGHT_MAX))
                 left -= len(oldest)
                 closed = [file for file in oldest if not self._is_open(file.ino)]
                 failures = await _flush_each([file for file in closed if file.needs_fsync], durable=True)
                 for file in oldest:
-                    if not self._is_crowded:
+                    if not self._has_too_many():
                         break
                     if file.needs_fsync or self._is_open(file.ino):
                         self._files.move_to_end(file.ino)
