@@ -87,12 +87,12 @@ class Heart:
 
         nursery.start_soon(scrub)
 
-    async def _let_go(self, uuid: bytes, refusal: TargetRemoved) -> None:
+    def _let_go(self, uuid: bytes, refusal: TargetRemoved) -> None:
         """The cluster does not want it any more."""
         self._scopes.pop(uuid).cancel()
         del self._scrubbers[uuid]
         self._membership.remove(uuid)
-        await self._keeper.let_go(uuid, refusal)
+        self._keeper.let_go(uuid, refusal)
 
     async def run(self) -> NoReturn:
         """Beat until cancelled. Raises WrongCluster if the first metadata service that answers is another cluster's:
@@ -141,7 +141,7 @@ class Heart:
             try:
                 await self._register(self._targets[uuid])
             except TargetRemoved as refusal:
-                await self._let_go(uuid, refusal)
+                self._let_go(uuid, refusal)
         members = [self._targets[uuid] for uuid in self._scopes]
         conditions = {target.uuid: await self._condition(target) for target in members}
         heartbeat = self._membership.heartbeat(conditions)

@@ -97,13 +97,13 @@ class Keeper:
         and shown as failed. Raises UserError for a mistake in the options, and if none can be opened."""
         for options in configured:
             try:
-                await self._take_in(options)
+                self._serve(await self._take_in(options))
             except (TargetDown, OSError, IndexDamaged) as error:
                 self._leave_out(options.path, str(error))
         for entry in self._not_configured(configured):
             try:
                 self._check_disk(entry)
-                await self._take_in(TargetOptions(entry.path, entry.size_limit_bytes))
+                self._serve(await self._take_in(TargetOptions(entry.path, entry.size_limit_bytes)))
             except (TargetDown, OSError, IndexDamaged) as error:
                 self._leave_out(entry.path, str(error))
         if not self.targets.living:
@@ -157,7 +157,7 @@ class Keeper:
                 except BaseException:
                     await self._close(target)
                     raise
-        self.targets.note_change()
+                self._serve(target)
         _log.info("%s was added", target.path)
         with trio.move_on_after(_REGISTER_S):
             await target.enrolled.wait()
@@ -198,11 +198,14 @@ class Keeper:
 
     # --- letting go --------------------------------------------------------------------------------------------------
 
-    async def let_go(self, uuid: bytes, refusal: TargetRemoved) -> None:
-        """The cluster has removed the target: it is served no longer, and not opened again if it was added here. Nobody
-        but its clients may use it any more. Returns when it is closed."""
+    def let_go(self, uuid: bytes, refusal: TargetRemoved) -> None:
+        """The cluster has removed the target: it is served no longer, and not opened again if it was added here. It is
+        closed by and by: its disk may hang, and the other targets are not to wait for that."""
+        self._nursery.start_soon(self._forget, self.targets.living.pop(uuid), refusal)
+
+    async def _forget(self, target: Target, refusal: TargetRemoved) -> None:
+        uuid = target.uuid
         async with self._changing:
-            target = self.targets.living[uuid]
             was_added = self._added is not None and any(entry.uuid == uuid.hex() for entry in self._added.entries)
             with trio.CancelScope(shield=True):
                 await self._close(target)
@@ -218,7 +221,6 @@ class Keeper:
         _log.warning("%s was removed from the cluster and is served no more", target.path)
 
     async def _close(self, target: Target) -> None:
-        del self.targets.living[target.uuid]
         opened = self._open.pop(target.uuid)
         await target.stop()
         opened.leave.set()
@@ -232,7 +234,7 @@ class Keeper:
     # --- the task of one target ---------------------------------------------------------------------------------------
 
     async def _take_in(self, options: TargetOptions) -> Target:
-        """Open it. Raises UserError, TargetDown, OSError, IndexDamaged."""
+        """Open it; nobody is told yet. Raises UserError, TargetDown, OSError, IndexDamaged."""
         opened = _Open()
         self._nursery.start_soon(self._hold, options, opened)
         with trio.CancelScope(shield=True):  # a store that is being opened cannot be interrupted
@@ -242,13 +244,18 @@ class Keeper:
         target = opened.target
         if target is None:  # what its task met ends the server
             raise TargetDown(f"{options.path} is not open")
-        if (other := self.targets.living.get(target.uuid)) is not None:  # it was copied, and has a lock of its own
+        if (other := self._open.get(target.uuid)) is not None:  # it was copied, and has a lock of its own
             opened.leave.set()
-            raise UserError(f"{options.path} is a copy of target {other.id} in {other.path}: use an empty directory")
+            assert other.target is not None
+            raise UserError(f"{options.path} is a copy of the target in {other.target.path}: use an empty directory")
         self._open[target.uuid] = opened
-        self.targets.living[target.uuid] = target
-        self.targets.dead.pop(options.path, None)
         return target
+
+    def _serve(self, target: Target) -> None:
+        """From here on it is registered and asked for things, and only :meth:`let_go` takes it away again."""
+        self.targets.living[target.uuid] = target
+        self.targets.dead.pop(target.path, None)
+        self.targets.note_change()
 
     async def _hold(self, options: TargetOptions, opened: _Open) -> None:
         """Have it open until it is to leave. Shielded: others may be in the middle of using it."""

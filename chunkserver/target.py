@@ -189,6 +189,8 @@ class Target:
         return Receipt(chunk, self.id, self.epoch, durable, chunk_hash)
 
     async def _in_thread(self, work: Callable[..., _T], *arguments: object) -> _T:
+        if self._stopped:
+            await trio.lowlevel.checkpoint()  # who is cancelled with the target does not get an error
         self._check_in_service()
         return await trio.to_thread.run_sync(work, *arguments, limiter=self._threads)
 

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 import trio
 
-from chunkserver_support import CLUSTER
+from chunkserver_support import CLUSTER, hash_of
 from shoalfs.chunkserver import heartbeat, server
 from shoalfs.chunkserver.added import AddedTarget, AddedTargets
 from shoalfs.chunkserver.client import ChunkClient
@@ -18,6 +18,7 @@ from shoalfs.chunkserver.disk import RealDisk
 from shoalfs.chunkserver.keeper import TargetOptions
 from shoalfs.chunkserver.memory_disk import MemoryDisk
 from shoalfs.chunkserver.messages import ADD_TARGET, SERVER_STATUS, AddTarget, GetServerStatus
+from shoalfs.chunkserver.target import open_target
 from shoalfs.mds import messages as m
 from shoalfs.transport.errors import NotAllowed, PosixError, ShoalError, TargetDown, TargetRemoved, UserError
 from shoalfs.transport.limits import BEAT_MS_MIN
@@ -156,7 +157,7 @@ async def test_what_cannot_be_a_target_is_refused_in_one_line(tmp_path):
         assert "within" in await refused(cluster, tmp_path / "a" / "inside")
         assert "within" in await refused(cluster, tmp_path)
         shutil.copytree(tmp_path / "a", tmp_path / "copy")
-        assert "is a copy of target 1" in await refused(cluster, tmp_path / "copy")
+        assert "is a copy of the target" in await refused(cluster, tmp_path / "copy")
         await refused(cluster, cluster.directory("client"), NotAllowed, role="client")
 
 
@@ -266,6 +267,33 @@ async def test_a_directory_that_vanishes_costs_its_target_and_no_other(tmp_path)
             return str(path) not in await cluster.served() and not cluster.written_down
 
         await wait_for(is_gone)
+
+
+async def test_who_waits_for_a_target_that_is_stopped_is_told_and_who_is_cancelled_is_not(rig):
+    rig.disk.kill()
+    async with open_target(rig.open) as target, trio.open_nursery() as nursery:
+        target.enrol(1, 1)
+        told = []
+
+        async def store(size: int) -> None:
+            data = b"x" * size
+            try:
+                await target.put(chunk=size, ino=1, offset_bytes=0, data=[data], chunk_hash=hash_of(data), durable=True)
+            except TargetDown:
+                told.append(size)
+
+        for size in (10, 20, 2 * MIB // 10):
+            nursery.start_soon(store, size)
+        await trio.lowlevel.checkpoint()
+        await target.stop()
+        with trio.fail_after(10):
+            await store(30)
+            while len(told) < 4:
+                await trio.sleep(0.01)
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await target.usage()
+        assert scope.cancelled_caught
 
 
 # --- crashes --------------------------------------------------------------------------------------------------------
