@@ -6,8 +6,8 @@ Steps of a commit, and what is left when this client dies before the next one:
 1. ``PUT`` each unit to its group. *Left: chunks that no file uses; collected as garbage. The file is as
    before.*
 2. If the commit is to be durable, ``SYNC`` what was stored without. *Left: as after 1.*
-3. ``COMMIT_EXTENTS`` (or ``COMMIT_INLINE``), in the order of writing, EXTENTS_PER_COMMIT_MAX at a time.
-   *Left: the file with the first so many commits; each is all or nothing.*
+3. ``COMMIT_EXTENTS`` (or ``COMMIT_INLINE``), in the order of writing, EXTENTS_PER_COMMIT_MAX at a time, fewer where
+   very many extents are written over. *Left: the file with the first so many commits; each is all or nothing.*
 4. Drop the bytes. *Nothing is left to do.*
 
 A commit whose answer never came may have happened. It is repeated with the next flush: linking the same chunk
@@ -16,7 +16,7 @@ backlog.
 """
 
 import errno
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -29,7 +29,7 @@ from shoalfs.fs.parallel import all_of
 from shoalfs.fs.ports import Buffer, Metadata
 from shoalfs.fs.units import Backlog, Unit, give_up_refused, syncs_needed
 from shoalfs.fs.uploader import Uploader
-from shoalfs.mds.messages import CommitExtents, CommitInline, Committed, Inode, Op, Patch, Receipt
+from shoalfs.mds.messages import CommitExtents, CommitInline, Committed, Extent, Inode, Op, Patch, Receipt
 from shoalfs.transport.errors import ChunkNotReserved, LayoutConflict, PosixError, ShoalError, StaleReceipt
 from shoalfs.transport.limits import COMMIT_ATTEMPTS_MAX, EXTENTS_PER_COMMIT_MAX, FILE_SIZE_BYTES_MAX
 
@@ -186,8 +186,7 @@ class Committer:
                 inline_version=version if index == 0 else None,
                 durable=durable,
             )
-            reply = await self._metadata.mutate(Op.COMMIT_EXTENTS, request, Committed)
-            self._contents.committed_extents(reply, extents)
+            await self._link(request)
             self._backlog.drop(batch)
             self._remember(linked, durable=durable)
 
@@ -212,13 +211,27 @@ class Committer:
             inline_version=version,
             durable=durable,
         )
-        reply = await self._metadata.mutate(Op.COMMIT_EXTENTS, request, Committed)
-        landed = base if promote else reply.offset_bytes
-        if not promote:
-            extents = [msgspec.structs.replace(e, offset_bytes=e.offset_bytes + landed) for e in extents]
-        self._contents.committed_extents(reply, extents)
+        landed = await self._link(request)
         self._remember(linked, durable=durable)
-        return landed
+        return base if promote else landed
+
+    async def _link(self, request: CommitExtents) -> int:
+        """Have extents linked, with as many commands as that takes: one, unless they lie over very many others. Returns
+        where the first command landed them."""
+        landed = -1
+        while True:
+            reply = await self._metadata.mutate(Op.COMMIT_EXTENTS, request, Committed)
+            shift_bytes = reply.offset_bytes if request.append else 0
+            done, left = divide(request.extents, reply)
+            if shift_bytes:
+                done = tuple(msgspec.structs.replace(e, offset_bytes=e.offset_bytes + shift_bytes) for e in done)
+            self._contents.committed_extents(reply, done)
+            landed = reply.offset_bytes if landed < 0 or request.append else landed
+            if not left:
+                return landed
+            request = msgspec.structs.replace(
+                request, extents=left, inline_version=None if done else request.inline_version
+            )
 
     async def _fill(self) -> tuple[list[Unit], int | None]:
         """What has to be linked below everything else when the file leaves its inode: its inline bytes, and
@@ -275,6 +288,16 @@ class Committer:
                 self._uploader.committed(unit.stored)
             if unit.stored and not durable and unit.stored.durable_receipts < len(unit.stored.receipts):
                 self.undurable[unit.stored.chunk] = unit.stored.holders
+
+
+def divide(extents: Sequence[Extent], reply: Committed) -> tuple[tuple[Extent, ...], tuple[Extent, ...]]:
+    """What of a commit's extents is done, and what is left."""
+    done, left = tuple(extents[: len(extents) - reply.left]), tuple(extents[len(extents) - reply.left :])
+    if left and left[0].offset_bytes < reply.left_from_bytes < left[0].end_bytes:
+        first, at = left[0], reply.left_from_bytes
+        done = (*done, first.part(first.offset_bytes, at))
+        left = (first.part(at, first.end_bytes), *left[1:])
+    return done, left
 
 
 def _receipts(units: Iterable[Unit]) -> tuple[Receipt, ...]:

@@ -338,8 +338,13 @@ class FileData:
         if self.is_dirty:
             await self.flush(durable=False)
         async with self._changing():
-            reply = await self._services.metadata.mutate(Op.ALLOCATE, request, Committed)
-            self._contents.reshaped(reply.inode)
+            while True:
+                reply = await self._services.metadata.mutate(Op.ALLOCATE, request, Committed)
+                self._contents.reshaped(reply.inode)
+                if not reply.left:
+                    break
+                first, end = reply.left_from_bytes, request.offset_bytes + request.length_bytes
+                request = msgspec.structs.replace(request, offset_bytes=first, length_bytes=end - first)
 
     async def clone(self, request: CloneRange) -> int:
         """Let a range of this file share the bytes of a range of another, which must be committed. Returns how much of
@@ -348,6 +353,8 @@ class FileData:
             await self.flush(durable=False)
         async with self._changing():
             reply = await self._services.metadata.mutate(Op.CLONE_RANGE, request, Cloned)
+            while reply.again:
+                reply = await self._services.metadata.mutate(Op.CLONE_RANGE, request, Cloned)
             if reply.length_bytes:
                 self._committer.cloned = True
                 self._contents.reshaped(reply.inode)

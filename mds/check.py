@@ -17,7 +17,7 @@ from itertools import pairwise
 
 from shoalfs.mds import acl, check_totals, keys, records
 from shoalfs.mds.check_findings import Findings
-from shoalfs.mds.messages import CheckNamespace, Extent, Inode, NamespaceChecked, Storage
+from shoalfs.mds.messages import NOT_CUT_OFF, CheckNamespace, Extent, Inode, NamespaceChecked, Storage
 from shoalfs.mds.records import Dentry
 from shoalfs.mds.txn import ReadTxn
 from shoalfs.transport.errors import DamagedRecord, PosixError
@@ -89,7 +89,7 @@ def _names_of(txn: ReadTxn, inos: set[InodeId]) -> Names:
 
 
 def _check_inode(txn: ReadTxn, inode: Inode, parents: list[InodeId], findings: Findings) -> list[Extent]:
-    """Returns the inode's extents."""
+    """Returns the inode's extents, those that were cut off left out: nobody needs their bytes any more."""
     _check_orphan(txn, inode, findings)
     _check_xattrs(txn, inode, findings)
     _check_acls(inode, findings)
@@ -99,6 +99,7 @@ def _check_inode(txn: ReadTxn, inode: Inode, parents: list[InodeId], findings: F
     else:
         _check_names(inode, parents, findings)
     extents = list(_extents(txn, inode, findings))
+    _check_cut_off(txn, inode, extents, findings)
     inline_bytes = _inline_bytes(txn, inode, findings)
     if inode.is_file:
         _check_bytes(inode, extents, inline_bytes, findings)
@@ -106,7 +107,7 @@ def _check_inode(txn: ReadTxn, inode: Inode, parents: list[InodeId], findings: F
         findings.add("bytes-of-no-file", inode.ino, f"mode {inode.mode:o} has bytes")
     if inode.is_symlink and inline_bytes is not None and inline_bytes != inode.size_bytes:
         findings.add("wrong-symlink-size", inode.ino, f"size {inode.size_bytes}, target of {inline_bytes} bytes")
-    return extents
+    return _seen(inode, extents)
 
 
 # --- names and links ----------------------------------------------------------------------------------------
@@ -263,11 +264,33 @@ def _inline_bytes(txn: ReadTxn, inode: Inode, findings: Findings) -> int | None:
     return None if findings.damaged > damaged_before else len(value or b"")
 
 
+def _seen(inode: Inode, extents: list[Extent]) -> list[Extent]:
+    cut_off_bytes = inode.cut_off_bytes
+    if cut_off_bytes == NOT_CUT_OFF:
+        return extents
+    return [extent for extent in extents if extent.offset_bytes < cut_off_bytes]
+
+
+def _check_cut_off(txn: ReadTxn, inode: Inode, extents: list[Extent], findings: Findings) -> None:
+    """What was cut off is listed, so that it is removed; and begins where what is not ends."""
+    listed = findings.get(txn, keys.cut_off(inode.ino), inode.ino) is not None
+    if (inode.cut_off_bytes == NOT_CUT_OFF) == listed:
+        text = "is listed for it" if listed else "is listed nowhere"
+        findings.add("wrong-cut-off", inode.ino, f"extents are cut off at {inode.cut_off_bytes}, and it {text}")
+    if len(extents) != inode.extents:
+        findings.add("wrong-extent-count", inode.ino, f"it claims {inode.extents} extents, there are {len(extents)}")
+    if inode.cut_off_bytes != NOT_CUT_OFF:
+        end_bytes = max([extent.end_bytes for extent in _seen(inode, extents)], default=0)
+        if end_bytes > inode.cut_off_bytes:
+            text = f"extents are cut off at {inode.cut_off_bytes}, one before ends at {end_bytes}"
+            findings.add("wrong-cut-off", inode.ino, text)
+
+
 def _check_bytes(inode: Inode, extents: list[Extent], inline_bytes: int | None, findings: Findings) -> None:
     for before, after in pairwise(extents):
         if before.end_bytes > after.offset_bytes:
             findings.add("overlapping-extents", inode.ino, f"at {before.offset_bytes} and {after.offset_bytes}")
-    end_bytes = max([extent.end_bytes for extent in extents], default=0)
+    end_bytes = max([extent.end_bytes for extent in _seen(inode, extents)], default=0)
     if max(end_bytes, inline_bytes or 0) > inode.size_bytes:
         findings.add("bytes-past-size", inode.ino, f"bytes end past its size, {inode.size_bytes}")
     if inode.storage is Storage.INLINE and extents:

@@ -121,7 +121,7 @@ def _check_owners(txn: ReadTxn, findings: Findings) -> Counter[str]:
         if inode is not None and inode.is_symlink:
             symlinks.add(ino)
     seen["inodes"] = len(inos)
-    for prefix in (b"D", b"E", b"L", b"X", b"A", b"O", b"Q"):
+    for prefix in (b"D", b"E", b"L", b"X", b"C", b"A", b"O", b"Q"):
         for key, value in findings.rows(txn, *keys.all_of(prefix)):
             ino = keys.first_field(key)
             if ino not in inos:

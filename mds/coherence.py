@@ -213,6 +213,15 @@ class Coherence:
         if surplus is not None:
             self._recall(self.table.call_back(session, surplus), self.end)
 
+    def attributes_changed(self, ino: InodeId) -> None:
+        """Have what is cached of an inode dropped, in the background: it has changed in a way that nobody has to wait
+        for."""
+        change = self.table.begin(SessionId(0), Touched(inodes={ino}), self._now_ms())
+        if change.recalls:
+            self._recall(change, self.end)
+        else:
+            self.end(change)
+
     # --- written bytes -----------------------------------------------------------------------------------------------
 
     def must_settle(self, session: SessionId, ino: InodeId) -> bool:

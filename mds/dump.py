@@ -52,6 +52,7 @@ class _Kind:
 
 _KINDS: Final = (
     _Kind("xattr", b"A", ">Q", named=True),
+    _Kind("cut_off", b"C", ">Q"),
     _Kind("dentry", b"D", ">Q", records.DENTRY, records.Dentry, named=True),
     _Kind("listing", b"E", ">QQ", records.LISTING, records.ListingRow),
     _Kind("group", b"G", ">H", records.GROUP, PlacementGroup),
@@ -238,4 +239,4 @@ def _refused(number: int, why: str) -> UserError:
     return UserError(f"load: line {number} of the dump: {why}")
 
 
-assert FORMAT_VERSION == 1, "a new format of the store may want a new version of the dump"
+assert FORMAT_VERSION == 2, "a new format of the store may want a new version of the dump"

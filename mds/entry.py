@@ -1,7 +1,8 @@
 """One entry of the replicated log: the leader's time and the commands of many sessions. Pure.
 
-A version byte, then msgpack. The commands' bodies are the bytes that the clients sent. An empty entry is the
-no-op with which a leader begins its term; it is never encoded here.
+A version byte, then msgpack. Version 2 is as version 1, and its commands are bounded (:mod:`shoalfs.mds.bounds`):
+what a command of version 1 does, it does at once. The commands' bodies are the bytes that the clients sent. An empty
+entry is the no-op with which a leader begins its term; it is never encoded here.
 """
 
 from collections.abc import Sequence
@@ -14,13 +15,19 @@ from shoalfs.transport.errors import StorageFailed
 from shoalfs.transport.ids import SessionId
 from shoalfs.transport.method import Message
 
-_VERSION: Final = b"\x01"
+_UNBOUNDED_VERSION: Final = b"\x01"
+_VERSION: Final = b"\x02"
 _TIME_MAX_NS: Final = (1 << 63) - 1
 
 
 class LogEntry(Message, frozen=True):
     now_ns: int
     commands: tuple[tuple[SessionId, Command], ...]
+
+
+def is_bounded(data: bytes) -> bool:
+    """Whether the commands of this entry are."""
+    return data[:1] != _UNBOUNDED_VERSION
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -35,7 +42,7 @@ def encode_entry(now_ns: int, commands: Sequence[tuple[SessionId, Command]]) -> 
 def decode_entry(data: bytes) -> LogEntry:
     """Raises StorageFailed: a committed entry that cannot be read was written by a newer program, or the log
     is damaged, and a node that skipped what others apply would differ from them for ever."""
-    if data[:1] != _VERSION:
+    if data[:1] not in (_VERSION, _UNBOUNDED_VERSION):
         raise StorageFailed(
             f"a log entry has format {data[:1].hex() or 'nothing'}; this program reads {_VERSION.hex()}"
         )

@@ -41,6 +41,7 @@ from shoalfs.mds.machine import check_format, load_applied
 from shoalfs.mds.snapshot_messages import SnapshotOffer
 from shoalfs.mds.snapshots import digest_file
 from shoalfs.mds.store import DATA_FILE, LmdbStore
+from shoalfs.mds.upgrade import upgrade
 from shoalfs.transport.errors import StorageFailed
 from shoalfs.transport.ids import NodeId
 
@@ -129,6 +130,7 @@ def reset_log(journal: Journal, index: int, term: int) -> None:
 def _look_into(store: LmdbStore) -> tuple[records.Format, records.Applied]:
     """What it is a store of, and its last entry. Closes it."""
     try:
+        upgrade(store)
         with store.read() as txn:
             check_format(txn)
             return records.FORMAT.require(txn, keys.FORMAT), load_applied(txn)

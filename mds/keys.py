@@ -11,6 +11,7 @@ key   fields (bits)                  value
 ``I`` inode (64)                     Inode, in its wire encoding
 ``L`` inode (64)                     inline bytes of a small file (never empty), or the target of a symlink
 ``X`` inode (64), file offset (64)   Extent
+``C`` inode (64)                     empty: extents of the file were cut off and are not removed yet
 ``A`` inode (64), name               value of an extended attribute
 ``O`` inode (64)                     empty: nlink is 0, the inode waits for its last close
 ``Q`` inode (64)                     TrashRow: nlink is 0, the inode is kept until its retention is over
@@ -70,6 +71,10 @@ def inline(ino: InodeId) -> bytes:
 
 def extent(ino: InodeId, offset_bytes: int) -> bytes:
     return _U64_U64.pack(b"X", ino, offset_bytes)
+
+
+def cut_off(ino: InodeId) -> bytes:
+    return _U64.pack(b"C", ino)
 
 
 def xattr(ino: InodeId, name: bytes) -> bytes:

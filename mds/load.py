@@ -34,6 +34,7 @@ from shoalfs.mds.raft_members import Members
 from shoalfs.mds.records import Applied
 from shoalfs.mds.store import LmdbStore
 from shoalfs.mds.txn import Txn
+from shoalfs.mds.upgrade import upgrade
 from shoalfs.transport.errors import UserError
 from shoalfs.transport.ids import CHUNK_SEQUENCE_MAX
 
@@ -78,6 +79,7 @@ def _fill(store: LmdbStore, source: BinaryIO, cluster_id: bytes, members: Member
         with store.write() as txn:
             for _, key, value in batch:
                 txn.put(key, value)
+    upgrade(store)
     with store.write() as txn:
         check_format(txn)
         _begin_anew(txn, header, members)

@@ -24,7 +24,8 @@ import msgspec
 from shoalfs.mds import cluster, keys, records
 from shoalfs.mds import inode as inodes
 from shoalfs.mds.batch_txn import BatchTxn
-from shoalfs.mds.entry import decode_entry
+from shoalfs.mds.bounds import BOUNDS, UNBOUNDED, Bounds
+from shoalfs.mds.entry import decode_entry, is_bounded
 from shoalfs.mds.messages import OP_TYPES, Command, Inode, Op, Outcome, Pool
 from shoalfs.mds.ops.context import Context
 from shoalfs.mds.ops.table import OPERATIONS
@@ -54,12 +55,13 @@ from shoalfs.transport.limits import (
     SLOTS_PER_SESSION,
 )
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 SERVICE_OPS: Final = frozenset(
     {
         Op.OPEN_SESSION,
         Op.END_SESSION,
         Op.REAP,
+        Op.TRIM,
         Op.REGISTER_TARGET,
         Op.SET_TARGET_STATE,
         Op.ADD_GARBAGE,
@@ -164,6 +166,7 @@ class Machine:
                 now_ns, entry_outcomes = applied.now_ns, []
                 if data:
                     entry = decode_entry(data)
+                    bounds = BOUNDS if is_bounded(data) else UNBOUNDED
                     now_ns = max(now_ns, entry.now_ns)
                     for position, (session, command) in enumerate(entry.commands):
                         place = (index, position)
@@ -172,7 +175,7 @@ class Machine:
                             continue
                         try:
                             batch.between_commands()
-                            entry_outcomes.append(_run(batch, now_ns, session, command))
+                            entry_outcomes.append(_run(batch, now_ns, session, command, bounds))
                         except DamagedRecord as error:
                             raise _DamagedCommandError(place, error) from error
                 applied = Applied(index, term, now_ns)
@@ -189,13 +192,13 @@ class Machine:
 # --- one command --------------------------------------------------------------------------------------------
 
 
-def _run(txn: BatchTxn, now_ns: int, session: SessionId, command: Command) -> Outcome:
+def _run(txn: BatchTxn, now_ns: int, session: SessionId, command: Command, bounds: Bounds) -> Outcome:
     """Apply a command unless it was applied already. Raises DamagedRecord."""
     op = _OPS.get(command.op)
     if session == 0:
         if op not in SERVICE_OPS:
             return _outcome_of(NotAllowed("this operation needs a session"))
-        return _execute(txn, Context(now_ns, session), op, command.body)
+        return _execute(txn, Context(now_ns, session, bounds), op, command.body)
     if not 0 < session <= keys.U64_MAX or txn.get(keys.session(session)) is None:
         return _outcome_of(SessionGone())
     if not 0 <= command.slot < SLOTS_PER_SESSION or not 0 < command.seq <= keys.U64_MAX:
@@ -207,7 +210,7 @@ def _run(txn: BatchTxn, now_ns: int, session: SessionId, command: Command) -> Ou
     if op in SERVICE_OPS and op is not Op.END_SESSION:
         outcome = _outcome_of(NotAllowed("this operation is not for sessions"))
     else:
-        outcome = _execute(txn, Context(now_ns, session), op, command.body)
+        outcome = _execute(txn, Context(now_ns, session, bounds), op, command.body)
     if op is Op.END_SESSION and outcome.code == 0 and txn.get(keys.session(session)) is None:
         return outcome  # the session has no slots any more
     record = records.RECORDED.encode(Recorded(command.seq, outcome))

@@ -7,13 +7,13 @@ from itertools import chain
 
 import msgspec
 
-from shoalfs.mds import acl, cluster, keys, records
+from shoalfs.mds import acl, cluster, extents, keys, records
 from shoalfs.mds import inode as inodes
 from shoalfs.mds.mend_view import Change, Name, View, gone, unrepaired
-from shoalfs.mds.messages import Finding, Inode, Storage
+from shoalfs.mds.messages import NOT_CUT_OFF, Finding, Inode, Storage
 from shoalfs.transport.errors import PosixError
 from shoalfs.transport.ids import ROOT_INODE, InodeId
-from shoalfs.transport.limits import CHUNK_BYTES_DEFAULT
+from shoalfs.transport.limits import CHUNK_BYTES_DEFAULT, FILE_SIZE_BYTES_MAX
 
 _FOLLOWS = "it follows from another finding: check again when that is repaired"
 
@@ -66,14 +66,14 @@ def _rebuilt(view: View, ino: InodeId) -> Inode | None:
     """An inode for the rows that are left; None if they hold nothing."""
     entries = [records.DENTRY.decode(*row) for row in view.txn.range(*keys.under(b"D", ino))]
     listed = [keys.second_field(key) for key, _ in view.txn.range(*keys.under(b"E", ino))]
-    extents = [records.EXTENT.decode(*row) for row in view.txn.range(*keys.under(b"X", ino))]
+    linked = [records.EXTENT.decode(*row) for row in view.txn.range(*keys.under(b"X", ino))]
     inline = view.txn.get(keys.inline(ino))
-    if not (entries or listed or extents or inline):
+    if not (entries or listed or linked or inline):
         return None
     names = view.names(ino)
     if entries or listed:
         kind = stat.S_IFDIR
-    elif inline and not extents and names and names[0].entry.kind == stat.S_IFLNK:
+    elif inline and not linked and names and names[0].entry.kind == stat.S_IFLNK:
         kind = stat.S_IFLNK
     else:
         kind = stat.S_IFREG
@@ -88,21 +88,22 @@ def _rebuilt(view: View, ino: InodeId) -> Inode | None:
         uid=0,
         gid=0,
         rdev=0,
-        size_bytes=len(entries) if is_dir else max([e.end_bytes for e in extents], default=len(inline or b"")),
-        used_bytes=0 if kind != stat.S_IFREG else sum(e.length_bytes for e in extents) + len(inline or b""),
+        size_bytes=len(entries) if is_dir else max([e.end_bytes for e in linked], default=len(inline or b"")),
+        used_bytes=0 if kind != stat.S_IFREG else sum(e.length_bytes for e in linked) + len(inline or b""),
         atime_ns=0,
         mtime_ns=0,
         ctime_ns=0,
         btime_ns=0,
         version=1 << 32,  # above whatever it had
         data_version=1 << 32,
-        storage=Storage.EXTENTS if extents else Storage.INLINE,
+        storage=Storage.EXTENTS if linked else Storage.INLINE,
         pool=root.pool if root else pools[0].id,
         chunk_bytes=root.chunk_bytes if root else CHUNK_BYTES_DEFAULT,
         inline_bytes_max=root.inline_bytes_max if root else 0,
         parent=(names[0].parent if names else ROOT_INODE) if is_dir else InodeId(0),
         next_cookie=_next_cookie(entries, listed) if is_dir else 0,
         xattr_bytes=_xattr_bytes(view, ino),
+        extents=len(linked),
     )
 
 
@@ -339,6 +340,33 @@ def used_bytes(view: View, inode: Inode) -> Change:
 
 
 @_of_inode
+def extent_count(view: View, inode: Inode) -> Change:
+    count = sum(1 for _ in view.txn.range(*keys.under(b"X", inode.ino)))
+    return view.set_inode(f"count {count} extents", inode, extents=count)
+
+
+@_of_inode
+def cut_off(view: View, inode: Inode) -> Change:
+    """Bytes are not given up for tidiness: an extent that reaches behind the place where the file was cut is shown
+    whole. Then the list of what is to be removed follows the inode."""
+    if inode.cut_off_bytes == NOT_CUT_OFF:
+        change = Change("strike it from the list of files with extents to be removed: nothing was cut off")
+        view.see(change, keys.inode(inode.ino))
+        view.drop(change, keys.cut_off(inode.ino))
+        return change if change.is_repair else gone()
+    rows = view.txn.range(keys.under(b"X", inode.ino)[0], keys.extent(inode.ino, inode.cut_off_bytes), reverse=True)
+    last = next((records.EXTENT.decode(*row) for row in rows), None)
+    if last is not None and last.end_bytes > inode.cut_off_bytes:
+        text = f"let what was cut off begin at {last.end_bytes}"
+        change = view.set_inode(text, inode, cut_off_bytes=last.end_bytes)
+    else:
+        change = Change("have the extents removed that were cut off")
+        view.see(change, keys.inode(inode.ino))
+    view.put(change, keys.cut_off(inode.ino), b"")
+    return change
+
+
+@_of_inode
 def xattr_bytes(view: View, inode: Inode) -> Change:
     size_bytes = _xattr_bytes(view, inode.ino)
     return view.set_inode(f"count {size_bytes} bytes of attributes", inode, xattr_bytes=size_bytes)
@@ -358,8 +386,8 @@ def symlink_size(view: View, inode: Inode) -> Change:
 def size(view: View, inode: Inode) -> Change:
     """Bytes are there, so the file is as long as they reach."""
     end = len(view.txn.get(keys.inline(inode.ino)) or b"")
-    for row in view.txn.range(*keys.under(b"X", inode.ino)):
-        end = max(end, records.EXTENT.decode(*row).end_bytes)
+    for extent in extents.visible(view.txn, inode, 0, FILE_SIZE_BYTES_MAX):
+        end = max(end, extent.end_bytes)
     return view.set_inode(f"let it be {end} bytes long, as far as its bytes reach", inode, size_bytes=end)
 
 

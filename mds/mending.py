@@ -60,6 +60,8 @@ WAYS: Final[dict[str, _Way]] = {
     "wrong-directory-size": _Way(3, mend_inodes.directory_size),
     "wrong-cookie": _Way(3, mend_inodes.cookies),
     "wrong-used-bytes": _Way(3, mend_inodes.used_bytes),
+    "wrong-extent-count": _Way(3, mend_inodes.extent_count),
+    "wrong-cut-off": _Way(3, mend_inodes.cut_off),
     "wrong-xattr-bytes": _Way(3, mend_inodes.xattr_bytes),
     "wrong-symlink-size": _Way(3, mend_inodes.symlink_size),
     "bytes-past-size": _Way(3, mend_inodes.size),

@@ -281,7 +281,7 @@ def _fetched(txn: ReadTxn, ino: InodeId) -> tuple[StoredFetched, bytes]:
         if _is_inline(inode):
             data = inline.load(txn, ino)
             return StoredFetched(msgspec.Raw(stored), len(data)), data
-        linked = tuple(islice(extents.overlapping(txn, ino, 0, FILE_SIZE_BYTES_MAX), FETCH_EXTENTS_MAX + 1))
+        linked = tuple(islice(extents.visible(txn, inode, 0, FILE_SIZE_BYTES_MAX), FETCH_EXTENTS_MAX + 1))
     except ShoalError:
         return StoredFetched(), b""  # who opens it is told the error
     return (StoredFetched() if len(linked) > FETCH_EXTENTS_MAX else StoredFetched(msgspec.Raw(stored), 0, linked)), b""
@@ -295,7 +295,7 @@ def get_extents(txn: ReadTxn, request: m.GetExtents) -> tuple[m.ExtentMap, bytes
     count = max(1, min(request.count, _EXTENTS_MAX))
     first = min(request.offset_bytes, FILE_SIZE_BYTES_MAX)
     end = min(request.offset_bytes + request.length_bytes, FILE_SIZE_BYTES_MAX)
-    found = list(islice(extents.overlapping(txn, inode.ino, first, end), count + 1)) if end > first else []
+    found = list(islice(extents.visible(txn, inode, first, end), count + 1)) if end > first else []
     return m.ExtentMap(inode, tuple(found[:count]), eof=len(found) <= count), _inline_bytes(txn, inode)
 
 
@@ -374,6 +374,11 @@ def sessions(txn: ReadTxn) -> list[tuple[SessionId, str]]:
 def orphans(txn: ReadTxn, count: int) -> list[InodeId]:
     """The first ``count`` inodes without a name."""
     return [InodeId(keys.first_field(key)) for key, _ in islice(txn.range(*keys.all_of(b"O")), count)]
+
+
+def cut_off(txn: ReadTxn, count: int) -> list[InodeId]:
+    """The first ``count`` files with extents that were cut off."""
+    return [InodeId(keys.first_field(key)) for key, _ in islice(txn.range(*keys.all_of(b"C")), count)]
 
 
 # --- chunks -------------------------------------------------------------------------------------------------

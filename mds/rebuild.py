@@ -29,6 +29,7 @@ import msgspec
 
 from shoalfs.mds import cluster, dentry, extents, keys, rebuild_fragments
 from shoalfs.mds import inode as inodes
+from shoalfs.mds.bounds import UNBOUNDED
 from shoalfs.mds.install import LOG, STORE
 from shoalfs.mds.journal_files import sync_directory
 from shoalfs.mds.load import LOADING, SKIPPED, SKIPPED_EPOCHS
@@ -245,21 +246,13 @@ def _make_lost_found(txn: Txn, headers: Headers, absent: int, last_ino: InodeId)
 
 def _make_file(txn: Txn, ino: InodeId, laid: Iterable[Extent], pool: PoolId) -> Inode:
     root = inodes.load(txn, InodeId(ROOT_INODE))
-    delta = extents.ChunkDelta()
-    used_bytes = size_bytes = 0
-    for extent in sorted(laid, key=lambda extent: chunk_sequence(extent.chunk)):
-        used_bytes -= extents.cut(txn, ino, extent.offset_bytes, extent.end_bytes, delta)
-        extents.put(txn, ino, extent, delta)
-        used_bytes += extent.length_bytes
-        size_bytes = max(size_bytes, extent.end_bytes)
-    delta.settle(txn, 0)
     made = msgspec.structs.replace(
         root,
         ino=ino,
         mode=0o100600,
         nlink=1,
-        size_bytes=size_bytes,
-        used_bytes=used_bytes,
+        size_bytes=0,
+        used_bytes=0,
         version=SKIPPED,
         data_version=SKIPPED,
         storage=Storage.EXTENTS,
@@ -267,6 +260,12 @@ def _make_file(txn: Txn, ino: InodeId, laid: Iterable[Extent], pool: PoolId) -> 
         parent=InodeId(0),
         next_cookie=0,
     )
+    edit = extents.Edit(txn, made, UNBOUNDED.rows_max)
+    size_bytes = 0
+    for extent in sorted(laid, key=lambda extent: chunk_sequence(extent.chunk)):
+        edit.link(extent)
+        size_bytes = max(size_bytes, extent.end_bytes)
+    made = msgspec.structs.replace(made, size_bytes=size_bytes, **edit.settle(0))
     inodes.store(txn, made)
     counters = inodes.load_counters(txn)
     inodes.store_counters(txn, msgspec.structs.replace(counters, inodes=counters.inodes + 1))

@@ -25,6 +25,8 @@ from shoalfs.transport.method import Message
 
 _REBALANCE_MS: Final = 5_000  # every group is looked at
 _ORPHANS_PER_ROUND: Final = 1_000
+_TRIMMED_PER_ROUND: Final = 16  # files, each EXTENT_ROWS_MAX extents a time
+_TRIMS_PER_ROUND: Final = 8
 _CHUNKS_PER_COMMAND: Final = 1_000
 
 
@@ -74,6 +76,7 @@ class Rounds:
         yield from self.change_map()
         yield from self.empty_trash()
         yield from self.reap_orphans()
+        yield from self.trim_files()
         yield from self.collect_garbage()
 
     def expire_sessions(self) -> Steps:
@@ -133,6 +136,25 @@ class Rounds:
                 ]
         finally:
             self._state.reaping.clear()
+
+    def trim_files(self) -> Steps:
+        """Remove what was cut off files, a few commands of each per round, so that a long cut holds up no other duty.
+        Of a file that is done, clients are told that it takes less space now."""
+        with self._store.read() as txn:
+            files: Sequence[InodeId] = reads.cut_off(txn, _TRIMMED_PER_ROUND)
+        for _ in range(_TRIMS_PER_ROUND):
+            if not files:
+                return
+            outcomes = yield Proposal(m.Op.TRIM, [m.Trim(ino) for ino in files])
+            done = {
+                ino
+                for ino, outcome in zip(files, outcomes, strict=True)
+                if outcome.code or msgspec.msgpack.decode(outcome.body, type=m.Trimmed).done
+            }
+            for ino in done:
+                if self._state.coherence is not None:
+                    self._state.coherence.attributes_changed(ino)
+            files = [ino for ino in files if ino not in done]
 
     def collect_garbage(self) -> Steps:
         """Order the deletion of what has been garbage for the grace time, and forget what all have deleted."""

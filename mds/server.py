@@ -41,6 +41,7 @@ from shoalfs.mds.sessions import SessionTable
 from shoalfs.mds.snapshot_messages import OPEN_SNAPSHOT, READ_SNAPSHOT
 from shoalfs.mds.snapshots import SnapshotSource
 from shoalfs.mds.store import LmdbStore
+from shoalfs.mds.upgrade import upgrade
 from shoalfs.transport.carrier import Carriers
 from shoalfs.transport.errors import StorageFailed, UserError
 from shoalfs.transport.ids import NodeId, PoolId
@@ -131,6 +132,7 @@ def _close(store: LmdbStore, kind: object, error: BaseException | None, trace: o
 
 def _prepare(store: LmdbStore, options: MdsOptions) -> bytes:
     """Make what is not there yet, in the order that the module describes. Returns the cluster's id."""
+    upgrade(store)
     cluster_id = _cluster_id(store, options)
     pool = Pool(PoolId(1), "default", options.replicas, options.min_ack)
     # Every node of a group formats for itself and must come to the same bytes, so the root has no date there.

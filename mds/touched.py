@@ -117,7 +117,7 @@ def _mend(txn: ReadTxn, request: m.Mend, found: Touched) -> None:
     for key in (*(key for key, _ in request.put), *request.delete):
         if key[:1] == b"D" and len(key) > 9:
             found.names.add((InodeId(keys.first_field(key)), keys.name_of(key)))
-        if key[:1] in b"DEILXAO" and len(key) >= 9:
+        if key[:1] in b"DEILXCAO" and len(key) >= 9:
             found.inodes.add(InodeId(keys.first_field(key)))
     if request.nameless:
         lost = _child(txn, ROOT_INODE, LOST_FOUND)
@@ -157,6 +157,7 @@ TOUCHES_NOTHING: Final = frozenset(
         m.Op.RESERVE_INODES,
         m.Op.TMPFILE,  # it is not in the directory that it is made for
         m.Op.REAP,  # of an inode that has no name and that nobody has open
+        m.Op.TRIM,  # of bytes that nobody sees; the space that it gives back is told afterwards (mds/rounds.py)
         m.Op.REGISTER_TARGET,
         m.Op.SET_TARGET_STATE,
         m.Op.ADD_GARBAGE,

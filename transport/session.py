@@ -50,7 +50,7 @@ from shoalfs.transport.limits import (
 )
 from shoalfs.transport.method import AnyMethod, Message
 
-PROTOCOL_VERSION: Final = 1
+PROTOCOL_VERSION: Final = 2
 
 
 class Hello(Message, frozen=True):

@@ -91,7 +91,7 @@ async def ask(operator: Operator, path: bytes) -> Held:
 
 def as_json(path: str, held: Held) -> dict[str, Any]:
     """Everything that is shown, exactly. Keys are only ever added."""
-    from shoalfs.mds.messages import Storage
+    from shoalfs.mds.messages import NOT_CUT_OFF, Storage
 
     inode = held.inode
     inline = inode.is_file and inode.storage is Storage.INLINE
@@ -115,6 +115,8 @@ def as_json(path: str, held: Held) -> dict[str, Any]:
         "pool_name": None if pool is None else pool.name,
         "redundancy": None if pool is None else pool.redundancy,
         "chunk_bytes": inode.chunk_bytes,
+        "extent_count": inode.extents,
+        "cut_off_bytes": None if inode.cut_off_bytes == NOT_CUT_OFF else inode.cut_off_bytes,
         "extents": [_extent(extent, held.map) for extent in held.extents],
     }
 
@@ -151,7 +153,9 @@ def _print(exact: dict[str, Any]) -> None:
     if exact["storage"] == "inline":
         rows.append(("bytes", "inline, in the metadata"))
     elif exact["storage"] == "extents":
-        rows.append(("bytes", f"{len(exact['extents'])} extents, chunks of {size(exact['chunk_bytes'])}"))
+        rows.append(("bytes", f"{exact['extent_count']} extents, chunks of {size(exact['chunk_bytes'])}"))
+        if exact["cut_off_bytes"] is not None:
+            rows.append(("cut off", f"at {exact['cut_off_bytes']} B; the extents behind are being removed"))
     if exact["pool_name"] is not None:
         rows.append(("pool", f"{exact['pool_name']}, {exact['redundancy']}"))
     for name, value in rows:

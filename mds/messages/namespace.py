@@ -239,11 +239,17 @@ class CommitExtents(Message, frozen=True):
 
 class Committed(Message, frozen=True):
     """``offset_bytes``: where the first patch or extent landed. ``previous_data_version`` is the one before this
-    commit: a client whose cached map is of that version may go on with it."""
+    commit: a client whose cached map is of that version may go on with it.
+
+    ``left``: what is asked for would touch more rows than one command may. The last so many of the request's extents
+    (of an ALLOCATE: its range) are not done, or the first of them only up to ``left_from_bytes``; ask for the rest
+    again. Of an append nothing was done then."""
 
     inode: Inode
     offset_bytes: int
     previous_data_version: int
+    left: int = 0
+    left_from_bytes: int = 0
 
 
 class AllocateMode(enum.IntFlag):
@@ -281,10 +287,22 @@ class CloneRange(Message, frozen=True):
 
 
 class Cloned(Message, frozen=True):
-    """The target afterwards, and how much of the range was done; 0 at the end of the source."""
+    """The target afterwards, and how much of the range was done; 0 at the end of the source, or if something else had
+    to be done first: ask ``again``."""
 
     inode: Inode
     length_bytes: int
+    again: bool = False
+
+
+class Trim(Message, frozen=True):
+    """Remove extents of a file that were cut off, at most EXTENT_ROWS_MAX at a time; the leader's own."""
+
+    ino: InodeId
+
+
+class Trimmed(Message, frozen=True):
+    done: bool  # False: more are left
 
 
 class Reap(Message, frozen=True):

@@ -53,6 +53,8 @@ from shoalfs.mds.messages.namespace import (
     SetXattr,
     Symlink,
     Tmpfile,
+    Trim,
+    Trimmed,
     Unlink,
     Unlinked,
 )
@@ -85,6 +87,7 @@ class Op(enum.IntEnum):
     ALLOCATE = 32
     CLONE_RANGE = 33
     REAP = 40
+    TRIM = 41
     REGISTER_TARGET = 50
     SET_TARGET_STATE = 51
     ADD_GARBAGE = 52
@@ -160,6 +163,7 @@ OP_TYPES: Final[dict[Op, tuple[type[Message], type[Message]]]] = {
     Op.ALLOCATE: (Allocate, Committed),
     Op.CLONE_RANGE: (CloneRange, Cloned),
     Op.REAP: (Reap, Reaped),
+    Op.TRIM: (Trim, Trimmed),
     Op.REGISTER_TARGET: (RegisterTarget, TargetRegistered),
     Op.SET_TARGET_STATE: (SetTargetState, MapChanged),
     Op.ADD_GARBAGE: (ChunkList, Nothing),

@@ -4,6 +4,8 @@ import enum
 import stat
 from typing import Final
 
+import msgspec
+
 from shoalfs.transport.ids import ChunkId, InodeId, PgId, PoolId, TargetId
 from shoalfs.transport.method import Message
 
@@ -20,12 +22,17 @@ class Storage(enum.IntEnum):
     EXTENTS = 1
 
 
+NOT_CUT_OFF: Final = -1
+
+
 class Inode(Message, frozen=True):
     """One inode: the record in the store and the attributes on the wire, in one encoding.
 
     Invariants: ``nlink`` = number of dentries (a directory: 2 + its subdirectories; 0 once removed). ``size_bytes`` of
     a regular file is at least the end of its last extent or inline byte; of a directory its number of entries; of a
-    symlink the length of its target. ``used_bytes`` = inline bytes, or the sum of extent lengths.
+    symlink the length of its target. ``used_bytes`` = inline bytes, or the sum of extent lengths; ``extents`` is their
+    number. Both go on counting extents that were cut off until these are removed; no extent reaches from before
+    ``cut_off_bytes`` to behind it.
     """
 
     ino: InodeId
@@ -52,6 +59,8 @@ class Inode(Message, frozen=True):
     acl: bytes = b""  # access control list; empty: the mode says it all. Form and invariants: mds/acl.py
     default_acl: bytes = b""  # directories only: what is made in it inherits this
     linkable: bool = False  # made without a name (O_TMPFILE), and may be given one
+    extents: int = 0  # rows X
+    cut_off_bytes: int = NOT_CUT_OFF  # extents that begin here or behind were cut off: nobody sees them any more
 
     @property
     def is_dir(self) -> bool:
@@ -135,6 +144,15 @@ class Extent(Message, frozen=True):
     @property
     def end_bytes(self) -> int:
         return self.offset_bytes + self.length_bytes
+
+    def part(self, first_bytes: int, end_bytes: int) -> "Extent":
+        """The piece that covers [first_bytes, end_bytes) of the file."""
+        return msgspec.structs.replace(
+            self,
+            offset_bytes=first_bytes,
+            length_bytes=end_bytes - first_bytes,
+            chunk_offset_bytes=self.chunk_offset_bytes + first_bytes - self.offset_bytes,
+        )
 
 
 class Receipt(Message, frozen=True):

@@ -34,17 +34,21 @@ def allocate(txn: Txn, context: Context, request: Allocate) -> Committed:
         raise PosixError(errno.EINVAL)
     if end > FILE_SIZE_BYTES_MAX:
         raise PosixError(errno.EFBIG)
-    used_bytes = inode.used_bytes
+    fields: dict[str, int] = {}
+    done_bytes = end
     if request.mode & _HOLE:
-        delta = extents.ChunkDelta()
-        used_bytes = holes.punch(txn, inode, first, end, delta)
-        delta.settle(txn, context.now_ns)
+        fits = extents.check_count(txn, inode, [(first, end)], 0, context.bounds)
+        edit = extents.Edit(txn, inode, context.bounds.rows_max)
+        done_bytes = holes.punch(txn, inode, edit, first, end) if fits else first
+        if not fits:
+            edit.uncover(FILE_SIZE_BYTES_MAX)
+        fields = edit.settle(context.now_ns)
     written = inodes.content_changed(
         inode,
         context.now_ns,
-        size_bytes=inode.size_bytes if request.mode & AllocateMode.KEEP_SIZE else max(inode.size_bytes, end),
-        used_bytes=used_bytes,
+        size_bytes=inode.size_bytes if request.mode & AllocateMode.KEEP_SIZE else max(inode.size_bytes, done_bytes),
+        **fields,
         **privileges.dropped(txn, inode),
     )
     inodes.store(txn, written)
-    return Committed(written, first, inode.data_version)
+    return Committed(written, first, inode.data_version, int(done_bytes < end), done_bytes)

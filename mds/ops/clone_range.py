@@ -28,19 +28,19 @@ def clone_range(txn: Txn, context: Context, request: CloneRange) -> Cloned:
     if source.storage is Storage.INLINE:
         fields = _clone_inline(txn, request, source, target, length)
     else:
-        pieces, length = _pieces(txn, request, length)
+        pieces, length = _pieces(txn, request, source, length)
         _check_chunks(txn, request, source, target, pieces, length)
-        fields = _clone_extents(txn, request, target, pieces, length, context.now_ns)
+        fields, length = _clone_extents(txn, request, target, pieces, length, context)
     end = request.offset_bytes + length
     written = inodes.content_changed(
         target,
         context.now_ns,
-        size_bytes=max(target.size_bytes, end),
+        size_bytes=max(target.size_bytes, end) if length else target.size_bytes,
         **fields,
         **privileges.dropped(txn, target),
     )
     inodes.store(txn, written)
-    return Cloned(written, length)
+    return Cloned(written, length, again=length == 0)
 
 
 def _length(request: CloneRange, source: Inode) -> int:
@@ -70,14 +70,14 @@ def _clone_inline(txn: Txn, request: CloneRange, source: Inode, target: Inode, l
     return {"used_bytes": len(after)}
 
 
-def _pieces(txn: ReadTxn, request: CloneRange, length: int) -> tuple[list[Extent], int]:
+def _pieces(txn: ReadTxn, request: CloneRange, source: Inode, length: int) -> tuple[list[Extent], int]:
     """The extents of the range, where they will lie in the target; and how long the range is then."""
     first, end = request.source_offset_bytes, request.source_offset_bytes + length
-    found = list(islice(extents.overlapping(txn, request.source, first, end), CLONE_EXTENTS_MAX + 1))
+    found = list(islice(extents.visible(txn, source, first, end), CLONE_EXTENTS_MAX + 1))
     if len(found) > CLONE_EXTENTS_MAX:
         end = found.pop().offset_bytes
     shift = request.offset_bytes - first
-    pieces = [extents.part(e, max(e.offset_bytes, first), min(e.end_bytes, end)) for e in found]
+    pieces = [e.part(max(e.offset_bytes, first), min(e.end_bytes, end)) for e in found]
     return [msgspec.structs.replace(e, offset_bytes=e.offset_bytes + shift) for e in pieces], end - first
 
 
@@ -95,13 +95,22 @@ def _check_chunks(
 
 
 def _clone_extents(
-    txn: Txn, request: CloneRange, target: Inode, pieces: list[Extent], length: int, now_ns: int
-) -> dict[str, int]:
-    delta = extents.ChunkDelta()
+    txn: Txn, request: CloneRange, target: Inode, pieces: list[Extent], length: int, context: Context
+) -> tuple[dict[str, int], int]:
+    """The fields of the target, and how much was cloned: less than asked for, or nothing yet, where the target has more
+    extents than one command may remove."""
     first, end = request.offset_bytes, request.offset_bytes + length
-    used_bytes = holes.punch(txn, target, first, end, delta)
-    for piece in pieces:
-        extents.put(txn, target.ino, piece, delta)
-    delta.settle(txn, now_ns)
-    used_bytes += sum(piece.length_bytes for piece in pieces)
-    return {"used_bytes": used_bytes, "storage": Storage.EXTENTS if pieces else target.storage}
+    fits = extents.check_count(txn, target, [(first, end)], len(pieces), context.bounds)
+    edit = extents.Edit(txn, target, context.bounds.rows_max)
+    if not fits:
+        edit.uncover(FILE_SIZE_BYTES_MAX)
+        end = first
+    elif not edit.uncover(end):
+        end = min(max(first, edit.cut_off_bytes), end)
+    if end > first:
+        end = holes.punch(txn, target, edit, first, end)
+    cloned = [e.part(e.offset_bytes, min(e.end_bytes, end)) for e in pieces if e.offset_bytes < end]
+    for piece in cloned:
+        edit.put(piece)
+    fields = edit.settle(context.now_ns)
+    return {**fields, "storage": Storage.EXTENTS if cloned else target.storage}, end - first

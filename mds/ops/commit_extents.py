@@ -5,7 +5,8 @@ could get wrong is checked here: that it may use these chunk numbers, that the c
 garbage), and that enough targets in their present life said that they have them. Set-id bits go as in
 COMMIT_INLINE.
 
-Known doubt: EXTENTS_PER_FILE_MAX is not enforced, because the inode does not count its extents.
+Where too many extents lie under the new ones for one command, it ends in front of the rest, which the writer commits
+with another one: as if it had sent that much. An append is never divided; it waits until there is room behind the end.
 """
 
 import errno
@@ -15,6 +16,7 @@ import msgspec
 
 from shoalfs.mds import extents, inline, keys, privileges, records
 from shoalfs.mds import inode as inodes
+from shoalfs.mds.bounds import Bounds
 from shoalfs.mds.messages import CommitExtents, Committed, Extent, Inode, Pool, Receipt, Storage
 from shoalfs.mds.ops.commit_inline import load_file
 from shoalfs.mds.ops.context import Context
@@ -34,25 +36,55 @@ def commit_extents(txn: Txn, context: Context, request: CommitExtents) -> Commit
     size_bytes = _check_extents(request, placed, inode.size_bytes)
     _check_chunks(txn, context.session, request)
 
-    delta = extents.ChunkDelta()
-    used_bytes = 0 if inode.storage is Storage.INLINE else inode.used_bytes
-    inline.store(txn, inode.ino, inline_bytes, b"" if placed else inline_bytes)
-    for extent in placed:
-        used_bytes -= extents.cut(txn, inode.ino, extent.offset_bytes, extent.end_bytes, delta)
-        extents.put(txn, inode.ino, extent, delta)
-        used_bytes += extent.length_bytes
-    delta.settle(txn, context.now_ns)
+    edit = extents.Edit(txn, inode, context.bounds.rows_max)
+    if placed and inode.storage is Storage.INLINE:
+        edit.used_bytes -= len(inline_bytes)
+        inline.store(txn, inode.ino, inline_bytes, b"")
+    left, left_from_bytes = 0, 0
+    if placed and _has_room(txn, inode, edit, placed, context.bounds, append=request.append):
+        left, left_from_bytes = _link(edit, placed)
+    elif placed:
+        left, left_from_bytes = len(placed), placed[0].offset_bytes
+    if left:
+        ends = [extent.end_bytes for extent in placed[: len(placed) - left]]
+        if left_from_bytes > placed[-left].offset_bytes:
+            ends.append(left_from_bytes)
+        size_bytes = max([inode.size_bytes, *ends])
     written = inodes.content_changed(
         inode,
         context.now_ns,
         size_bytes=size_bytes,
-        used_bytes=used_bytes if placed else inode.used_bytes,
         storage=Storage.EXTENTS if placed else inode.storage,
+        **edit.settle(context.now_ns),
         **privileges.dropped(txn, inode),
     )
     inodes.store(txn, written)
     first_bytes = placed[0].offset_bytes if placed else base_bytes
-    return Committed(written, first_bytes, inode.data_version)
+    return Committed(written, first_bytes, inode.data_version, left, left_from_bytes)
+
+
+def _has_room(
+    txn: Txn, inode: Inode, edit: extents.Edit, placed: list[Extent], bounds: Bounds, *, append: bool
+) -> bool:
+    """Whether linking may begin. If not, some of the extents that were cut off before are removed. Raises EFBIG."""
+    ranges = [(extent.offset_bytes, extent.end_bytes) for extent in placed]
+    if not extents.check_count(txn, inode, ranges, len(placed), bounds):
+        edit.uncover(FILE_SIZE_BYTES_MAX)
+        return False
+    if append:
+        if not edit.uncover(max(extent.end_bytes for extent in placed)):
+            return False
+        edit.rows_left = bounds.rows_max  # nothing lies there but extents of this commit under later ones
+    return True
+
+
+def _link(edit: extents.Edit, placed: list[Extent]) -> tuple[int, int]:
+    """Returns how many of the last extents are left, and where the first of these continues."""
+    for number, extent in enumerate(placed):
+        done_bytes = edit.link(extent)
+        if done_bytes < extent.end_bytes:
+            return len(placed) - number, done_bytes
+    return 0, 0
 
 
 def _check_layout(txn: ReadTxn, inode: Inode, request: CommitExtents) -> bytes:

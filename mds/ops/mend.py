@@ -27,12 +27,13 @@ _WRITTEN: Final[dict[bytes, records.Codec[Any] | None]] = {
     b"Z": records.GARBAGE,
     b"Q": records.TRASH,
     b"O": None,  # raw, at most 8 bytes
+    b"C": None,
     b"z": None,
     b"q": None,
     b"n": None,
     b"s": None,
 }
-_DELETED: Final = frozenset(bytes([byte]) for byte in b"DEKZzOQqLXARNns")
+_DELETED: Final = frozenset(bytes([byte]) for byte in b"DEKZzOQqLXCARNns")
 _COUNTED: Final = frozenset(
     {
         "inodes",

@@ -20,11 +20,11 @@ def reap(txn: Txn, context: Context, request: Reap) -> Reaped:
     inode = _orphan(txn, request.ino)
     if inode is None:
         return Reaped(done=True)
-    delta = extents.ChunkDelta()
-    gone_bytes, more = extents.drop_some(txn, inode.ino, REAP_EXTENTS_MAX, delta)
-    delta.settle(txn, context.now_ns)
-    if more:
-        inodes.store(txn, inodes.changed(inode, context.now_ns, used_bytes=inode.used_bytes - gone_bytes))
+    edit = extents.Edit(txn, inode, REAP_EXTENTS_MAX)
+    is_empty = edit.remove_some()
+    fields = edit.settle(context.now_ns)
+    if not is_empty:
+        inodes.store(txn, inodes.changed(inode, context.now_ns, **fields))
         return Reaped(done=False)
     if inode.is_file:
         inline.store(txn, inode.ino, inline.load(txn, inode.ino), b"")

@@ -16,8 +16,8 @@ from shoalfs.transport.limits import FILE_SIZE_BYTES_MAX, TIME_NS_MAX, TIME_NS_M
 
 
 def setattr_(txn: Txn, context: Context, request: SetAttr) -> Entry:
-    """All that is asked for, or nothing. Cutting a file removes its extents past the end at once, however
-    many."""
+    """All that is asked for, or nothing. A file that is cut is short at once, however many extents it had; what it
+    takes to remove them is bounded (:class:`shoalfs.mds.extents.Edit`)."""
     inode = inodes.load(txn, request.ino)
     _check_owners(request, inode)
     _check_mode(request, inode)
@@ -37,7 +37,7 @@ def setattr_(txn: Txn, context: Context, request: SetAttr) -> Entry:
         fields |= _times_after(request, context.now_ns)
         inode = inodes.changed(inode, context.now_ns, **fields)
     else:
-        fields |= _resize(txn, inode, request.size_bytes, context.now_ns)
+        fields |= _resize(txn, inode, request.size_bytes, context)
         fields |= {"data_version": inode.data_version + 1, "mtime_ns": context.now_ns}
         fields |= _times_after(request, context.now_ns)
         inode = inodes.changed(inode, context.now_ns, **fields)
@@ -134,15 +134,14 @@ def _times_after(request: SetAttr, now_ns: int) -> dict[str, int]:
     return {name: now_ns if t == NOW else t for name, t in wanted.items() if t is not None}
 
 
-def _resize(txn: Txn, inode: Inode, size_bytes: int, now_ns: int) -> dict[str, int]:
+def _resize(txn: Txn, inode: Inode, size_bytes: int, context: Context) -> dict[str, int]:
     """Drop what lies past the new size. Returns the fields of the inode that follow from it."""
     if inode.storage is Storage.INLINE:
         before = inline.load(txn, inode.ino)
         inline.store(txn, inode.ino, before, before[:size_bytes])
         return {"size_bytes": size_bytes, "used_bytes": min(len(before), size_bytes)}
-    gone_bytes = 0
-    if size_bytes < inode.size_bytes:
-        delta = extents.ChunkDelta()
-        gone_bytes = extents.cut(txn, inode.ino, size_bytes, FILE_SIZE_BYTES_MAX, delta)
-        delta.settle(txn, now_ns)
-    return {"size_bytes": size_bytes, "used_bytes": inode.used_bytes - gone_bytes}
+    if size_bytes >= inode.size_bytes:
+        return {"size_bytes": size_bytes}
+    edit = extents.Edit(txn, inode, context.bounds.rows_max)
+    edit.cut_off(size_bytes)
+    return {"size_bytes": size_bytes} | edit.settle(context.now_ns)

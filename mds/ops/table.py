@@ -37,6 +37,7 @@ from shoalfs.mds.ops.setattr import setattr_
 from shoalfs.mds.ops.setxattr import setxattr
 from shoalfs.mds.ops.symlink import symlink
 from shoalfs.mds.ops.tmpfile import tmpfile
+from shoalfs.mds.ops.trim import trim
 from shoalfs.mds.ops.unlink import unlink
 from shoalfs.mds.txn import Txn
 
@@ -64,6 +65,7 @@ OPERATIONS: Final[dict[Op, Operation]] = {
     Op.ALLOCATE: allocate,
     Op.CLONE_RANGE: clone_range,
     Op.REAP: reap,
+    Op.TRIM: trim,
     Op.REGISTER_TARGET: register_target,
     Op.SET_TARGET_STATE: set_target_state,
     Op.ADD_GARBAGE: add_garbage,

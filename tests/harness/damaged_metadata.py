@@ -4,7 +4,7 @@ import stat
 
 import msgspec
 
-from harness.metadata import ROOT, Metadata
+from harness.metadata import ROOT, Metadata, bounded
 from shoalfs.mds import acl, keys, records
 from shoalfs.mds import messages as m
 from shoalfs.transport.ids import ROOT_INODE, ChunkId, InodeId, SessionId
@@ -43,6 +43,10 @@ class World(Metadata):
         self.do(m.SetAttr(ROOT, self.g, size_bytes=200))
         self.l = self.do(m.Symlink(ROOT, ROOT_INODE, b"l", b"target")).inode.ino
         self.orphan = self.create(b"orphan").ino
+        shared = self.chunk()
+        self.commit(self.orphan, *(self.extent(shared, offset, 10) for offset in (0, 20, 40)))
+        with bounded(rows_max=1):
+            self.do(m.SetAttr(ROOT, self.orphan, size_bytes=0))
         self.do(m.Unlink(ROOT, ROOT_INODE, b"orphan"))
         self.trashed = self.create(b"trashed").ino
         self.do(m.Upkeep(trash_retention_ms=1_000_000), session=0)
@@ -203,6 +207,15 @@ FAULTS = {
     "size": (lambda w: w.inode(w.g, size_bytes=150), {"bytes-past-size"}, "g"),
     "size of an inline file": (lambda w: w.inode(w.f, size_bytes=5), {"bytes-past-size"}, "f"),
     "used bytes": (lambda w: w.inode(w.g, used_bytes=1), {"wrong-used-bytes"}, "g"),
+    "count of extents": (lambda w: w.inode(w.g, extents=7), {"wrong-extent-count"}, "g"),
+    "cut off, not listed": (lambda w: w.delete(keys.cut_off(w.orphan)), {"wrong-cut-off"}, "orphan"),
+    "listed, not cut off": (lambda w: w.put(keys.cut_off(w.g)), {"wrong-cut-off"}, "g"),
+    "cut off within an extent": (
+        lambda w: w.inode(w.orphan, cut_off_bytes=25),
+        {"wrong-cut-off", "bytes-past-size"},
+        "orphan",
+    ),
+    "list of a file that is gone": (lambda w: w.put(keys.cut_off(InodeId(77))), {"stray-row"}, None),
     "overlap": (
         lambda w: w.change(records.EXTENT, extent_row(w, 0), length_bytes=60),
         {"overlapping-extents", "wrong-used-bytes"},
@@ -260,7 +273,7 @@ FAULTS = {
         None,
     ),
     "chunk that nobody uses": (
-        lambda w: w.put(keys.chunk_use(ChunkId(5)), records.CHUNK_USE.encode(records.ChunkUse(1, 5))),
+        lambda w: w.put(keys.chunk_use(ChunkId(99)), records.CHUNK_USE.encode(records.ChunkUse(1, 5))),
         {"wrong-chunk-count"},
         None,
     ),

@@ -1,17 +1,21 @@
 """A metadata state machine that tests drive by requests: each is one command of one log entry, applied at
 once."""
 
+from contextlib import contextmanager
 from itertools import count
 
 import msgspec
 
+from shoalfs.mds import machine
 from shoalfs.mds import messages as m
+from shoalfs.mds.bounds import Bounds
 from shoalfs.mds.check import check_namespace
 from shoalfs.mds.entry import encode_entry
 from shoalfs.mds.machine import Layout, Machine, OnDamage, format_store
 from shoalfs.mds.memory import MemoryStore
 from shoalfs.transport.errors import from_wire
 from shoalfs.transport.ids import ROOT_INODE, InodeId, PoolId, chunk_id
+from shoalfs.transport.limits import EXTENTS_PER_FILE_MAX
 
 CLUSTER = b"cluster-of-tests"
 LAYOUT = Layout(chunk_bytes=1 << 20, inline_bytes_max=100)
@@ -27,6 +31,16 @@ _encode = msgspec.msgpack.encode
 
 def command(request, *, op=None, slot=0, seq=1):
     return m.Command(slot, seq, int(op or OP_OF[type(request)]), msgspec.Raw(_encode(request)))
+
+
+@contextmanager
+def bounded(rows_max, extents_max=EXTENTS_PER_FILE_MAX):
+    """As if commands were bounded so."""
+    before, machine.BOUNDS = machine.BOUNDS, Bounds(rows_max, extents_max)
+    try:
+        yield
+    finally:
+        machine.BOUNDS = before
 
 
 class Metadata:

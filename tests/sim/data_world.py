@@ -215,6 +215,7 @@ class DataWorld:
             *self.propose(self.rounds.change_map()),
             *self.propose(self.rounds.empty_trash()),
             *self.propose(self.rounds.reap_orphans()),
+            *self.propose(self.rounds.trim_files()),
             *self.propose(self.rounds.collect_garbage()),
         ]
 

@@ -144,7 +144,7 @@ class FileWorld:
     def _content(self, txn: Any, ino: InodeId) -> bytes:
         inode = reads.getattr_(txn, m.GetAttr(ino)).inode
         content = bytearray(inline.load(txn, ino).ljust(inode.size_bytes, b"\0"))
-        for extent in extents.overlapping(txn, ino, 0, FILE_SIZE_BYTES_MAX):
+        for extent in extents.visible(txn, inode, 0, FILE_SIZE_BYTES_MAX):
             chunk = next(held[extent.chunk] for held in self.servers.chunks.values() if extent.chunk in held)
             start = extent.chunk_offset_bytes
             content[extent.offset_bytes : extent.end_bytes] = chunk[start : start + extent.length_bytes]
@@ -237,6 +237,12 @@ class FileWorld:
             await reader._read_log()
 
     async def _heal(self, nursery: trio.Nursery) -> None:
+        """The metadata service first: a mount that starts waits for it."""
+        if not self.group.leader:
+            self._elect(nursery, self.chance.choice(NODES))
+        for node, scope in list(self._nodes.items()):
+            if scope.cancelled_caught:
+                await self._start_node(nursery, node)
         for number, mount in enumerate(self.mounts):
             if mount.scope.cancel_called:
                 self.mounts[number] = FileMount(self, number)
@@ -245,11 +251,6 @@ class FileWorld:
                 mount.go_on()
             while mount.line.cuts:
                 mount.line.heal()
-        if not self.group.leader:
-            self._elect(nursery, self.chance.choice(NODES))
-        for node, scope in list(self._nodes.items()):
-            if scope.cancelled_caught:
-                await self._start_node(nursery, node)
 
     # --- faults ------------------------------------------------------------------------------------------------------
 
@@ -262,6 +263,7 @@ class FileWorld:
             long_s = chance.choice((0.05, 0.3, 0.5 * TTL_S, 1.5 * TTL_S, 2.5 * TTL_S))
             self.counts[kind] += 1
             await mount.hinder(kind, long_s)
+            await self._break_more(chance, kind)
             if kind == "kill":
                 mount.kill()
                 await trio.sleep(min(long_s, TTL_S))
@@ -272,6 +274,9 @@ class FileWorld:
                 nursery.start_soon(self._evict, mount.session.session)
             elif kind in ("leader", "crash") and self.group.leader:
                 await self._change_leader(nursery, chance, crash=kind == "crash")
+
+    async def _break_more(self, chance: random.Random, kind: str) -> None:
+        """What else may happen in worlds like this."""
 
     async def _evict(self, session: SessionId) -> None:
         """`shoal session evict`"""

@@ -7,6 +7,7 @@ shares no code with what it tests beyond the messages. Faults are set by the tes
 """
 
 import errno
+import random
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -439,3 +440,16 @@ class World:
         file = mount.file(self.service.inode(ino))
         file.refresh(self.service.inode(ino), self.service.files[ino].inline)
         return file
+
+
+def noise(length: int, seed: int = 0) -> bytes:
+    return random.Random(seed).randbytes(length)
+
+
+async def new_file(world: World, mount: Any, **options: Any) -> Any:
+    return await world.opened(mount, world.service.create(**options).ino)
+
+
+def durable_copies(world: World, ino: Any) -> list[int]:
+    chunks = {e.chunk for e in world.service.files[ino].extents}
+    return [sum(chunk in held for held in world.servers.durable.values()) for chunk in chunks]

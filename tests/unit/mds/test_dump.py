@@ -9,7 +9,7 @@ import msgspec
 import pytest
 import trio
 
-from harness.metadata import ROOT, Metadata, contents
+from harness.metadata import ROOT, Metadata, bounded, contents
 from shoalfs.fs.cli.cluster import Operator
 from shoalfs.fs.cli.dump import fetch
 from shoalfs.mds import backup, dump, keys, load, messages, records
@@ -44,6 +44,10 @@ def md():
     md.write(large, 0, 100)
     md.write(large, 0, 50)
     md.write(large, 0, 100)  # the chunks before are garbage
+    shared = md.chunk()
+    md.commit(large, *(md.extent(shared, offset, 10) for offset in (200, 220, 240)))
+    with bounded(rows_max=1):
+        md.do(m.SetAttr(ROOT, large, size_bytes=150))  # what lies behind is still there, unseen
     md.do(m.Symlink(ROOT, ROOT_INODE, b"l", b"target"))
     md.create(b"orphan")
     md.do(m.Unlink(ROOT, ROOT_INODE, b"orphan"))

@@ -131,7 +131,7 @@ def test_entries_round_trip():
 
 @pytest.mark.parametrize(
     "data",
-    [b"\x02\x92\x00\x90", b"\x01", b"\x01garbage", b"\x00", b"\x01\x92\xff\x90", encode_entry(5, [])[:-1]],
+    [b"\x03\x92\x00\x90", b"\x02", b"\x01garbage", b"\x00", b"\x02\x92\xff\x90", encode_entry(5, [])[:-1]],
 )
 def test_an_unreadable_entry_stops_the_node(md, data):
     before, index = contents(md.store), md.machine.applied_index
@@ -293,8 +293,8 @@ def test_an_unformatted_store_has_no_machine():
 
 
 def test_a_store_of_another_format_is_refused(md, monkeypatch):
-    monkeypatch.setattr(machine, "FORMAT_VERSION", 2)
-    with pytest.raises(StorageFailed, match="format 1"):
+    monkeypatch.setattr(machine, "FORMAT_VERSION", 3)
+    with pytest.raises(StorageFailed, match="format 2"):
         Machine(md.store, OnDamage.STOP)
 
 

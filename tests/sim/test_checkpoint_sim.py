@@ -1,0 +1,148 @@
+"""Checkpoints and a followed log in the simulated world: whatever breaks, a load finds the old checkpoint or the new
+one, whole, and what was saved survives; and planted mistakes are found.
+
+SHOAL_SIM_SEEDS=200 runs more histories than the default; SHOAL_SIM_FIRST says where to begin.
+"""
+
+import os
+from typing import Any
+
+import pytest
+
+from harness.metadata import bounded
+from shoalfs.fs.file import FileData
+from shoalfs.fs.vfs import Vfs
+from shoalfs.mds import touched
+from shoalfs.mds.coherence import Coherence
+from sim.broken import Broken
+from sim.checkpoint_world import (
+    CHECKPOINT_CAUSES,
+    CheckpointCall,
+    check_checkpoints,
+    simulate_checkpoints,
+)
+
+SEEDS = range(int(os.environ.get("SHOAL_SIM_FIRST", "0")), int(os.environ.get("SHOAL_SIM_SEEDS", "4")))
+SECONDS = 14.0
+PLANTED_SECONDS = 6.0
+PLANTED_SEEDS = 60
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_load_finds_a_whole_checkpoint_whatever_breaks(seed: int):
+    counts = simulate_checkpoints(seed, SECONDS, CHECKPOINT_CAUSES).counts
+    assert counts["save done"] > 10, counts
+    assert counts["load done"] > 20, counts
+    assert counts["records"], counts
+
+
+def test_with_nothing_broken_every_save_and_load_succeeds():
+    counts = simulate_checkpoints(1, SECONDS, ()).counts
+    assert counts["save done"] > 50, counts
+    assert not counts["save unknown"] + counts["load unknown"], counts
+
+
+def test_power_is_lost_and_the_log_is_followed():
+    counts = [simulate_checkpoints(seed, SECONDS, ("power",)).counts for seed in range(2)]
+    assert sum(c["power"] for c in counts) > 3
+    assert min(c["records"] for c in counts) > 10
+
+
+Patch = pytest.MonkeyPatch
+
+
+def an_fsync_does_not_wait_for_disks(patch: Patch) -> None:
+    real = FileData.flush
+
+    async def flush(self: Any, *, durable: bool) -> None:
+        await real(self, durable=False)
+
+    async def harden(self: Any, *arguments: Any) -> None:
+        """Not done."""
+
+    patch.setattr(FileData, "flush", flush)
+    patch.setattr(Vfs, "_harden", harden)
+
+
+def a_rename_is_not_told_to_who_looked_the_name_up(patch: Patch) -> None:
+    real = touched.touched_by
+
+    def touched_by(txn: Any, commands: Any) -> Any:
+        found = real(txn, commands)
+        found.names.clear()
+        return found
+
+    patch.setattr("shoalfs.mds.coherence.touched_by", touched_by)
+
+
+def a_rename_does_not_wait_for_acknowledgements(patch: Patch) -> None:
+    async def wait_recalled(self: Any, change: Any) -> None:
+        self._recall(change, lambda _: None)
+
+    patch.setattr(Coherence, "_wait_recalled", wait_recalled)
+
+
+def a_new_file_is_renamed_before_its_bytes_are_committed(patch: Patch) -> None:
+    real = Vfs._commit_file
+    done: set[int] = set()
+
+    async def commit_file(self: Any, file: Any, *, durable: bool) -> None:
+        """The first time nothing is done."""
+        if id(file) in done:
+            await real(self, file, durable=durable)
+        done.add(id(file))
+
+    async def harden(self: Any, *arguments: Any) -> None:
+        """Not done."""
+
+    patch.setattr(Vfs, "_commit_file", commit_file)
+    patch.setattr(Vfs, "_harden", harden)
+
+
+MISTAKES = {
+    an_fsync_does_not_wait_for_disks: ("power",),
+    a_rename_is_not_told_to_who_looked_the_name_up: (),
+    a_rename_does_not_wait_for_acknowledgements: ("stop", "cut"),
+    a_new_file_is_renamed_before_its_bytes_are_committed: ("kill",),
+}
+
+
+@pytest.mark.parametrize("plant", MISTAKES)
+def test_a_planted_mistake_is_found(plant: Any, monkeypatch: Patch):
+    plant(monkeypatch)
+    crashes = 0
+    for seed in range(PLANTED_SEEDS):
+        try:
+            simulate_checkpoints(seed, PLANTED_SECONDS, MISTAKES[plant], calm_s=1.0)
+        except Broken as error:
+            print(f"{plant.__name__}: found by history {seed + 1}: {str(error)[:120]}")
+            return
+        except Exception:
+            crashes += 1
+    pytest.fail(f"{plant.__name__} went unnoticed in {PLANTED_SEEDS} histories; {crashes} of them ended by themselves")
+
+
+def test_commands_that_do_little_change_nothing():
+    """As if one command could remove a single extent."""
+    with bounded(rows_max=1):
+        simulate_checkpoints(2, PLANTED_SECONDS, CHECKPOINT_CAUSES)
+
+
+# --- the checker ------------------------------------------------------------------------------------------------------
+
+
+def save(value, began, ended):
+    return CheckpointCall(1, began, True, value, ended)
+
+
+def load(value, began, ended):
+    return CheckpointCall(2, began, False, value, ended)
+
+
+def test_a_load_that_goes_back_is_found():
+    calls = [save(b"a", 1, 2), save(b"b", 3, 4), load(b"b", 5, 6)]
+    assert check_checkpoints(calls) == 3
+    with pytest.raises(Broken, match="no register"):
+        check_checkpoints([*calls, load(b"a", 7, 8)])
+    with pytest.raises(Broken, match="no register"):
+        check_checkpoints([*calls, load(b"", 7, 8)])
