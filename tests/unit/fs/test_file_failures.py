@@ -151,6 +151,31 @@ async def test_with_a_target_declared_down_the_others_take_what_min_ack_allows()
     assert {target for target, _, _ in world.servers.puts} == {2}, "the one that is down is not asked"
 
 
+@pytest.mark.parametrize("append", [False, True])
+async def test_who_did_not_take_a_chunk_is_told_to_fetch_it_once_it_is_committed(append, autojump_clock) -> None:
+    world = World(targets=2, min_ack=1)
+    mount = world.mount()
+    file = await new_file(world, mount)
+    failures = [PeerUnreachable()]
+    world.servers.on_put = lambda target, chunk: failures.pop() if target == 1 and failures else None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(mount.run)
+        if append:
+            await file.append(b"1" * CHUNK)
+        else:
+            await file.write(0, b"1" * CHUNK)
+            await file.flush(durable=False)
+        await file.write(CHUNK, b"2" * CHUNK)
+        await file.flush(durable=False)
+        await trio.sleep(3)
+        nursery.cancel_scope.cancel()
+    lacking = [
+        e.chunk for e in world.service.files[file.ino].extents if e.chunk not in world.servers.chunks[TargetId(1)]
+    ]
+    assert len(lacking) == 1
+    assert [(bad.target, bad.chunk) for bad in world.service.bad] == [(1, lacking[0])]
+
+
 async def test_a_target_that_came_back_is_written_to_at_once(autojump_clock) -> None:
     world = World(targets=2, min_ack=1)
     file = await new_file(world, world.mount())
