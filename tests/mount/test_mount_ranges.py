@@ -13,6 +13,7 @@ from harness import libc
 from harness.cluster import Cluster, wait_until
 from harness.refusals import failing
 from harness.users import run_as
+from shoalfs.transport.limits import EXTENT_ROWS_MAX
 
 KEEP, PUNCH, ZERO = libc.FALLOC_FL_KEEP_SIZE, libc.FALLOC_FL_PUNCH_HOLE, libc.FALLOC_FL_ZERO_RANGE
 MIB = 1 << 20
@@ -40,6 +41,54 @@ def map_of(descriptor: int) -> list[tuple[int, int]]:
         assert at > start
         found.append((start, at))
     return found
+
+
+# --- files of many pieces --------------------------------------------------------------------------------------------
+
+
+PIECES = EXTENT_ROWS_MAX + 500  # more than one command removes
+PITCH = 512
+
+
+def scattered(path: Path) -> tuple[int, bytearray]:
+    """A file of so many pieces, committed, and what is in it."""
+    shadow = bytearray(PIECES * PITCH)
+    fd = opened(path)
+    for number in range(PIECES):
+        piece = b"%07d;" % number
+        os.pwrite(fd, piece, number * PITCH)
+        shadow[number * PITCH : number * PITCH + len(piece)] = piece
+    del shadow[(PIECES - 1) * PITCH + 8 :]
+    os.fsync(fd)
+    return fd, shadow
+
+
+def test_a_file_of_many_pieces_is_short_at_once_and_gives_its_space_back(mnt: Path):
+    fd, shadow = scattered(mnt / "f")
+    os.ftruncate(fd, 10_000)
+    assert os.fstat(fd).st_size == 10_000
+    os.pwrite(fd, b"end", 1_000_000)
+    del shadow[10_000:]
+    shadow += bytes(1_000_000 - 10_000) + b"end"
+    assert os.pread(fd, len(shadow) + 1, 0) == shadow
+    os.fsync(fd)
+    os.close(fd)
+    wait_until(lambda: (mnt / "f").stat().st_blocks == 1, "the pieces that were cut off are gone")
+    assert (mnt / "f").read_bytes() == shadow
+
+
+def test_many_pieces_are_written_over_and_punched_out(mnt: Path):
+    fd, shadow = scattered(mnt / "f")
+    whole = data(len(shadow))
+    os.pwrite(fd, whole, 0)
+    os.fsync(fd)
+    assert os.pread(fd, len(whole), 0) == whole
+    os.close(fd)
+    fd, shadow = scattered(mnt / "g")
+    libc.fallocate(fd, PUNCH | KEEP, 4, len(shadow) - 8)
+    assert os.pread(fd, len(shadow), 0) == shadow[:4] + bytes(len(shadow) - 8) + shadow[-4:]
+    assert map_of(fd) == [(0, 4), (len(shadow) - 4, len(shadow))]
+    os.close(fd)
 
 
 # --- fallocate -------------------------------------------------------------------------------------------------------

@@ -40,3 +40,24 @@ async def test_names_are_not_leased_before_all_have_reported(nursery):
     assert not coherence.looked_up(m.Lookup(ROOT, DIRECTORY, b"f", OTHER), None).name_leased, "it is the other's own"
     assert coherence.table.writer(DIRECTORY) == WRITER
     nursery.cancel_scope.cancel()
+
+
+async def test_who_has_cached_attributes_is_told_that_they_changed_by_themselves(nursery):
+    sessions = SessionTable(20_000)
+    for session in (WRITER, OTHER):
+        sessions.opened(session, "test", 0)
+    coherence = Coherence(nursery, sessions, lambda: True, lambda: 0)
+    assert coherence.lease(WRITER, FILE)
+    assert coherence.lease(OTHER, DIRECTORY)
+    told = []
+    coherence.recalls.push = lambda session, what, done, **_: told.append((session, what.inodes, done))
+    coherence.attributes_changed(FILE)
+    ((session, inodes, done),) = told
+    assert (session, inodes) == (WRITER, {FILE})
+    assert not coherence.lease(OTHER, FILE), "what is being called back is not given to others"
+    done()
+    assert coherence.lease(OTHER, FILE)
+    coherence.attributes_changed(InodeId(77))
+    assert len(told) == 1
+    assert coherence.lease(OTHER, InodeId(77))
+    nursery.cancel_scope.cancel()

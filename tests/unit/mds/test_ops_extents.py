@@ -11,8 +11,11 @@ from harness.metadata import ROOT, Metadata, bounded, command, contents
 from shoalfs.mds import keys, machine, reads, records
 from shoalfs.mds import messages as m
 from shoalfs.mds.entry import encode_entry, is_bounded
+from shoalfs.mds.leader_state import LeaderState
 from shoalfs.mds.machine import Machine, OnDamage
 from shoalfs.mds.memory import MemoryStore
+from shoalfs.mds.rounds import _TRIMS_PER_ROUND, Clock, Rounds
+from shoalfs.mds.sessions import SessionTable
 from shoalfs.mds.upgrade import _INODES_PER_STEP, upgrade
 from shoalfs.transport.errors import PosixError, StorageFailed
 from shoalfs.transport.ids import ROOT_INODE
@@ -203,6 +206,48 @@ def test_entries_of_an_older_release_are_not_bounded(md):
         (outcome,) = md.apply(b"\x01" + entry[1:])
         assert outcome.code == 0
         assert rows(md, b"X") == []
+
+
+class Told:
+    """In the place of the leases: whose attributes clients are told to ask for again."""
+
+    def __init__(self):
+        self.inodes = []
+
+    def attributes_changed(self, ino):
+        self.inodes.append(ino)
+
+
+def one_round(md, rounds):
+    """What the leader proposes about files that were cut, applied; how many commands."""
+    steps, commands = rounds.trim_files(), 0
+    proposal = next(steps, None)
+    while proposal is not None:
+        commands += len(proposal.requests)
+        outcomes = md.entry([(0, command(request, seq=0)) for request in proposal.requests])
+        try:
+            proposal = steps.send(outcomes)
+        except StopIteration:
+            break
+    return commands
+
+
+def test_the_leader_removes_what_was_cut_off_a_bounded_number_of_commands_a_round(md):
+    long, short, kept = (scattered(md, name, count) for name, count in ((b"long", 60), (b"short", 6), (b"kept", 6)))
+    with bounded(2):
+        for ino in (long, short):
+            md.do(m.SetAttr(ROOT, ino, size_bytes=1))
+        state = LeaderState(SessionTable(20_000))
+        state.coherence = told = Told()
+        rounds = Rounds(md.store, state, Clock(lambda: 0, lambda: md.now_ns), grace_ms=1, out_ms=1)
+        assert one_round(md, rounds) == _TRIMS_PER_ROUND + 2
+        assert told.inodes == [short]
+        assert md.findings() == []
+        while one_round(md, rounds):
+            pass
+    assert told.inodes == [short, long]
+    assert [inode_of(md, ino).extents for ino in (long, short, kept)] == [1, 1, 6]
+    assert rows(md, b"C") == []
 
 
 # --- stores of an older release ---------------------------------------------------------------------------------------
