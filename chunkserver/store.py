@@ -345,6 +345,8 @@ class ChunkStore:
         if row is None:
             raise ChunkMissing(f"chunk {chunk:#x} is not here")
         reason = self.reader.check(chunk, row) if deep else ""
+        if reason and self._index.get(chunk) != row:  # deleted or stored anew, while it was read
+            raise ChunkMissing(f"chunk {chunk:#x} is not here any more")
         if reason:
             raise ChunkCorrupt(f"chunk {chunk:#x} is damaged: {reason}")
         return row

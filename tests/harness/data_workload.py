@@ -38,6 +38,18 @@ def block(file: int, at: int, version: int) -> bytes:
     return head + hashlib.shake_128(head).digest(BLOCK - len(head))
 
 
+def blocks(fd: int, at: int, count: int) -> bytes:
+    """So many blocks; zeros where the file has ended. A read that is short for another reason (the next byte cannot be
+    read) is gone on with, and raises what it meets."""
+    data = b""
+    while len(data) < count * BLOCK:
+        more = os.pread(fd, count * BLOCK - len(data), at * BLOCK + len(data))
+        if not more:
+            break
+        data += more
+    return data.ljust(count * BLOCK, b"\0")
+
+
 class Workload:
     def __init__(self, tree: Path, seed: int) -> None:
         self.tree = tree
@@ -130,8 +142,7 @@ class Workload:
         at = self.chance.randrange(BLOCKS - length + 1)
         fd = self.fd(file)
         os.posix_fadvise(fd, at * BLOCK, length * BLOCK, os.POSIX_FADV_DONTNEED)
-        data = os.pread(fd, length * BLOCK, at * BLOCK)
-        self.judge(file, at, data.ljust(length * BLOCK, b"\0"))
+        self.judge(file, at, blocks(fd, at, length))
         self.counts["reads"] += 1
 
     def judge(self, file: int, at: int, data: bytes) -> None:
@@ -170,7 +181,7 @@ class Workload:
         for file in range(FILES):
             for at in range(0, BLOCKS, 64):
                 try:
-                    self.judge(file, at, os.pread(self.fd(file), 64 * BLOCK, at * BLOCK).ljust(64 * BLOCK, b"\0"))
+                    self.judge(file, at, blocks(self.fd(file), at, 64))
                 except OSError:
                     for number in range(at, at + 64):
                         self._verify_one(file, number)
@@ -178,7 +189,7 @@ class Workload:
 
     def _verify_one(self, file: int, number: int) -> None:
         try:
-            self.judge(file, number, os.pread(self.fd(file), BLOCK, number * BLOCK).ljust(BLOCK, b"\0"))
+            self.judge(file, number, blocks(self.fd(file), number, 1))
         except OSError as error:
             self.counts["blocks unreadable"] += 1
             if len(self.may_be[file][number]) == 1:

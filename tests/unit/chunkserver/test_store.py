@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from chunkserver_support import SEGMENTS, TARGET, Rig, content, hash_of
+from shoalfs.chunkserver.index import Row
 from shoalfs.chunkserver.memory_disk import MemoryDisk
 from shoalfs.chunkserver.record import record_bytes
 from shoalfs.transport.checksum import block_hashes
@@ -327,6 +328,27 @@ def test_a_failed_sync_takes_the_target_out_and_no_later_one_hides_it(rig, numbe
     assert_out_of_service(rig)
     with pytest.raises(OSError, match="earlier fdatasync"):
         rig.store._segments.sync(1)
+
+
+def test_a_chunk_that_is_deleted_while_it_is_verified_is_missing_and_not_damaged(rig, monkeypatch):
+    """Found by bench/chaos_data: the scrubber called it damaged. One that is dead and still listed is: it counts as a
+    copy until somebody says so."""
+    rig.put(1, b"here")
+    rig.put(2, b"here, too")
+    row = rig.store.verify(ChunkId(2), deep=True)
+    check = rig.store.reader.check
+
+    def check_late(chunk: ChunkId, row: Row) -> str:
+        rig.store.delete([chunk])
+        return check(chunk, row)
+
+    monkeypatch.setattr(rig.store.reader, "check", check_late)
+    with pytest.raises(ChunkMissing):
+        rig.store.verify(ChunkId(1), deep=True)
+    monkeypatch.undo()
+    assert rig.store._mark_dead(ChunkId(2), row) == ""
+    with pytest.raises(ChunkCorrupt):
+        rig.store.verify(ChunkId(2), deep=True)
 
 
 def test_a_directory_that_does_not_answer_takes_the_target_out(rig):
