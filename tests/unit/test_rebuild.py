@@ -128,7 +128,7 @@ async def fill_fragments(tmp_path):
         cold = (await client.vfs.mkdir(m.ROOT_CREDENTIALS, ROOT_INODE, b"cold", 0o755)).ino
         request = m.SetXattr(m.ROOT_CREDENTIALS, cold, b"trusted.shoal.pool", b"cold")
         await client.session.mutate(m.Op.SETXATTR, request, m.Entry)
-        for size in (9_001, 200_001, 9 * MIB + 1):
+        for size in (30_001, 200_001, 9 * MIB + 1):
             data = os.urandom(size)
             contents[await client.write_file(b"f%d" % size, data, cold)] = data
         plain = os.urandom(MIB)
