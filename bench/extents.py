@@ -14,10 +14,10 @@ import time
 import msgspec
 from bench.metadata import Log
 
+from shoalfs.fs.committer import divide
 from shoalfs.mds import messages as m
 from shoalfs.mds.entry import encode_entry
 from shoalfs.mds.store import LmdbStore
-from shoalfs.transport import errors
 from shoalfs.transport.ids import ROOT_INODE, ChunkId, InodeId, TargetId, chunk_id
 
 _WHO = m.Credentials(0, 0)
@@ -27,8 +27,6 @@ _PER_CHUNK = 512
 _PER_COMMIT = 1024
 _CHUNK_BYTES = 1 << 22
 _HASH = b"h" * 16
-_UNFINISHED = getattr(errors, "Unfinished", None)
-_DATA = msgspec.msgpack.Decoder(m.Outcome)
 
 
 class Bench:
@@ -48,17 +46,43 @@ class Bench:
         (outcome,) = self.log.machine.apply([(index, 1, encode_entry(index, commands))])[0]
         return outcome
 
-    def call(self, op: m.Op, request: msgspec.Struct) -> tuple[m.Outcome, list[float]]:
-        """Until it is done; the seconds of each command."""
+    def call(self, op: m.Op, request: msgspec.Struct) -> tuple[m.Outcome, float]:
+        """The outcome, and the seconds that it took."""
         commands = [self.log.command(op, request)]
+        began = time.process_time()
+        outcome = self._outcome(commands)
+        seconds = time.process_time() - began
+        assert outcome.code == 0, outcome
+        return outcome, seconds
+
+    def all_of(self, op: m.Op, request: msgspec.Struct) -> list[float]:
+        """As a client does it: with further commands for what is left. The seconds of each."""
         seconds = []
         while True:
+            outcome, took = self.call(op, request)
+            seconds.append(took)
+            left = getattr(msgspec.msgpack.decode(outcome.body, type=m.OP_TYPES[op][1]), "left", 0)
+            if not left:
+                return seconds
+            reply = msgspec.msgpack.decode(outcome.body, type=m.Committed)
+            if isinstance(request, m.Allocate):
+                end = request.offset_bytes + request.length_bytes
+                first = reply.left_from_bytes
+                request = msgspec.structs.replace(request, offset_bytes=first, length_bytes=end - first)
+            else:
+                request = msgspec.structs.replace(request, extents=divide(request.extents, reply)[1])
+
+    def cut(self, ino: InodeId, size_bytes: int) -> list[float]:
+        """Truncate, and then what the leader does."""
+        seconds = self.all_of(m.Op.SETATTR, m.SetAttr(_WHO, ino, size_bytes=size_bytes))
+        while "TRIM" in m.Op.__members__:
+            body = msgspec.Raw(msgspec.msgpack.encode(m.Trim(ino)))
             began = time.process_time()
-            outcome = self._outcome(commands)
+            outcome = self._outcome([(0, m.Command(0, 0, int(m.Op.TRIM), body))])
             seconds.append(time.process_time() - began)
-            if _UNFINISHED is None or outcome.code != _UNFINISHED.code:
-                assert outcome.code == 0, outcome
-                return outcome, seconds
+            if msgspec.msgpack.decode(outcome.body, type=m.Trimmed).done:
+                break
+        return seconds
 
     def chunk(self) -> ChunkId:
         if self.sequence == self.last:
@@ -71,7 +95,7 @@ class Bench:
     def commit(self, ino: InodeId, extents: list[m.Extent]) -> list[float]:
         chunks = dict.fromkeys(extent.chunk for extent in extents)
         receipts = tuple(m.Receipt(chunk, TargetId(1), 1, True, _HASH) for chunk in chunks)
-        return self.call(m.Op.COMMIT_EXTENTS, m.CommitExtents(ino, tuple(extents), receipts))[1]
+        return self.all_of(m.Op.COMMIT_EXTENTS, m.CommitExtents(ino, tuple(extents), receipts))
 
     def file(self, name: bytes, count: int) -> InodeId:
         """With ``count`` extents."""
@@ -104,10 +128,10 @@ def measure(store: LmdbStore, count: int) -> None:
     files = {name: bench.file(name, count) for name in (b"cut", b"half", b"punched", b"over")}
     seconds = time.process_time() - began
     print(f"{count:,} extents in each file; made at {len(files) * count / seconds:,.0f} extents/s")
-    show("truncate to 0", bench.call(m.Op.SETATTR, m.SetAttr(_WHO, files[b"cut"], size_bytes=0))[1])
-    show("truncate to half", bench.call(m.Op.SETATTR, m.SetAttr(_WHO, files[b"half"], size_bytes=end // 2))[1])
+    show("truncate to 0", bench.cut(files[b"cut"], 0))
+    show("truncate to half", bench.cut(files[b"half"], end // 2))
     hole = m.AllocateMode.PUNCH_HOLE | m.AllocateMode.KEEP_SIZE
-    show("punch all but the ends", bench.call(m.Op.ALLOCATE, m.Allocate(files[b"punched"], 100, end - 200, hole))[1])
+    show("punch all but the ends", bench.all_of(m.Op.ALLOCATE, m.Allocate(files[b"punched"], 100, end - 200, hole)))
     written = [
         m.Extent(first, min(_CHUNK_BYTES, end - first), bench.chunk(), 0, _CHUNK_BYTES, _HASH)
         for first in range(0, end, _CHUNK_BYTES)

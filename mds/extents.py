@@ -152,7 +152,9 @@ class Edit:
         if not self.uncover(extent.end_bytes):
             return first_bytes
         end_bytes = self.hole(first_bytes, extent.end_bytes)
-        if end_bytes > first_bytes:
+        if end_bytes == extent.end_bytes:
+            self.put(extent)
+        elif end_bytes > first_bytes:
             self.put(extent.part(first_bytes, end_bytes))
         return end_bytes
 
