@@ -13,6 +13,7 @@ import trio
 from shoalfs.chunkserver.chain import checked
 from shoalfs.chunkserver.messages import (
     GET,
+    GET_MANY,
     LIST,
     PUT,
     PUT_CHAIN,
@@ -21,7 +22,9 @@ from shoalfs.chunkserver.messages import (
     VERIFY,
     ChainLink,
     ChunksListed,
+    FoundChunk,
     GetChunk,
+    GetChunks,
     GetServerStatus,
     ListChunks,
     PutChain,
@@ -30,10 +33,11 @@ from shoalfs.chunkserver.messages import (
     SyncChunks,
     VerifiedChunk,
     VerifyChunks,
+    Wanted,
 )
 from shoalfs.mds.messages import CopyOrder, CopySource, Receipt, Target
 from shoalfs.transport.checksum import block_hashes, chunk_hash, damaged_block, hashes_fit
-from shoalfs.transport.errors import ChunkCorrupt, ProtocolViolation
+from shoalfs.transport.errors import ChunkCorrupt, ProtocolViolation, ShoalError, from_wire
 from shoalfs.transport.fragments import Fragment
 from shoalfs.transport.frame import Payload
 from shoalfs.transport.ids import ChunkId, InodeId
@@ -128,6 +132,16 @@ class ChunkClient:
             raise ChunkCorrupt(f"block {damaged} of chunk {chunk:#x} came damaged from target {target.id}")
         return payload[offset_bytes - start : end - start]
 
+    async def get_many(self, target: Target, wanted: Sequence[Wanted]) -> list[memoryview | ShoalError]:
+        """All of several small chunks, in their order: each in memory of its own, or why not (ChunkMissing,
+        ChunkCorrupt). Their number and sizes are within the bounds of GET_MANY."""
+        request = GetChunks(target.id, tuple(one.chunk for one in wanted))
+        body, payload = await self._network.call(target.address, GET_MANY, request)
+        if len(body.chunks) != len(wanted):
+            raise ProtocolViolation(f"{target.address} answered for {len(body.chunks)} chunks of {len(wanted)}")
+        cut = partial(_cut, target, wanted, body.chunks, payload)
+        return cut() if len(payload) <= HASH_INLINE_BYTES_MAX else await trio.to_thread.run_sync(cut)
+
     async def fetch(self, source: CopySource, order: CopyOrder, *, timeout_ms: int) -> Fetched:
         """The whole chunk that ``order`` names, from one of those who may have it. Raises ChunkMissing, and
         ChunkCorrupt if what came is not it."""
@@ -180,3 +194,23 @@ def _check_receipts(target: Target, chunks: Sequence[ChunkId], receipts: Sequenc
         receipt.durable >= durable for receipt in receipts
     ):
         raise ProtocolViolation(f"{target.address} sent receipts for something else")
+
+
+def _cut(
+    target: Target, wanted: Sequence[Wanted], found: Sequence[FoundChunk], payload: memoryview
+) -> list[memoryview | ShoalError]:
+    """The chunks of an answer to GET_MANY, each verified, and copied so that it does not keep the others in memory."""
+    chunks: list[memoryview | ShoalError] = []
+    start = 0
+    for one, told in zip(wanted, found, strict=True):
+        data = payload[start : start + told.chunk_bytes] if not told.code else payload[:0]
+        start += len(data)
+        if told.code:
+            chunks.append(from_wire(told.code, f"target {target.id} does not give chunk {one.chunk:#x}"))
+        elif len(data) != one.chunk_bytes or not hashes_fit(told.block_hashes, one.chunk_bytes, one.chunk_hash):
+            chunks.append(ChunkCorrupt(f"target {target.id} has another chunk {one.chunk:#x} than the file"))
+        elif (damaged := damaged_block(data, told.block_hashes)) is not None:
+            chunks.append(ChunkCorrupt(f"block {damaged} of chunk {one.chunk:#x} came damaged from target {target.id}"))
+        else:
+            chunks.append(memoryview(bytes(data)))
+    return chunks

@@ -1,11 +1,11 @@
 """What a chunkserver is asked and what it answers. Pure: data only."""
 
-from typing import Final
+from typing import Final, NamedTuple
 
 from shoalfs.mds.messages import Receipt
 from shoalfs.transport.fragments import Fragment
 from shoalfs.transport.ids import ChunkId, InodeId, TargetId
-from shoalfs.transport.limits import CHUNK_BYTES_MAX, PAYLOAD_BYTES_MAX
+from shoalfs.transport.limits import CHUNK_BYTES_MAX, GET_MANY_BYTES_MAX, PAYLOAD_BYTES_MAX
 from shoalfs.transport.method import Message, Method
 
 
@@ -69,6 +69,37 @@ class ChunkRead(Message, frozen=True):
     block_hashes: bytes
     ino: InodeId = InodeId(0)
     file_offset_bytes: int = 0  # where the file ``ino`` had the chunk when it was stored
+
+
+class Wanted(NamedTuple):
+    """A whole chunk, as its extent describes it."""
+
+    chunk: ChunkId
+    chunk_bytes: int
+    chunk_hash: bytes
+
+
+class GetChunks(Message, frozen=True):
+    """Read all of several small chunks: at most GET_MANY_CHUNKS_MAX, none above GET_MANY_CHUNK_BYTES_MAX, together at
+    most GET_MANY_BYTES_MAX."""
+
+    target: TargetId
+    chunks: tuple[ChunkId, ...]
+
+
+class FoundChunk(Message, frozen=True):
+    """One of them; ``block_hashes`` as in ChunkRead. ``code`` is an error's wire code if it is missing or damaged, or
+    did not fit; then it has no part in the payload."""
+
+    chunk_bytes: int = 0
+    block_hashes: bytes = b""
+    code: int = 0
+
+
+class ChunksRead(Message, frozen=True):
+    """The payload holds the chunks that were found, one after the other."""
+
+    chunks: tuple[FoundChunk, ...]  # those asked for, in their order
 
 
 class SyncChunks(Message, frozen=True):
@@ -169,3 +200,4 @@ VERIFY: Final = Method(204, "chunk.verify", VerifyChunks, ChunksVerified, roles=
 SERVER_STATUS: Final = Method(205, "chunk.status", GetServerStatus, ServerStatus, roles=_CLIENTS)
 PUT_CHAIN: Final = Method(206, "chunk.put_chain", PutChain, ChainStored, CHUNK_BYTES_MAX, 0, _CLIENTS_AND_PEERS)
 ADD_TARGET: Final = Method(207, "chunk.add_target", AddTarget, TargetAdded, roles=_ADMIN)
+GET_MANY: Final = Method(208, "chunk.get_many", GetChunks, ChunksRead, 0, GET_MANY_BYTES_MAX, _CLIENTS)

@@ -14,7 +14,7 @@ from shoalfs.chunkserver.disk import Disk
 from shoalfs.chunkserver.index import Index, Row, row_of
 from shoalfs.chunkserver.segments import Segments
 from shoalfs.transport.checksum import damaged_block, hashes_fit
-from shoalfs.transport.errors import BadMessage, ChunkCorrupt, ChunkMissing
+from shoalfs.transport.errors import BadMessage, ChunkCorrupt, ChunkMissing, ShoalError
 from shoalfs.transport.frame import Buffer
 from shoalfs.transport.ids import ChunkId, InodeId
 from shoalfs.transport.limits import BLOCK_BYTES
@@ -58,6 +58,31 @@ class Reader:
         """As :meth:`get` if the system has the blocks in memory, else None. Does not wait for the disk."""
         return self._get(chunk, offset_bytes, length_bytes, self._disk.preadv_nowait)
 
+    def get_many(self, chunks: Sequence[ChunkId], bytes_max: int, chunk_bytes_max: int) -> list[Blocks | ShoalError]:
+        """All of each chunk, in their order, or why not: ChunkMissing, ChunkCorrupt; BadMessage if it is larger than
+        ``chunk_bytes_max`` or does not fit into ``bytes_max`` together with those before it. They are read in the order
+        in which they lie on the disk."""
+        found: dict[int, Blocks | ShoalError] = {}
+        rows: list[tuple[Row, int]] = []
+        for at, chunk in enumerate(chunks):
+            row = self._index.get(chunk)
+            if row is None:
+                found[at] = ChunkMissing(f"chunk {chunk:#x} is not here")
+            elif row.chunk_bytes > min(chunk_bytes_max, bytes_max):
+                found[at] = BadMessage(f"chunk {chunk:#x} is too large to be read with others")
+            else:
+                bytes_max -= row.chunk_bytes
+                rows.append((row, at))
+        for row, at in sorted(rows):
+            try:
+                blocks = self._read(chunks[at], row, 0, row.chunk_bytes, self._read_all)
+            except ShoalError as error:
+                found[at] = error
+            else:
+                assert blocks is not None
+                found[at] = blocks
+        return [found[at] for at in range(len(chunks))]
+
     def _read_all(self, fd: int, buffers: Sequence[Buffer], offset: int) -> bool:
         wanted = sum(map(len, buffers))
         if self._disk.preadv(fd, buffers, offset) < wanted:
@@ -68,6 +93,10 @@ class Reader:
         row = self._index.get(chunk)
         if row is None:
             raise ChunkMissing(f"chunk {chunk:#x} is not here")
+        return self._read(chunk, row, offset_bytes, length_bytes, read)
+
+    def _read(self, chunk: ChunkId, row: Row, offset_bytes: int, length_bytes: int, read: _Read) -> Blocks | None:
+        """The chunk, which the index has at ``row``. None: ``read`` did not read."""
         end_bytes = offset_bytes + length_bytes
         if offset_bytes < 0 or length_bytes <= 0 or end_bytes > row.chunk_bytes:
             raise BadMessage(f"chunk {chunk:#x} has {row.chunk_bytes} bytes, not {offset_bytes}..{end_bytes}")

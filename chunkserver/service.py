@@ -15,6 +15,7 @@ from shoalfs.chunkserver.forwarder import Forwarder
 from shoalfs.chunkserver.keeper import TargetSet
 from shoalfs.chunkserver.messages import (
     GET,
+    GET_MANY,
     LIST,
     PUT,
     PUT_CHAIN,
@@ -25,10 +26,13 @@ from shoalfs.chunkserver.messages import (
     ChainStored,
     ChunkRead,
     ChunksListed,
+    ChunksRead,
     ChunksSynced,
     ChunkStored,
     ChunksVerified,
+    FoundChunk,
     GetChunk,
+    GetChunks,
     GetServerStatus,
     ListChunks,
     ListedChunk,
@@ -40,12 +44,14 @@ from shoalfs.chunkserver.messages import (
     VerifiedChunk,
     VerifyChunks,
 )
+from shoalfs.chunkserver.reader import Blocks
 from shoalfs.chunkserver.target import Target
 from shoalfs.mds.messages import Receipt
 from shoalfs.transport.errors import BadMessage, ChunkCorrupt, ChunkMissing, ShoalError, TargetDown, wire_code
+from shoalfs.transport.frame import Buffer
 from shoalfs.transport.ids import ChunkId, TargetId
-from shoalfs.transport.limits import CHUNK_LIST_MAX, REPLICAS_MAX
-from shoalfs.transport.service import Call, Service
+from shoalfs.transport.limits import CHUNK_LIST_MAX, GET_MANY_CHUNKS_MAX, REPLICAS_MAX
+from shoalfs.transport.service import Call, Done, Service
 
 _ID_MAX: Final = (1 << 64) - 1
 
@@ -60,7 +66,8 @@ class ChunkService:
         self.rpc = Service()
         self.rpc.add(PUT, self._put)
         self.rpc.add(PUT_CHAIN, self._put_chain)
-        self.rpc.add(GET, self._get)
+        self.rpc.add(GET, self._get, self._get_now)
+        self.rpc.add(GET_MANY, self._get_many)
         self.rpc.add(SYNC, self._sync)
         self.rpc.add(LIST, self._list)
         self.rpc.add(VERIFY, self._verify)
@@ -111,13 +118,31 @@ class ChunkService:
             fragment=request.fragment if isinstance(request, PutChunk) else None,
         )
 
+    def _get_now(self, call: Call, request: GetChunk, payload: memoryview, done: Done[ChunkRead]) -> bool:
+        """Blocks that are in memory are sent without a task or a thread."""
+        _check_ids(request.chunk)
+        blocks = self._target(request.target).get_now(request.chunk, request.offset_bytes, request.length_bytes)
+        if blocks is None:
+            return False
+        done(_told(blocks))
+        return True
+
     async def _get(self, call: Call, request: GetChunk, payload: memoryview) -> tuple[ChunkRead, memoryview]:
         _check_ids(request.chunk)
-        blocks = await self._target(request.target).get(request.chunk, request.offset_bytes, request.length_bytes)
-        read = ChunkRead(
-            blocks.offset_bytes, blocks.chunk_bytes, blocks.block_hashes, blocks.ino, blocks.file_offset_bytes
-        )
-        return read, blocks.data
+        return _told(await self._target(request.target).get(request.chunk, request.offset_bytes, request.length_bytes))
+
+    async def _get_many(self, call: Call, request: GetChunks, payload: memoryview) -> tuple[ChunksRead, list[Buffer]]:
+        _check_ids(*request.chunks)
+        if not 0 < len(request.chunks) <= GET_MANY_CHUNKS_MAX:
+            raise BadMessage(f"1 to {GET_MANY_CHUNKS_MAX} chunks are read at a time")
+        found = await self._target(request.target).get_many(request.chunks)
+        told = [
+            FoundChunk(code=wire_code(one))
+            if isinstance(one, ShoalError)
+            else FoundChunk(one.chunk_bytes, one.block_hashes)
+            for one in found
+        ]
+        return ChunksRead(tuple(told)), [one.data for one in found if not isinstance(one, ShoalError)]
 
     async def _sync(self, call: Call, request: SyncChunks, payload: memoryview) -> ChunksSynced:
         _check_ids(*request.chunks)
@@ -151,6 +176,11 @@ class ChunkService:
         for target in targets:
             counters.update(target.counters)
         return ServerStatus(self._node, (*living, *dead), dict(counters))
+
+
+def _told(blocks: Blocks) -> tuple[ChunkRead, memoryview]:
+    read = ChunkRead(blocks.offset_bytes, blocks.chunk_bytes, blocks.block_hashes, blocks.ino, blocks.file_offset_bytes)
+    return read, blocks.data
 
 
 async def _verify_one(target: Target, chunk: ChunkId, *, deep: bool) -> VerifiedChunk:

@@ -30,6 +30,8 @@ from shoalfs.transport.frame import Buffer
 from shoalfs.transport.ids import ChunkId, InodeId, TargetId
 from shoalfs.transport.limits import (
     DISK_THREADS_PER_TARGET,
+    GET_MANY_BYTES_MAX,
+    GET_MANY_CHUNK_BYTES_MAX,
     PUT_QUEUED_BYTES_MAX,
     READ_INLINE_BYTES_MAX,
     SYNC_PERIOD_MS,
@@ -145,15 +147,22 @@ class Target:
             await self._join_round(segment).wait()
         return self._receipt(chunk, chunk_hash, durable=durable)
 
+    def get_now(self, chunk: ChunkId, offset_bytes: int, length_bytes: int) -> Blocks | None:
+        """As :meth:`get`, if it is little and the system has it in memory, else None: then a thread costs more than
+        copying it. Does not wait."""
+        if length_bytes > READ_INLINE_BYTES_MAX:
+            return None
+        self._check_in_service()
+        return self._store.reader.get_cached(chunk, offset_bytes, length_bytes)
+
     async def get(self, chunk: ChunkId, offset_bytes: int, length_bytes: int) -> Blocks:
         """The verified blocks that cover the range. Raises ChunkMissing, ChunkCorrupt, BadMessage."""
-        self._check_in_service()
-        if length_bytes <= READ_INLINE_BYTES_MAX:  # a thread costs more than copying this from memory
-            blocks = self._store.reader.get_cached(chunk, offset_bytes, length_bytes)
-            if blocks is not None:
-                await trio.lowlevel.checkpoint()
-                return blocks
         return await self._in_thread(self._store.reader.get, chunk, offset_bytes, length_bytes)
+
+    async def get_many(self, chunks: Sequence[ChunkId]) -> list[Blocks | ShoalError]:
+        """All of several small chunks, or why not; in one visit of a thread."""
+        read = self._store.reader.get_many
+        return await self._in_thread(read, chunks, GET_MANY_BYTES_MAX, GET_MANY_CHUNK_BYTES_MAX)
 
     async def sync(self, chunks: Sequence[ChunkId]) -> tuple[Receipt, ...]:
         """Put these chunks on disk. Raises ChunkMissing, TargetDown."""

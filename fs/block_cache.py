@@ -49,6 +49,18 @@ class BlockCache:
         self._runs.move_to_end((chunk, run.first))
         return run.block(block)
 
+    def span(self, chunk: PieceId, start: int, end: int) -> memoryview | None:
+        """The bytes [start, end) of the piece, if they lie in one run."""
+        run = self._by_block.get((chunk, start // BLOCK_BYTES))
+        if run is None:
+            return None
+        base = run.first * BLOCK_BYTES
+        if end - base > len(run.data):
+            return None
+        # What was read to its end in one go is in the kernel's pages from then on: of all that is here, it goes first.
+        self._runs.move_to_end((chunk, run.first), last=start > base or end - base < len(run.data))
+        return run.data[start - base : end - base]
+
     def whole(self, chunk: PieceId, length_bytes: int) -> bytes | None:
         """All of it, if it is here."""
         views = [self.get(chunk, block) for block in range(-(-length_bytes // BLOCK_BYTES))]

@@ -5,7 +5,7 @@ known to be on disk, or cached extents. So a file that is opened again finds wha
 """
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import islice
 
@@ -20,7 +20,7 @@ from shoalfs.fs.prefetch import Prefetcher
 from shoalfs.fs.reader import ChunkReader
 from shoalfs.fs.replicate import Replication
 from shoalfs.fs.uploader import Uploader
-from shoalfs.mds.messages import Inode
+from shoalfs.mds.messages import Extent, Inode
 from shoalfs.transport.errors import ShoalError
 from shoalfs.transport.ids import InodeId
 from shoalfs.transport.limits import (
@@ -86,6 +86,11 @@ class DataPath:
         """True if nothing would have to be asked for to read the file as it was last known."""
         file = self._files.get(ino)
         return file is not None and file.is_complete(file.committed_inode)
+
+    async def fetch_many(self, extents: Iterable[Extent]) -> None:
+        """Bring small chunks into the read cache, many with each request. A hint: nothing is raised, and what cannot be
+        had so is left to whoever reads it."""
+        await self._services.reader.fetch_many(extents)
 
     async def run(self) -> None:
         """Write-back, readahead and reports of bad copies, until cancelled. Call :meth:`flush_all` before the end."""

@@ -9,12 +9,16 @@ overlap, and a program that writes in small steps costs no copying beyond the gr
 """
 
 from collections.abc import Iterator
+from typing import Final
 
 from sortedcontainers import SortedDict
 
 from shoalfs.fs.ports import Buffer
 from shoalfs.fs.units import Unit
 from shoalfs.transport.limits import DIRTY_RUN_COST_BYTES, UNITS_EXTENTS_MAX
+
+_NO_RUNS: Final[SortedDict[int, bytearray]] = SortedDict()
+"""Of a file that nobody writes to: making one costs more than all else of opening a file. Stays empty."""
 
 
 class Dirty:
@@ -24,7 +28,7 @@ class Dirty:
     def __init__(self, window_bytes: int) -> None:
         assert window_bytes > 0
         self._size = window_bytes
-        self._runs: SortedDict[int, bytearray] = SortedDict()
+        self._runs = _NO_RUNS  # until the first is added
         self._window_bytes: dict[int, int] = {}
         self._bytes = 0  # sum of all runs
         self.full: set[int] = set()
@@ -123,6 +127,8 @@ class Dirty:
             if run_offset + len(run) == offset and run_offset // self._size == offset // self._size:
                 run += data
                 return
+        if self._runs is _NO_RUNS:
+            self._runs = SortedDict()
         self._runs[offset] = bytearray(data)
 
     def _touching(self, start: int, end: int) -> list[int]:

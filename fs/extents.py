@@ -77,6 +77,11 @@ class ExtentMap:
         """The parts of [start, end) that have to be fetched before they can be looked up."""
         return self._known.gaps(start, end)
 
+    def covering(self, start: int, end: int) -> Extent | None:
+        """The one extent that is known to have all of [start, end), or had it before others were laid over its other
+        parts; None: ask :meth:`lookup`."""
+        return self._extents.covering(start, end)
+
     def lookup(self, offset_bytes: int, length_bytes: int) -> list[Span]:
         """What [offset, offset + length) consists of, in order and without gaps. All of it must be known."""
         start, end = offset_bytes, offset_bytes + length_bytes

@@ -6,7 +6,7 @@ import errno
 import trio
 
 from shoalfs.fs.contents import Contents
-from shoalfs.fs.extents import Span
+from shoalfs.fs.extents import Span, cut
 from shoalfs.fs.ports import Answer, Metadata
 from shoalfs.mds.messages import GET_EXTENTS, ExtentMap, GetExtents
 from shoalfs.transport.errors import PosixError
@@ -67,6 +67,9 @@ class Fetcher:
         contents = self._contents
         if contents.is_inline:
             return None if contents.inline is None else contents.inline[start:end]
+        extent = contents.extents.covering(start, end) if start < end else None
+        if extent is not None:
+            return [cut(extent, start, end)]
         if contents.extents.unknown(start, end):
             return None
         return contents.extents.lookup(start, end - start)

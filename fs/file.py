@@ -170,6 +170,10 @@ class FileData:
             # A small file, unchanged here: most reads of most datasets. No task is started for it.
             return inline[offset_bytes:end]
         self._read_ahead(offset_bytes, end)
+        if not self.is_dirty and (extent := self._contents.extents.covering(offset_bytes, end)) is not None:
+            cached = self._services.reader.cached(extent, offset_bytes, end)
+            if cached is not None:
+                return cached
         pieces, gaps = self._in_memory(offset_bytes, end)
         for found in await all_of([partial(self._committed, *gap) for gap in gaps]):
             pieces += found

@@ -37,7 +37,7 @@ from shoalfs.mds.client import MdsClient, open_session
 from shoalfs.mds.messages import CLIENT, INVALIDATE, WRITE_BACK
 from shoalfs.transport.carrier import Carriers
 from shoalfs.transport.errors import SessionGone, ShoalError, UserError
-from shoalfs.transport.limits import DIRTY_BYTES_DEFAULT, READ_CACHE_BYTES_DEFAULT
+from shoalfs.transport.limits import DIRTY_BYTES_DEFAULT, READ_CACHE_BYTES_DEFAULT, SCAN_CHUNK_BYTES_MAX
 from shoalfs.transport.network import open_network
 from shoalfs.transport.service import Service
 from shoalfs.transport.session import PROTOCOL_VERSION, Hello
@@ -160,7 +160,13 @@ async def _serve(
     """Put the parts together and run them; at the end, in the order that the module describes."""
     session.locks.on_lost = handles.lose
     releases = Releases(coherent)
-    scans = Scans(coherent, data_path.is_complete, data_path.counters)
+    scans = Scans(
+        coherent,
+        data_path.is_complete,
+        data_path.fetch_many,
+        data_path.counters,
+        chunk_bytes_max=min(SCAN_CHUNK_BYTES_MAX, options.cache_bytes // 2),
+    )
     coherent.on_looked_up = scans.looked_up
     own = OwnDirectories(coherent, releases)
     coherent.making.on_made, coherent.making.on_closed = own.made, releases.add

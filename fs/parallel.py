@@ -27,7 +27,7 @@ async def settle_all(calls: Sequence[Callable[[], Awaitable[T]]]) -> list[T | Sh
 
     if len(calls) == 1:
         await run(0, calls[0])
-    else:
+    elif calls:
         async with trio.open_nursery() as nursery:
             for index, call in enumerate(calls):
                 nursery.start_soon(run, index, call)

@@ -10,7 +10,7 @@ from typing import Protocol, TypeAlias, TypeVar
 
 import msgspec
 
-from shoalfs.chunkserver.messages import ChainLink, PutChain
+from shoalfs.chunkserver.messages import ChainLink, PutChain, Wanted
 from shoalfs.mds.messages import ClusterMap, Inode, Op, Receipt, Target
 from shoalfs.transport.errors import ShoalError
 from shoalfs.transport.fragments import Fragment
@@ -96,6 +96,9 @@ class Chunks(Protocol):
         length_bytes: int,
     ) -> memoryview:
         """Exactly this range of the chunk, verified against its hash. Raises ChunkMissing, ChunkCorrupt."""
+
+    async def get_many(self, target: Target, wanted: Sequence[Wanted]) -> list[memoryview | ShoalError]:
+        """All of several small chunks, verified, in their order; or why not: ChunkMissing, ChunkCorrupt."""
 
     async def sync(self, target: Target, chunks: Sequence[ChunkId]) -> tuple[Receipt, ...]:
         """Put chunks that this target holds on its disk. Raises ChunkMissing if one is not there."""

@@ -51,6 +51,13 @@ class RangeMap(Generic[V]):
         if start < end:
             self._replace(start, end, [])
 
+    def covering(self, start: int, end: int) -> V | None:
+        """The value of the one piece in which all of [start, end) lies; None: there is no such piece."""
+        index = bisect_right(self._ends, start)
+        if index < len(self._starts) and self._starts[index] <= start and end <= self._ends[index]:
+            return self._values[index]
+        return None
+
     def pieces(self, start: int, end: int) -> Iterator[Piece[V]]:
         """The pieces within [start, end), in order, cut to it. The map must not be changed meanwhile."""
         for index in range(bisect_right(self._ends, start), len(self._starts)):

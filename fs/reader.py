@@ -10,13 +10,14 @@ give is rebuilt from the others (`fs/rebuilder.py`), at once, and without asking
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import takewhile
 from typing import TypeAlias
 
 import trio
 
+from shoalfs.chunkserver.messages import Wanted
 from shoalfs.fs.avoided import Avoided
 from shoalfs.fs.bad_replicas import BadReplicas
 from shoalfs.fs.block_cache import BlockCache, PieceId, Run
@@ -28,8 +29,15 @@ from shoalfs.fs.rebuilder import Piece, Rebuilder, fragment
 from shoalfs.mds.messages import Extent, Target
 from shoalfs.transport.errors import ChunkCorrupt, ChunkMissing, ShoalError, TargetDown, from_wire, wire_code
 from shoalfs.transport.fragments import cut
-from shoalfs.transport.ids import TargetId
-from shoalfs.transport.limits import BLOCK_BYTES, FETCH_BYTES_MAX, GETS_IN_FLIGHT_MAX
+from shoalfs.transport.ids import ChunkId, TargetId
+from shoalfs.transport.limits import (
+    BLOCK_BYTES,
+    FETCH_BYTES_MAX,
+    GET_MANY_BYTES_MAX,
+    GET_MANY_CHUNK_BYTES_MAX,
+    GET_MANY_CHUNKS_MAX,
+    GETS_IN_FLIGHT_MAX,
+)
 
 _Block: TypeAlias = tuple[PieceId, int]
 
@@ -61,6 +69,13 @@ class ChunkReader:
         self._placement = Placement(metadata.map)
         self._rebuilder = Rebuilder(metadata, self.cache, self._failed, self._current, self._ask)
 
+    def cached(self, extent: Extent, start: int, end: int) -> memoryview | None:
+        """The bytes [start, end) of the file, which lie in this extent of it, if they are here in one piece."""
+        if extent.fragments:
+            return None
+        shift = extent.chunk_offset_bytes - extent.offset_bytes
+        return self.cache.span(extent.chunk, start + shift, end + shift)
+
     async def read(self, extent: Extent) -> list[memoryview]:
         """The extent's bytes, in order, as views that are never changed. Raises the last replica's error when
         no replica has them intact. Cancelled: nothing is lost; others who wait for the same bytes fetch them
@@ -69,6 +84,60 @@ class ChunkReader:
         if extent.fragments:
             return await self._read_fragments(extent, start, end)
         return await self._read(Piece(extent.chunk, None, extent.chunk_bytes, extent.chunk_hash), start, end)
+
+    async def fetch_many(self, extents: Iterable[Extent]) -> None:
+        """Bring small chunks into the cache, many with each request. A hint: what is large, a fragment, here already,
+        or cannot be had from whoever is asked first is left to whoever reads it."""
+        of_target: dict[TargetId, dict[ChunkId, Piece]] = {}
+        for extent in extents:
+            if not extent.fragments and extent.chunk_bytes <= GET_MANY_CHUNK_BYTES_MAX:
+                piece = Piece(extent.chunk, None, extent.chunk_bytes, extent.chunk_hash)
+                for target in self._holders(piece)[:1]:
+                    of_target.setdefault(target.id, {})[piece.chunk] = piece  # several files may share a chunk
+        await settle_all(
+            [partial(self._fetch_from, target, [*pieces.values()]) for target, pieces in of_target.items()]
+        )
+
+    async def _fetch_from(self, target: TargetId, pieces: list[Piece]) -> None:
+        """Whole chunks from one target, one request after the other; all count as on their way at once. Raises the
+        error of a request. Who waits for what did not come looks again."""
+        flights = {piece: _Flight() for piece in pieces if not self._is_coming(piece)}
+        for piece, flight in flights.items():
+            self._flights.update(dict.fromkeys(piece.blocks, flight))
+        try:
+            for batch in _batches(list(flights)):
+                found = await self._get_many(target, batch)
+                for piece, data in zip(batch, found, strict=True):
+                    if not isinstance(data, ShoalError):
+                        flights[piece].run = Run(piece.id, 0, data)
+                        self.cache.put(Run(piece.id, 0, data))
+                    self._land(flights.pop(piece), piece.blocks)
+        finally:
+            for piece, flight in flights.items():
+                self._land(flight, piece.blocks)
+
+    def _is_coming(self, piece: Piece) -> bool:
+        """Some of it is here or on its way: whoever reads it has little to wait for."""
+        return any(key in self.cache or key in self._flights for key in piece.blocks)
+
+    def _land(self, flight: _Flight, keys: Iterable[_Block]) -> None:
+        for key in keys:
+            del self._flights[key]
+        flight.landed.set()
+
+    async def _get_many(self, target: TargetId, pieces: list[Piece]) -> list[memoryview | ShoalError]:
+        """One request. What a target says of a single chunk is noted as if that one had been asked for."""
+        found = self._current().target(target)
+        if found is None:
+            raise TargetDown(f"target {target} is no longer in the cluster map")
+        async with self._slots:
+            wanted = [Wanted(piece.chunk, piece.piece_bytes, piece.piece_hash) for piece in pieces]
+            chunks = await self._chunks.get_many(found, wanted)
+        for piece, data in zip(pieces, chunks, strict=True):
+            if isinstance(data, ShoalError):
+                self._failed_at(found, piece, data)
+        self._counters["chunks_fetched_together"] += len(pieces)
+        return chunks
 
     async def _read_fragments(self, extent: Extent, start: int, end: int) -> list[memoryview]:
         """The bytes [start, end) of a chunk that is stored as fragments."""
@@ -91,6 +160,9 @@ class ChunkReader:
 
     async def _read(self, piece: Piece, start: int, end: int) -> list[memoryview]:
         """The bytes [start, end) of what one target has."""
+        view = self.cache.span(piece.id, start, end)
+        if view is not None:
+            return [view]
         blocks = range(start // BLOCK_BYTES, -(-end // BLOCK_BYTES))
         views: dict[int, memoryview] = {}
         while missing := [block for block in blocks if block not in views]:
@@ -143,9 +215,7 @@ class ChunkReader:
             flight.error = error
             raise
         finally:
-            for key in keys:
-                del self._flights[key]
-            flight.landed.set()
+            self._land(flight, keys)
         return flight.run
 
     async def _get(self, piece: Piece, blocks: range) -> memoryview:
@@ -205,13 +275,16 @@ class ChunkReader:
                     length_bytes=length,
                 )
             except ShoalError as error:
-                self._note(error)
-                self._bad.note(target.id, piece.chunk, error)
-                if not isinstance(error, ChunkMissing | ChunkCorrupt):
-                    self._failed.add(target)
+                self._failed_at(target, piece, error)
                 raise
         assert len(data) == length, (len(data), length)
         return data.toreadonly()
+
+    def _failed_at(self, target: Target, piece: Piece, error: ShoalError) -> None:
+        self._note(error)
+        self._bad.note(target.id, piece.chunk, error)
+        if not isinstance(error, ChunkMissing | ChunkCorrupt):
+            self._failed.add(target)
 
     def _current(self) -> Placement:
         if self._placement.epoch != self._metadata.map.epoch:
@@ -224,3 +297,17 @@ class ChunkReader:
             self._counters["chunks_corrupt"] += 1
         elif isinstance(error, ChunkMissing):
             self._counters["chunks_missing"] += 1
+
+
+def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
+    """Grouped into requests for many."""
+    batch: list[Piece] = []
+    size_bytes = 0
+    for piece in pieces:
+        if batch and (len(batch) == GET_MANY_CHUNKS_MAX or size_bytes + piece.piece_bytes > GET_MANY_BYTES_MAX):
+            yield batch
+            batch, size_bytes = [], 0
+        batch.append(piece)
+        size_bytes += piece.piece_bytes
+    if batch:
+        yield batch

@@ -23,7 +23,7 @@ from shoalfs.transport.checksum import block_hashes, chunk_hash
 from shoalfs.transport.errors import ChunkCorrupt, ChunkMissing, ShoalError
 from shoalfs.transport.fragments import fragment_bytes, fragment_hash
 from shoalfs.transport.ids import ChunkId, TargetId
-from shoalfs.transport.limits import REBUILDS_AT_ONCE_MAX
+from shoalfs.transport.limits import BLOCK_BYTES, REBUILDS_AT_ONCE_MAX
 
 
 class Piece(NamedTuple):
@@ -37,6 +37,11 @@ class Piece(NamedTuple):
     @property
     def id(self) -> PieceId:
         return self.chunk if self.place is None else (self.chunk, self.place)
+
+    @property
+    def blocks(self) -> list[tuple[PieceId, int]]:
+        """All its blocks, by number."""
+        return [(self.id, block) for block in range(-(-self.piece_bytes // BLOCK_BYTES))]
 
 
 Ask: TypeAlias = Callable[[Target, Piece, int, int], Awaitable[memoryview]]

@@ -3,7 +3,7 @@
 Training jobs read every file of a directory once, in no order. Asked for one by one, each costs a round trip or two to
 the metadata leader, which is most of what such a read costs. So when several names of one directory had to be asked
 for, the directory is listed; when several of its files had to, the next ones are fetched in bulk: attributes, inline
-bytes, extents, all under leases.
+bytes, extents, all under leases; and after them the chunks of small files, many with each request.
 
 A hint and no more: what is here is used only if the inode is leased, at just the data version that was fetched. So
 nothing here has to be told when something changes.
@@ -11,6 +11,7 @@ nothing here has to be told when something changes.
 **Waste is bounded.** A directory's window begins small; it grows while what was fetched is used, and a directory of
 which little is used has to be missed twice as often before the next window. Bytes that were fetched and not opened are
 at most SCAN_BYTES_MAX: when that is full nothing is fetched, except in the place of what is older than a minute.
+Chunks are in the read cache, of which those that were fetched and not opened take at most SCAN_CHUNK_BYTES_MAX.
 """
 
 import logging
@@ -26,7 +27,13 @@ from shoalfs.fs.coherent import Coherent, FetchedFile
 from shoalfs.mds import messages as m
 from shoalfs.transport.errors import ShoalError
 from shoalfs.transport.ids import InodeId
-from shoalfs.transport.limits import FETCH_BATCH_MAX, SCAN_BYTES_MAX, SCAN_FILES_MAX
+from shoalfs.transport.limits import (
+    FETCH_BATCH_MAX,
+    GET_MANY_CHUNK_BYTES_MAX,
+    SCAN_BYTES_MAX,
+    SCAN_CHUNK_BYTES_MAX,
+    SCAN_FILES_MAX,
+)
 
 log = logging.getLogger("shoal.fs.scans")
 
@@ -55,6 +62,7 @@ class _Directory:
     missed: int = 0
     fetched: int = 0  # in the last window
     used: int = 0  # of these
+    chunk_bytes_mean: int = 0  # what the chunks that come with a file took, of the last files that were fetched
     busy: bool = False
 
 
@@ -63,21 +71,32 @@ class _Ready:
     file: FetchedFile
     directory: InodeId
     since: float
+    chunk_bytes: int  # of its chunks that were fetched, too
 
 
 class Scans:
-    """``is_complete`` says that an inode's bytes are known already. :meth:`run` must be running."""
+    """``is_complete`` says that an inode's bytes are known already; ``fetch_many`` brings chunks into a cache, which
+    keeps ``chunk_bytes_max`` of them for a while, and raises nothing. :meth:`run` must be running."""
 
     def __init__(
-        self, metadata: Coherent, is_complete: Callable[[InodeId], bool], counters: Counter[str] | None = None
+        self,
+        metadata: Coherent,
+        is_complete: Callable[[InodeId], bool],
+        fetch_many: Callable[[list[m.Extent]], Awaitable[None]],
+        counters: Counter[str] | None = None,
+        *,
+        chunk_bytes_max: int = SCAN_CHUNK_BYTES_MAX,
     ) -> None:
         self.counters: Counter[str] = Counter() if counters is None else counters
         self._metadata = metadata
         self._is_complete = is_complete
+        self._fetch_many = fetch_many
+        self._chunk_bytes_max = chunk_bytes_max
         self._directories: OrderedDict[InodeId, _Directory] = OrderedDict()
         self._directory_of: dict[InodeId, InodeId] = {}  # of the files in _directories; the sum of their lengths
         self._ready: OrderedDict[InodeId, _Ready] = OrderedDict()
         self._ready_bytes = 0  # Invariant: what _ready costs, at most SCAN_BYTES_MAX and one answer
+        self._chunk_bytes = 0  # Invariant: the sum of its chunk_bytes, at most ``chunk_bytes_max``
         self._coming: dict[InodeId, trio.Event] = {}  # on their way
         self._names_missed: Counter[InodeId] = Counter()
         self._names_threshold: dict[InodeId, int] = {}  # after so many misses; _NAMES_MISSED if it is not in here
@@ -131,6 +150,10 @@ class Scans:
             else:
                 directory.window = max(directory.window // 2, _WINDOW_MIN)
                 directory.threshold = min(2 * directory.threshold, _MISSES_MAX)
+        self._begin(number, directory)
+
+    def _begin(self, number: InodeId, directory: _Directory) -> None:
+        """Have the next window fetched."""
         directory.busy = self._ask(lambda: self._fetch(number, directory))
 
     # --- what is had -------------------------------------------------------------------------------------------------
@@ -141,10 +164,14 @@ class Scans:
         ready = self._ready.pop(inode.ino, None)
         if ready is None:
             return None
-        self._ready_bytes -= _cost(ready.file)
+        self._uncount(ready)
         directory = self._directories.get(ready.directory)
         if directory is not None:
             directory.used += 1
+            if not directory.busy and 2 * directory.used >= directory.fetched > 0:
+                # Before it is used up: a program that goes through all of it need not wait for the next.
+                directory.window = min(2 * directory.window, _WINDOW_MAX)
+                self._begin(ready.directory, directory)
         assert ready.file.inode is not None
         if ready.file.inode.data_version != inode.data_version:
             return None
@@ -190,8 +217,8 @@ class Scans:
             self._drop_old()
             directory.fetched = directory.used = 0
             left = directory.window
-            while left > 0 and self._ready_bytes < SCAN_BYTES_MAX:
-                inos = self._next(directory, min(left, FETCH_BATCH_MAX))
+            while (count := min(left, FETCH_BATCH_MAX, self._room(directory))) > 0:
+                inos = self._next(directory, count)
                 if not inos:
                     return
                 left -= len(inos)
@@ -199,6 +226,17 @@ class Scans:
                     inos = inos[await self._fetch_some(number, directory, inos) :]
         finally:
             directory.busy = False
+
+    def _room(self, directory: _Directory) -> int:
+        """How many more of its files may be fetched, so that their chunks probably can be, too. 0 if they would be few:
+        requests for one or two files at a time save nothing."""
+        if self._ready_bytes >= SCAN_BYTES_MAX:
+            return 0
+        if not directory.chunk_bytes_mean:
+            return FETCH_BATCH_MAX
+        room = (self._chunk_bytes_max - self._chunk_bytes) // directory.chunk_bytes_mean
+        few = min(_WINDOW_MIN, self._chunk_bytes_max // directory.chunk_bytes_mean // 4)
+        return room if room >= few else 0
 
     def _next(self, directory: _Directory, count: int) -> tuple[InodeId, ...]:
         """The next files of which nothing is known yet, going round at most once."""
@@ -224,12 +262,24 @@ class Scans:
             here.set()
         now = trio.current_time()
         self.counters["scanned_requests"] += 1
+        chunks: list[m.Extent] = []
+        small_bytes = 0
         for file in files:
             if file.inode is not None:
-                self._ready[file.inode.ino] = _Ready(file, number, now)
+                chunk_bytes = _small_chunk_bytes(file)
+                small_bytes += chunk_bytes
+                if self._chunk_bytes + chunk_bytes > self._chunk_bytes_max:
+                    chunk_bytes = 0
+                if chunk_bytes:
+                    chunks += file.extents
+                self._ready[file.inode.ino] = _Ready(file, number, now, chunk_bytes)
                 self._ready_bytes += _cost(file)
+                self._chunk_bytes += chunk_bytes
                 directory.fetched += 1
+        directory.chunk_bytes_mean = small_bytes // max(1, len(files))
         self.counters["scanned_files"] += len(files)
+        if chunks:
+            await self._fetch_many(chunks)
         return max(1, len(files))
 
     def _drop_old(self) -> None:
@@ -239,8 +289,19 @@ class Scans:
             if ready.since >= before:
                 return
             self._ready.popitem(last=False)
-            self._ready_bytes -= _cost(ready.file)
+            self._uncount(ready)
+
+    def _uncount(self, ready: _Ready) -> None:
+        self._ready_bytes -= _cost(ready.file)
+        self._chunk_bytes -= ready.chunk_bytes
 
 
 def _cost(file: FetchedFile) -> int:
     return len(file.data) + _FILE_COST_BYTES
+
+
+def _small_chunk_bytes(file: FetchedFile) -> int:
+    """What the chunks of a small file take; 0 if it has others, which are not fetched before they are read."""
+    if any(extent.fragments or extent.chunk_bytes > GET_MANY_CHUNK_BYTES_MAX for extent in file.extents):
+        return 0
+    return sum(extent.chunk_bytes for extent in file.extents)

@@ -48,7 +48,9 @@ CREDITS_DEFAULT: Final = 256  # requests in flight per connection
 CREDITS_MAX: Final = 65_535
 PAYLOAD_IN_FLIGHT_BYTES_MAX: Final = 256 * MIB  # per listener: request payloads that are held at one time
 ERROR_TEXT_BYTES_MAX: Final = 512
-RECEIVE_SCRATCH_BYTES: Final = 64 * KIB  # per connection; frames up to half of it are received many at a time
+RECEIVE_SCRATCH_BYTES: Final = (
+    96 * KIB
+)  # per connection; frames up to half are received many at a time, a block at once
 SEND_QUEUED_BYTES_MAX: Final = 8 * MIB  # unsent, per connection: beyond, notifications wait; if answers, so do requests
 NOTIFIES_QUEUED_MAX: Final = 1_024  # one-way messages of a connection that wait for their handler
 STALL_TIMEOUT_MS: Final = 30_000  # a connection that is inside a frame must move a byte in this time
@@ -216,6 +218,9 @@ STORE_ATTEMPTS_MAX: Final = 32  # groups tried for one chunk, with pauses betwee
 TARGET_PATIENCE_MS: Final = 20_000  # a request waits so long in sum for targets that count as up and do not answer
 PUTS_IN_FLIGHT_MAX: Final = 16  # chunks of one mount being stored; 64 MiB of default chunks fill a 10 Gbit/s link
 GETS_IN_FLIGHT_MAX: Final = 32
+GET_MANY_BYTES_MAX: Final = 2 * MIB  # of one GET_MANY: a reader who waits for one of its chunks waits some milliseconds
+GET_MANY_CHUNKS_MAX: Final = 256  # likewise; as many files as one FETCH_FILES tells of
+GET_MANY_CHUNK_BYTES_MAX: Final = 512 * KIB  # a larger chunk gains nothing from company
 REBUILDS_AT_ONCE_MAX: Final = 4  # of one mount: each holds its chunk about twice
 FETCH_BYTES_MAX: Final = 1 * MIB  # of one GET: a reader of one block never waits for a whole large chunk
 FLUSHES_IN_FLIGHT_MAX: Final = 16  # files that write-back flushes at one time; far below SLOTS_PER_SESSION
@@ -225,6 +230,7 @@ UNDURABLE_CHUNKS_MAX: Final = 65_536  # of one file: beyond, write-back stores d
 EXTENTS_CACHED_MAX: Final = 1 << 18  # of one file, about 60 MB; a larger map is forgotten and fetched by pages
 STALE_PAGES_MAX: Final = 16  # extent pages that a busy file may overtake before a read gives up
 SCAN_BYTES_MAX: Final = 64 * MIB  # small files of one mount that were fetched before anybody opened them
+SCAN_CHUNK_BYTES_MAX: Final = READ_CACHE_BYTES_DEFAULT // 2  # likewise in chunks, which are in the read cache
 SCAN_FILES_MAX: Final = 131_072  # files that are remembered for it, by number; as many as the leader leases
 FILES_KEPT_MAX: Final = 16_384  # closed files whose extents or unsynced chunks are remembered
 INLINE_KEPT_BYTES_MAX: Final = 128 * MIB  # of small files, open or not; beyond, closed files are forgotten
@@ -237,6 +243,7 @@ assert CREDITS_DEFAULT <= CREDITS_MAX
 assert RDMA_BULK_SLOTS + RDMA_CREDITS_KEPT < RDMA_CREDITS
 assert RDMA_SIGNAL_EVERY < RDMA_CREDITS
 assert BLOCK_BYTES <= CHUNK_BYTES_MIN <= CHUNK_BYTES_DEFAULT <= CHUNK_BYTES_MAX
+assert GET_MANY_CHUNK_BYTES_MAX <= GET_MANY_BYTES_MAX <= PAYLOAD_BYTES_MAX
 assert CHUNK_BYTES_MAX <= PAYLOAD_BYTES_MAX <= PAYLOAD_IN_FLIGHT_BYTES_MAX
 assert FORWARDED_BYTES_MAX + CHUNK_BYTES_MAX <= PAYLOAD_IN_FLIGHT_BYTES_MAX  # or servers wait for one another
 assert INLINE_BYTES_DEFAULT <= INLINE_BYTES_MAX < COMMAND_BYTES_MAX <= ENTRY_BYTES_MAX < CONTROL_BYTES_MAX

@@ -36,8 +36,9 @@ from shoalfs.transport.limits import (
     PAYLOAD_IN_FLIGHT_BYTES_MAX,
     REQUEST_TIMEOUT_MS_DEFAULT,
     REQUEST_TIMEOUT_MS_MAX,
+    STALL_TIMEOUT_MS,
 )
-from shoalfs.transport.link import Link, Listener, buffers_of, size_of, stall_limit
+from shoalfs.transport.link import Link, Listener, buffers_of, size_of
 from shoalfs.transport.links import LinkStatus
 from shoalfs.transport.method import A, AnyMethod, Method, Q
 from shoalfs.transport.outbox import Outbox
@@ -101,6 +102,7 @@ class Connection:
         self._outbox = Outbox(link, self._broken)
         # Receiving: room that is taken for the large frame being received.
         self._reserved_bytes = 0
+        self._stalled_at = inf  # when the frame that is being received will have stalled
         self._notify_in, self._notify_out = trio.open_memory_channel[Asked](NOTIFIES_QUEUED_MAX)
 
     def __repr__(self) -> str:
@@ -265,6 +267,7 @@ class Connection:
                     nursery.start_soon(self._outbox.run)
                     nursery.start_soon(self._notify_loop)
                     nursery.start_soon(self._expire_loop)
+                    nursery.start_soon(self._stall_loop)
                     try:
                         await self._read_loop(nursery)
                     finally:
@@ -300,16 +303,25 @@ class Connection:
         """Receive some bytes; False at the end of the stream. Raises ProtocolViolation if that is inside a frame."""
         decoder = self._decoder
         if decoder.inside_frame:
-            with stall_limit(self._link):
-                count = await self._link.receive_into(decoder.writable())
-        else:
-            count = await self._link.receive_into(decoder.writable())
+            self._stalled_at = trio.current_time() + STALL_TIMEOUT_MS / 1000
+        count = await self._link.receive_into(decoder.writable())
+        self._stalled_at = inf
         if count == 0:
             decoder.end()
             return False
         decoder.received(count)
         self.heard_at = trio.current_time()
         return True
+
+    async def _stall_loop(self) -> None:
+        """End the connection when a frame has begun to come and its rest does not. One timer that looks now and then: a
+        cancel scope for each receive costs a tenth of receiving a block."""
+        while True:
+            now = trio.current_time()
+            if now >= self._stalled_at:
+                break
+            await trio.sleep_until(min(self._stalled_at, now + STALL_TIMEOUT_MS / 1000))
+        self._broken(PeerUnreachable(f"{self._link.name}: no byte moved for {STALL_TIMEOUT_MS} ms"))
 
     async def _make_room(self) -> None:
         """Wait until it is right to receive more.

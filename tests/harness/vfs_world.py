@@ -173,7 +173,7 @@ class World:
             lost.append(data_path)
             coherent.attach(data_path)
             releases = Releases(coherent)
-            scans = Scans(coherent, data_path.is_complete, data_path.counters)
+            scans = Scans(coherent, data_path.is_complete, data_path.fetch_many, data_path.counters)
             coherent.on_looked_up = scans.looked_up
             own = OwnDirectories(coherent, releases)
             coherent.making.on_made, coherent.making.on_closed = own.made, releases.add

@@ -77,7 +77,7 @@ class FileMount(Hindered):
                 data_paths.append(data_path)
                 self.coherent.attach(data_path)
                 releases = Releases(self.coherent)
-                scans = Scans(self.coherent, data_path.is_complete, data_path.counters)
+                scans = Scans(self.coherent, data_path.is_complete, data_path.fetch_many, data_path.counters)
                 own = OwnDirectories(self.coherent, releases)
                 self.coherent.making.on_made, self.coherent.making.on_closed = own.made, releases.add
                 self.vfs = Vfs(self.coherent, data_path, self.handles, releases, scans, KernelPages(), self.kernel)

@@ -147,7 +147,8 @@ async def test_death_in_the_middle_of_a_large_payload_gives_its_room_back(place,
 
 
 async def test_a_stall_inside_a_frame(place, until, monkeypatch):
-    monkeypatch.setattr("shoalfs.transport.link.STALL_TIMEOUT_MS", 30)
+    for module in ("link", "rpc"):
+        monkeypatch.setattr(f"shoalfs.transport.{module}.STALL_TIMEOUT_MS", 30)
     server = await place.start()
     async with place.network() as network:
         await network.call(server.address, ECHO, Number(1))

@@ -44,6 +44,8 @@ def test_range_map_is_the_array_it_stands_for(changes, window) -> None:
     gaps = ranges.gaps(*window)
     missing = {offset for start, end in gaps for offset in range(start, end)}
     assert missing == {offset for offset in range(*window) if not model[offset]}
+    inside = [p for p in ranges.pieces(0, SIZE) if p.start <= window[0] and window[1] <= p.end]
+    assert ranges.covering(*window) == (inside[0].value if inside else None)
     assert ranges.end == max((offset + 1 for offset in range(SIZE) if model[offset]), default=0)
 
 
@@ -69,6 +71,12 @@ def test_extent_map_is_the_array_of_chunk_bytes_it_stands_for(changes, window) -
         for index in range(span.end_bytes - span.offset_bytes):
             shown.append(None if isinstance(span, Hole) else (int(span.chunk), span.chunk_offset_bytes + index))
     assert shown == model[slice(*window)]
+    one = extents.covering(*window)
+    if one is not None:
+        shift = one.chunk_offset_bytes - one.offset_bytes
+        assert [(int(one.chunk), shift + offset) for offset in range(*window)] == shown
+    else:
+        assert len({place and place[0] for place in shown}) > 1 or None in shown or len(changes) > 1
 
 
 @given(st.lists(spans), spans)

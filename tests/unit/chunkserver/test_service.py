@@ -11,15 +11,18 @@ from chunkserver_support import CLUSTER, content, hash_of
 from shoalfs.chunkserver import server
 from shoalfs.chunkserver.client import ChunkClient, hash_chunk
 from shoalfs.chunkserver.keeper import TargetOptions
+from shoalfs.chunkserver.messages import ChunksRead, FoundChunk, Wanted
 from shoalfs.chunkserver.server import ServerOptions
 from shoalfs.mds import messages as m
 from shoalfs.transport.carrier import Carriers
+from shoalfs.transport.checksum import block_hashes
 from shoalfs.transport.errors import (
     BadMessage,
     ChunkConflict,
     ChunkCorrupt,
     ChunkMissing,
     NotLeader,
+    ProtocolViolation,
     ShoalError,
     TargetDown,
     TargetFull,
@@ -27,10 +30,10 @@ from shoalfs.transport.errors import (
     wire_code,
 )
 from shoalfs.transport.ids import ChunkId, InodeId, TargetId
-from shoalfs.transport.limits import BLOCK_BYTES
+from shoalfs.transport.limits import BLOCK_BYTES, GET_MANY_BYTES_MAX, GET_MANY_CHUNK_BYTES_MAX, GET_MANY_CHUNKS_MAX
 from shoalfs.transport.memory import MemoryFabric
 from shoalfs.transport.network import open_network
-from shoalfs.transport.rpc import serve
+from shoalfs.transport.rpc import Reply, serve
 from shoalfs.transport.service import Service
 from shoalfs.transport.session import Hello
 
@@ -255,6 +258,64 @@ async def test_the_client_refuses_another_chunk_than_the_file_has(tmp_path):
                 offset_bytes=0,
                 length_bytes=5,
             )
+
+
+async def test_many_small_chunks_in_one_answer(tmp_path):
+    """Those that are not here, damaged, too large or too many are said to be so; the others come all the same."""
+    stored = {number: content(number, 40_000 + number) for number in range(10, 20)}
+    async with running(tmp_path) as cluster:
+        for number, data in stored.items():
+            await cluster.put(1, number, data)
+        large = content(1, GET_MANY_CHUNK_BYTES_MAX + 1)
+        await cluster.put(1, 30, large)
+        wanted = [Wanted(ChunkId(number), len(data), hash_of(data)) for number, data in stored.items()]
+        target = cluster.mds.target(1)
+        strangers = [wanted[0]._replace(chunk=ChunkId(99)), Wanted(ChunkId(30), len(large), hash_of(large))]
+        other = [wanted[0]._replace(chunk_hash=b"x" * 16), wanted[1]._replace(chunk_bytes=40_000)]
+        segment = next((tmp_path / "a").rglob("*.open"))
+        written = segment.read_bytes()
+        segment.write_bytes(written.replace(stored[12][-1_000:], b"damage".ljust(1_000)))
+        found = await cluster.client.get_many(target, [*reversed(wanted), *strangers, *other])
+        assert [type(one) for one in found[10:]] == [ChunkMissing, BadMessage, ChunkCorrupt, ChunkCorrupt]
+        for number, one in zip(reversed(stored), found, strict=False):
+            assert isinstance(one, ChunkCorrupt) if number == 12 else bytes(one) == stored[number]
+        with refused(BadMessage):
+            await cluster.client.get_many(target, [])
+        with refused(BadMessage):
+            await cluster.client.get_many(target, wanted[:1] * (GET_MANY_CHUNKS_MAX + 1))
+        many = await cluster.client.get_many(target, wanted[:1] * 60)
+        fit = GET_MANY_BYTES_MAX // 40_010
+        assert [isinstance(one, BadMessage) for one in many] == [at >= fit for at in range(60)]
+
+
+async def test_the_client_believes_no_server_that_sends_other_bytes(tmp_path):
+    data = content(1, 100_000)
+
+    class Liar:
+        async def call(self, address, method, request):
+            return answer
+
+    hashes = block_hashes([data])
+    good = FoundChunk(len(data), hashes)
+    wanted = [Wanted(ChunkId(5), len(data), hash_of(data))] * 2
+    target = m.Target(TargetId(1), b"u" * 16, "n", "memory:liar", 1, m.TargetState.UP, 1 << 30)
+    damaged = bytearray(2 * data)
+    damaged[170_000] ^= 1
+    for chunks, payload, verdicts in [
+        ((good, good), 2 * data, [True, True]),
+        ((good, good), damaged, [True, False]),
+        ((good, good), data, [True, False]),
+        ((FoundChunk(len(data), hashes[:8]), good), 2 * data, [False, True]),
+        ((FoundChunk(-5, hashes), good), 2 * data, [False, False]),
+        ((FoundChunk(code=-7), good), data, [False, True]),
+    ]:
+        answer = Reply(ChunksRead(chunks), memoryview(payload))
+        found = await ChunkClient(Liar()).get_many(target, wanted)
+        assert [not isinstance(one, ShoalError) for one in found] == verdicts
+        assert all(bytes(one) == data for one in found if not isinstance(one, ShoalError))
+    answer = Reply(ChunksRead((good,)), memoryview(data))
+    with refused(ProtocolViolation):
+        await ChunkClient(Liar()).get_many(target, wanted)
 
 
 async def test_listing_verifying_and_status(tmp_path):

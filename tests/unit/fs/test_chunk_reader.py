@@ -197,3 +197,89 @@ async def test_bad_copies_are_reported_and_good_ones_and_silence_are_not(autojum
     assert {(bad.target, bad.chunk, bad.code) for bad in world.service.bad} == {
         (target, chunk, error.code) for (target, chunk), error in wrong.items()
     }
+
+
+async def small_files(world: World, mount, count: int, length: int) -> list[tuple]:
+    return [await stored(world, mount, length + number) for number in range(count)]
+
+
+def chunks_of(world: World, files) -> list[Extent]:
+    return [extent for file, _ in files for extent in world.service.files[file.ino].extents]
+
+
+async def test_many_small_chunks_come_with_few_requests_and_are_read_without_another(autojump_clock) -> None:
+    world = World()
+    mount = world.mount()
+    files = await small_files(world, mount, 40, 100_000)
+    extents = chunks_of(world, files)
+    await mount.fetch_many([*extents, *extents[:5]])
+    asked = [chunk for _, chunks in world.servers.together for chunk in chunks]
+    assert sorted(asked) == sorted(extent.chunk for extent in extents), "each once"
+    assert len(world.servers.together) <= 2 * len(world.servers.chunks)
+    world.servers.gets.clear()
+    for file, data in files:
+        assert bytes(await file.read(0, len(data))) == data
+    await mount.fetch_many(extents)
+    assert not world.servers.gets, "all of it was here"
+
+
+async def test_who_reads_what_is_being_fetched_with_others_waits_for_it(autojump_clock) -> None:
+    world = World()
+    mount = world.mount()
+    files = await small_files(world, mount, 40, 100_000)
+
+    async def read(file, data) -> None:
+        assert bytes(await file.read(0, len(data))) == data
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(mount.fetch_many, chunks_of(world, files))
+        await trio.testing.wait_all_tasks_blocked()
+        for one in files:
+            nursery.start_soon(read, *one)
+    assert len(world.servers.gets) == len(files)
+
+
+async def test_what_cannot_be_fetched_with_others_is_read_from_another_replica(autojump_clock) -> None:
+    """Missing or damaged where it was asked for, or the target does not answer: a hint fails nobody, and what was found
+    is reported as by any read."""
+    world = World()
+    async with world.running() as mount:
+        files = await small_files(world, mount, 12, 100_000)
+        extents = chunks_of(world, files)
+        await mount.fetch_many(extents[:1])
+        first = world.servers.together[0][0]
+        mount._services.reader.cache.__init__(mount._services.reader.cache.limit_bytes)
+        for extent, error in zip(extents, [ChunkCorrupt(), ChunkMissing()] * 6, strict=True):
+            world.servers.unreadable[first, extent.chunk] = error
+        await mount.fetch_many(extents)
+        for file, data in files:
+            assert bytes(await file.read(0, len(data))) == data
+        assert mount.counters["chunks_corrupt"] > 0
+        assert mount.counters["chunks_missing"] > 0
+        assert not mount._services.reader._flights
+
+        world.servers.on_get = lambda target, chunk: PeerUnreachable("gone") if target == first else None
+        more = await small_files(world, mount, 12, 90_000)
+        await mount.fetch_many(chunks_of(world, more))
+        for file, data in more:
+            assert bytes(await file.read(0, len(data))) == data
+
+
+async def test_chunks_that_are_large_are_not_fetched_with_others(autojump_clock) -> None:
+    world = World()
+    mount = world.mount()
+    file, data = await stored(world, mount, MIB)
+    await mount.fetch_many(chunks_of(world, [(file, data)]))
+    assert not world.servers.together
+
+
+async def test_fetching_many_may_be_cancelled(autojump_clock) -> None:
+    world = World()
+    mount = world.mount()
+    files = await small_files(world, mount, 4, 100_000)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(mount.fetch_many, chunks_of(world, files))
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    for file, data in files:
+        assert bytes(await file.read(0, len(data))) == data

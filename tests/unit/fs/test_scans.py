@@ -13,7 +13,8 @@ from shoalfs.fs.coherent import FetchedFile
 from shoalfs.fs.scans import Scans
 from shoalfs.mds import messages as m
 from shoalfs.mds.messages import ROOT_CREDENTIALS as ROOT
-from shoalfs.transport.ids import ROOT_INODE, InodeId
+from shoalfs.transport.ids import ROOT_INODE, ChunkId, InodeId
+from shoalfs.transport.limits import GET_MANY_CHUNK_BYTES_MAX
 
 FILES = 40
 
@@ -142,16 +143,46 @@ async def test_an_unlinked_file_that_was_opened_from_what_was_fetched_stays(clus
         await two.vfs.release(handle)
 
 
-class Fake:
-    """Answers fetches from nothing."""
+async def test_the_chunks_of_small_files_come_with_them(cluster):
+    """Ten of the forty files have a chunk; of these, few are asked for one by one."""
+    async with cluster.client() as one, cluster.client() as two:
+        await scanned(one, two)
+        await trio.sleep(0.3)
+        fetched = two.data_path.counters["chunks_fetched_together"]
+        assert fetched >= FILES // 4 - 3
+        single = []
+        original = two.data_path._services.reader._ask
 
-    def __init__(self):
+        async def ask(*arguments):
+            single.append(arguments)
+            return await original(*arguments)
+
+        two.data_path._services.reader._ask = ask
+        await read_all(two, range(FILES))
+        assert len(single) + fetched <= FILES // 4
+
+
+class Fake:
+    """Answers fetches from nothing. ``chunk_bytes``: of the one chunk that each file has; 0: they are small."""
+
+    def __init__(self, chunk_bytes=0):
         self.asked = []
+        self.chunk_bytes = chunk_bytes
+        self.together = []
+
+    async def fetch_many(self, extents):
+        self.together += extents
+        await trio.lowlevel.checkpoint()
 
     async def fetch_files(self, inos):
         self.asked.append(inos)
         await trio.lowlevel.checkpoint()
+        if self.chunk_bytes:
+            return [FetchedFile(inode(ino), b"", (self.extent(ino),)) for ino in inos]
         return [FetchedFile(inode(ino), b"x" * 1000, ()) for ino in inos]
+
+    def extent(self, ino):
+        return m.Extent(0, self.chunk_bytes, ChunkId(ino), 0, self.chunk_bytes, b"h" * 16)
 
 
 def inode(number):
@@ -160,7 +191,7 @@ def inode(number):
 
 async def test_a_directory_of_which_little_is_used_is_fetched_less_and_less(monkeypatch):
     fake = Fake()
-    seen = Scans(fake, lambda ino: False)
+    seen = Scans(fake, lambda ino: False, fake.fetch_many)
     numbers = range(10, 100_010)
     seen.listed(InodeId(2), [m.DirEntry(n, b"%d" % n, inode(n)) for n in numbers])
     monkeypatch.setattr(scans_module, "SCAN_BYTES_MAX", 1 << 30)
@@ -178,7 +209,7 @@ async def test_what_was_fetched_and_not_opened_is_bounded(monkeypatch):
     monkeypatch.setattr(scans_module, "SCAN_BYTES_MAX", 200_000)
     fake = Fake()
     opened = set()
-    seen = Scans(fake, opened.__contains__)
+    seen = Scans(fake, opened.__contains__, fake.fetch_many)
     seen.listed(InodeId(2), [m.DirEntry(n, b"%d" % n, inode(n)) for n in range(10, 5_010)])
     async with trio.open_nursery() as nursery:
         nursery.start_soon(seen.run)
@@ -191,3 +222,40 @@ async def test_what_was_fetched_and_not_opened_is_bounded(monkeypatch):
             assert seen._ready_bytes == sum(1_512 for _ in seen._ready)
         nursery.cancel_scope.cancel()
     assert sum(map(len, fake.asked)) >= 2_000, "a scan goes on being fetched"
+
+
+async def test_chunks_that_were_fetched_and_not_read_are_bounded():
+    """And the next are fetched before the last are used up: who goes through a directory misses little."""
+    fake = Fake(chunk_bytes=100_000)
+    opened = set()
+    bound = 20_000_000
+    seen = Scans(fake, opened.__contains__, fake.fetch_many, chunk_bytes_max=bound)
+    seen.listed(InodeId(2), [m.DirEntry(n, b"%d" % n, inode(n)) for n in range(10, 3_010)])
+    missed = 0
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(seen.run)
+        for n in range(10, 3_010):
+            if seen.take(inode(n)) is None:
+                seen.missed(InodeId(n))
+                missed += 1
+            opened.add(n)
+            await trio.testing.wait_all_tasks_blocked()
+            assert seen._chunk_bytes <= bound
+            assert seen._chunk_bytes == sum(one.chunk_bytes for one in seen._ready.values())
+        nursery.cancel_scope.cancel()
+    assert len(fake.together) == len({extent.chunk for extent in fake.together}) > 2_000
+    assert missed < 100
+
+
+async def test_files_of_large_chunks_are_fetched_without_them():
+    fake = Fake(chunk_bytes=GET_MANY_CHUNK_BYTES_MAX + 1)
+    seen = Scans(fake, lambda ino: False, fake.fetch_many)
+    seen.listed(InodeId(2), [m.DirEntry(n, b"%d" % n, inode(n)) for n in range(10, 100)])
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(seen.run)
+        for n in range(10, 13):
+            seen.missed(InodeId(n))
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    assert fake.asked
+    assert not fake.together

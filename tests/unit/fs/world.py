@@ -96,6 +96,7 @@ class Servers:
         self.gate: trio.Event | None = None
         self.puts: list[tuple[TargetId, ChunkId, bool]] = []
         self.gets: list[tuple[TargetId, ChunkId, int, int]] = []
+        self.together: list[tuple[TargetId, tuple[ChunkId, ...]]] = []
         self.syncs: list[tuple[TargetId, tuple[ChunkId, ...]]] = []
         self.getting = self.getting_max = 0
 
@@ -173,6 +174,16 @@ class Servers:
             raise ChunkCorrupt
         assert offset_bytes + length_bytes <= chunk_bytes
         return memoryview(data)[offset_bytes : offset_bytes + length_bytes]
+
+    async def get_many(self, target, wanted) -> list:
+        self.together.append((target.id, tuple(one.chunk for one in wanted)))
+        found = []
+        for one in wanted:
+            try:
+                found.append(await self.get(target, **one._asdict(), offset_bytes=0, length_bytes=one.chunk_bytes))
+            except (ChunkMissing, ChunkCorrupt) as error:
+                found.append(error)
+        return found
 
     async def sync(self, target, chunks) -> tuple[m.Receipt, ...]:
         await trio.lowlevel.checkpoint()
