@@ -1,4 +1,4 @@
-"""Builds the one compiled part, fs/native/fuse_shim.c, when the package is installed (editable too).
+"""Builds the one compiled part, fs/native/*.c, when the package is installed (editable too).
 
 Without gcc, pkg-config and libfuse3-dev the installation succeeds all the same, and a mount says in its log what is
 missing then.
@@ -21,7 +21,7 @@ class ShimHook(BuildHookInterface[Any]):
             made = runpy.run_path(str(directory / "compile.py"))["compile_shim"](directory)
         except (OSError, subprocess.CalledProcessError) as error:
             text = getattr(error, "stderr", "") or str(error)
-            self.app.display_warning(f"fs/native/fuse_shim.c: not built, locks and fallocate will be missing: {text}")
+            self.app.display_warning(f"fs/native: not built, locks and fallocate will be missing: {text}")
             return
         build_data["pure_python"] = False
         build_data["infer_tag"] = True

@@ -64,7 +64,7 @@ install_debian() {
 install_python() {
     local extras=$1 log="$WORK/pip.log" wanted stamp="$VENV/installed"
     find_python
-    wanted="$(cat "$ROOT"/{pyproject.toml,hatch_build.py,fs/native/*.{c,py}} | sha256sum | cut -c -64) $ROOT"
+    wanted="$(cat "$ROOT"/{pyproject.toml,hatch_build.py,fs/native/*.{c,h,py}} | sha256sum | cut -c -64) $ROOT"
     if [ -x "$VENV/bin/shoal" ] && grep -qxF "$wanted $extras" "$stamp" 2>/dev/null; then
         return 0
     fi

@@ -50,10 +50,12 @@ class Coherent:
     """See the module. :meth:`begin` before anything else; :meth:`run` must be running."""
 
     def __init__(self, kernel: Kernel, handles: Handles, clock: Callable[[], float] = boot_time) -> None:
-        self.cache = LeaseCache()
+        self.cache = LeaseCache(handles.withdraw, handles.withdraw_all)
         self.hits = 0  # questions answered here
         # Told of each name that had to be asked for, and of what was found: who prefetches draws conclusions.
         self.on_looked_up: Callable[[m.Credentials, InodeId, m.Inode | None], None] = lambda who, directory, inode: None
+        # Told of what was called back and is open here.
+        self.on_recalled: Callable[[tuple[InodeId, ...]], None] = lambda inodes: None
         self._kernel = kernel
         self._handles = handles
         self._clock = clock
@@ -99,6 +101,7 @@ class Coherent:
     async def _watch_clock(self) -> None:
         while True:
             left_s = self.left_s()
+            self._handles.native.believe_until(self._session.leased_until)
             if left_s:
                 self._valid = True
             elif self._valid:
@@ -434,6 +437,7 @@ class Coherent:
         # Last, in the step in which the answer is sent: a release that follows is then sent after it.
         opens = tuple(ino for ino in request.inodes if self._handles.holders(ino))
         self._handles.registered.update(opens)
+        self.on_recalled(opens)
         return m.Invalidated(opens)
 
     def drop_everything(self) -> None:
@@ -461,4 +465,4 @@ class Coherent:
         await trio.lowlevel.checkpoint()
         self.cache.writes = set(self.kept_writes())  # they are told with the report
         self._owed.clear()
-        self._handles.registered.update(self._handles.open_inodes())  # they are told with the report
+        self._handles.registered.update(self._handles.reported())  # they are told with the report

@@ -1,13 +1,57 @@
-"""What this mount has open: file handles, directory handles, and how many handles there are on each inode. Pure."""
+"""What this mount has open: file handles, directory handles, and how many handles there are on each inode. Pure.
+
+Files that were offered to the compiled part are opened and closed there, without a word. An inode is the compiled
+part's or ours: whoever asks here how often it is open takes it back first, with the opens that it counted. Such a
+handle has a number of its own (OPENED_NATIVELY and up), and becomes a :class:`FileHandle` when something is done
+with it.
+"""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
+from typing import Final, Protocol
 
 from shoalfs.fs.file import FileData
 from shoalfs.mds.messages import Credentials, DirEntry
 from shoalfs.transport.ids import InodeId
+
+REPORTED_MAX: Final = 65_536  # inodes of nine bytes each; transport.limits.CONTROL_BYTES_MAX holds them
+OPENED_NATIVELY: Final = 1 << 63  # the first number of a handle that was opened by the compiled part
+
+
+class NativeOpens(Protocol):
+    """What is opened by the compiled part (fs/native/opens.h)."""
+
+    def offer(self, node: int, keep: bool, /) -> bool: ...
+
+    def withdraw(self, node: int, /) -> int: ...
+
+    def withdraw_all(self) -> list[tuple[int, int]]: ...
+
+    def any_open(self) -> bool: ...
+
+    def believe_until(self, boottime_s: float, /) -> None: ...
+
+
+class NothingNative:
+    """Where there is no compiled part."""
+
+    def offer(self, node: int, keep: bool, /) -> bool:
+        return False
+
+    def withdraw(self, node: int, /) -> int:
+        return 0
+
+    def withdraw_all(self) -> list[tuple[int, int]]:
+        return []
+
+    def any_open(self) -> bool:
+        return False
+
+    def believe_until(self, boottime_s: float, /) -> None:
+        pass
 
 
 @dataclass(slots=True)
@@ -39,10 +83,12 @@ class Handles:
     """The tables. Numbers are handed out upwards and not used again, so that a late request of a closed handle finds
     nothing instead of a stranger."""
 
+    native: NativeOpens = field(default_factory=NothingNative)
     _next: int = 1
     _files: dict[int, FileHandle] = field(default_factory=dict)
     _dirs: dict[int, DirHandle] = field(default_factory=dict)
-    # Handles on each open inode. Invariant: no zero entries.
+    # Handles on each open inode, but for those that were opened natively and not taken back. Invariant: no zero
+    # entries; what is in here is not offered.
     _held: Counter[InodeId] = field(default_factory=Counter)
     # Inodes that the leader was told to be open here, in whatever way: it has to be told when they are not any more.
     # An open inode that is not in here is leased, and the leader asks before its last name goes (docs/leases.md).
@@ -50,12 +96,37 @@ class Handles:
     # Inodes to which a write(2) is under way that waits for the leader. Its pages are locked, and a commit elsewhere
     # may wait for us to drop them. Invariant: no zero entries.
     _waiting_writes: Counter[InodeId] = field(default_factory=Counter)
+    # Open files of which a lock was lost. Invariant: each is in ``_held``.
+    _lost: set[InodeId] = field(default_factory=set)
+
+    def offer(self, ino: InodeId) -> None:
+        """From now on the file is opened for reading, and closed, by the compiled part: all that this would bring is
+        known, the kernel's pages of it are its contents, and whatever ends that calls :meth:`withdraw` first."""
+        assert not self._held[ino], ino
+        self.native.offer(ino, True)
+
+    def withdraw(self, ino: InodeId) -> None:
+        """Not any more."""
+        opens = self.native.withdraw(ino)
+        if opens:
+            self._held[ino] += opens
+
+    def withdraw_all(self) -> None:
+        for node, opens in self.native.withdraw_all():
+            self._held[InodeId(node)] += opens
 
     def open_inodes(self) -> tuple[InodeId, ...]:
+        self.withdraw_all()
         return tuple(self._held)
+
+    def reported(self) -> tuple[InodeId, ...]:
+        """What a new leader is told to be open, in one message: the newest REPORTED_MAX."""
+        self.withdraw_all()
+        return tuple(islice(reversed(self._held), REPORTED_MAX))
 
     def hold(self, ino: InodeId) -> None:
         """One more handle on the inode, until :meth:`unhold`."""
+        self.withdraw(ino)
         self._held[ino] += 1
 
     def unhold(self, ino: InodeId) -> bool:
@@ -65,11 +136,12 @@ class Handles:
         if self._held[ino]:
             return False
         del self._held[ino]
+        self._lost.discard(ino)
         return True
 
     def has_unregistered(self) -> bool:
         """Something is open of which the leader does not know."""
-        return not self._held.keys() <= self.registered
+        return self.native.any_open() or not self._held.keys() <= self.registered
 
     @contextmanager
     def waiting_write(self, ino: InodeId) -> Iterator[None]:
@@ -86,12 +158,30 @@ class Handles:
         return ino in self._waiting_writes
 
     def holders(self, ino: InodeId) -> int:
+        self.withdraw(ino)
         return self._held[ino]
+
+    def is_held(self, ino: InodeId) -> bool:
+        """It is open, not counting what was opened natively: of such a file nothing is kept that could not be had
+        again."""
+        return ino in self._held
 
     def add_file(self, handle: FileHandle) -> int:
         number = self._number()
         self._files[number] = handle
         return number
+
+    def adopt(self, number: int, handle: FileHandle) -> None:
+        """Something is done with a file that was opened natively."""
+        handle.lost = handle.file.ino in self._lost
+        self._files[number] = handle
+
+    def drop(self, number: int) -> None:
+        """Nothing will be done with it any more."""
+        self._files.pop(number, None)
+
+    def has(self, number: int) -> bool:
+        return number in self._files
 
     def add_dir(self, handle: DirHandle) -> int:
         number = self._number()
@@ -107,6 +197,7 @@ class Handles:
     def lose(self, inos: Iterable[InodeId]) -> None:
         """Locks on these files were lost: every handle that is open on them is of no use any more."""
         gone = set(inos)
+        self._lost.update(ino for ino in gone if self.holders(ino))
         for handle in self._files.values():
             if handle.file.ino in gone:
                 handle.lost = True

@@ -15,7 +15,7 @@ Two rules keep this free of deadlocks (docs/leases.md has the argument):
 import logging
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 import trio
@@ -27,7 +27,9 @@ log = logging.getLogger("shoal.fs.kernel_cache")
 
 _NOTIFY: Final = struct.Struct("=IiQ")  # struct fuse_out_header of linux/fuse.h: length, code, 0 for "no request"
 _INC_EPOCH: Final = 8  # FUSE_NOTIFY_INC_EPOCH
+_PRUNE: Final = 9  # FUSE_NOTIFY_PRUNE, with struct fuse_notify_prune_out and the inodes
 _PAGES_S: Final = 1.0
+_AT_ONCE: Final = 64  # inodes whose pages one turn of a thread drops
 
 
 class KernelCache:
@@ -37,6 +39,8 @@ class KernelCache:
         self.keeps_names = False
         self._fd = -1
         self._stale: dict[InodeId, None] = {}
+        self._unneeded: dict[InodeId, None] = {}
+        self._can_prune = True
         self._work = trio.Event()
         self._node_of: Callable[[InodeId], int] = int
 
@@ -61,6 +65,12 @@ class KernelCache:
         """Have the kernel ask again for attributes and pages of ``ino``, soon."""
         self._stale[ino] = None
         self._work.set()
+
+    def prune(self, inodes: Iterable[InodeId]) -> None:
+        """Have the kernel forget these wholly, soon, unless they are in use. Linux before 6.18 cannot."""
+        if self._can_prune:
+            self._unneeded.update(dict.fromkeys(inodes))
+            self._work.set()
 
     def forget_attributes(self, ino: InodeId) -> None:
         """Have the kernel ask again for the attributes of ``ino``, the size among them, before it uses them next.
@@ -89,15 +99,27 @@ class KernelCache:
             await self._work.wait()
             self._work = trio.Event()
             while self._stale:
-                ino, _ = self._stale.popitem()
-                await trio.to_thread.run_sync(_invalidate_all, self._nodes((ino,)))
+                some = tuple(self._stale.popitem()[0] for _ in range(min(len(self._stale), _AT_ONCE)))
+                await trio.to_thread.run_sync(_invalidate_all, self._nodes(some))
+            while self._unneeded:
+                some = tuple(self._unneeded.popitem()[0] for _ in range(min(len(self._unneeded), _AT_ONCE)))
+                try:
+                    await trio.to_thread.run_sync(self._prune, self._nodes(some))
+                except OSError as error:
+                    log.info("the kernel keeps what nobody uses until it needs the memory: %s", error.strerror)
+                    self._can_prune = False
+                    self._unneeded.clear()
 
     def _nodes(self, inodes: tuple[InodeId, ...]) -> tuple[int, ...]:
         return tuple(map(self._node_of, inodes))
 
-    def _notify(self, code: int) -> None:
+    def _prune(self, nodes: tuple[int, ...]) -> None:
+        """Raises OSError. In a thread: it waits for pages that are being read."""
+        self._notify(_PRUNE, struct.pack(f"=IIQ{len(nodes)}Q", len(nodes), 0, 0, *nodes))
+
+    def _notify(self, code: int, body: bytes = b"") -> None:
         """Raises OSError."""
-        os.write(self._fd, _NOTIFY.pack(_NOTIFY.size, code, 0))
+        os.write(self._fd, _NOTIFY.pack(_NOTIFY.size + len(body), code, 0) + body)
 
 
 def _invalidate_all(nodes: tuple[int, ...]) -> None:

@@ -8,7 +8,7 @@ been read at the leader before the change for which it was dropped, and come lat
 something is an :class:`Asking` while it is on its way, and what is dropped meanwhile is noted on it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from shoalfs.mds.messages import Inode
@@ -54,9 +54,16 @@ class Asking:
 
 
 class LeaseCache:
-    """See the module."""
+    """See the module. ``on_gone`` is told of each inode that is not known any more, or as another than before, in the
+    step in which that happens; ``on_all_gone`` stands for all of them."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        on_gone: Callable[[InodeId], None] = lambda ino: None,
+        on_all_gone: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._on_gone = on_gone
+        self._on_all_gone = on_all_gone
         self._inodes: dict[InodeId, Inode] = {}
         # Of each directory whose names are leased: what is known of them; None is a name that does not exist.
         self._names: dict[InodeId, dict[bytes, InodeId | None]] = {}
@@ -105,8 +112,12 @@ class LeaseCache:
         known = self._inodes.get(inode.ino)
         if known is None or known.version <= inode.version:
             self._inodes[inode.ino] = inode
+            if known is not None and known.version != inode.version:
+                self._on_gone(inode.ino)
             if len(self._inodes) > INODES_MAX:
-                del self._inodes[next(iter(self._inodes))]
+                oldest = next(iter(self._inodes))
+                del self._inodes[oldest]
+                self._on_gone(oldest)
 
     def learn_name(self, asking: Asking, directory: InodeId, name: bytes, ino: InodeId | None) -> None:
         """What the name leads to was answered under a lease on the names of the directory."""
@@ -152,7 +163,8 @@ class LeaseCache:
             asking.inodes.update(inodes)
             asking.directories.update(directories)
         for ino in inodes:
-            self._inodes.pop(ino, None)
+            if self._inodes.pop(ino, None) is not None:
+                self._on_gone(ino)
         for directory in directories:
             self._forget_names(directory)
         for directory, name in names:
@@ -177,6 +189,7 @@ class LeaseCache:
         for asking in self._asking:
             asking.everything = True
         self._inodes.clear()
+        self._on_all_gone()
         self._names.clear()
         self._complete.clear()
         self._names_count = 0

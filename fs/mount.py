@@ -24,6 +24,7 @@ from shoalfs.fs.file_ranges import FileRanges
 from shoalfs.fs.fuse_binding import native, pyfuse3
 from shoalfs.fs.handles import Handles
 from shoalfs.fs.kernel_cache import KernelCache
+from shoalfs.fs.known_files import KnownFiles
 from shoalfs.fs.native_ops import NativeOps
 from shoalfs.fs.operations import Operations
 from shoalfs.fs.own_directories import OwnDirectories
@@ -68,7 +69,13 @@ class MountOptions:
     allow_other: bool = field(default_factory=lambda: os.geteuid() == 0)
     read_only: bool = False
     no_exec: bool = False
+    no_lock: bool = False  # locks hold on this machine only
     subdir: str = ""  # a directory of the cluster that becomes the root of the mount; empty: all of it
+
+    @property
+    def untold(self) -> bool:
+        """The kernel does not tell of opens: nothing is written or locked, so nothing depends on them."""
+        return self.read_only and self.no_lock and native.shim is not None
 
 
 def fuse_options(options: MountOptions) -> set[str]:
@@ -105,7 +112,7 @@ async def run(
     """
     name = f"{socket.gethostname()}:{os.getpid()}"
     hello = Hello(PROTOCOL_VERSION, options.cluster_id, CLIENT, name)
-    handles = Handles()
+    handles = Handles() if native.shim is None or options.untold else Handles(native=native.shim)
     data_paths: list[DataPath] = []  # the one of this mount, once the session that it needs is open
 
     kernel = KernelCache()
@@ -127,7 +134,7 @@ async def run(
             network,
             options.metadata,
             f"{name}:{options.mountpoint}",
-            opens=handles.open_inodes,
+            opens=handles.reported,
             writes=coherent.kept_writes,
             on_lost=session_lost,
             on_new_leader=coherent.meet_new_leader,
@@ -141,7 +148,7 @@ async def run(
             dirty_bytes=options.dirty_bytes,
             cache_bytes=options.cache_bytes,
             replication=options.replication,
-            is_open=lambda ino: handles.holders(ino) > 0,
+            is_open=(lambda ino: False) if options.untold else handles.is_held,
         )
         coherent.attach(data_path)
         data_paths.append(data_path)
@@ -170,8 +177,13 @@ async def _serve(
     coherent.on_looked_up = scans.looked_up
     own = OwnDirectories(coherent, releases)
     coherent.making.on_made, coherent.making.on_closed = own.made, releases.add
-    vfs = Vfs(coherent, data_path, handles, releases, scans, KernelPages(), kernel, durable_close=options.durable_close)
+    pages = KernelPages(kernel.forget_pages) if options.untold else KernelPages()
+    vfs = Vfs(coherent, data_path, handles, releases, scans, pages, kernel, durable_close=options.durable_close)
     coherent.making.settle_closed = vfs.closing.settle
+    known = None
+    if options.untold:
+        known = KnownFiles(vfs, handles, pages, kernel)
+        coherent.on_recalled = kernel.prune  # what is forgotten is closed, for the leader
     async with trio.open_nursery() as nursery:
         nursery.start_soon(data_path.run)
         nursery.start_soon(vfs.closing.run)
@@ -182,7 +194,7 @@ async def _serve(
         nursery.start_soon(kernel.run)
         try:
             ranges = FileRanges(handles, vfs.statfs, vfs.getattr)
-            await _answer_kernel(options, vfs, kernel, FileLocks(session.locks, vfs), ranges, task_status)
+            await _answer_kernel(options, vfs, kernel, FileLocks(session.locks, vfs), ranges, known, task_status)
         finally:
             with trio.move_on_after(_FLUSH_AT_END_S, shield=True):
                 await vfs.closing.settle()
@@ -206,6 +218,7 @@ async def _answer_kernel(
     kernel: KernelCache,
     locks: FileLocks,
     ranges: FileRanges,
+    known: KnownFiles | None,
     task_status: "trio.TaskStatus[None]",
 ) -> None:
     """Take requests from the kernel until the filesystem is unmounted, from outside or because this is cancelled."""
@@ -218,12 +231,24 @@ async def _answer_kernel(
         credentials,
         lambda: kernel.keeps_names,
         root,
+        known,
         entry_timeout_s=entry_timeout_s,
         attr_timeout_s=attr_timeout_s,
     )
     taken: AbstractAsyncContextManager[None] = nullcontext()
     if native.shim is not None:
-        ops = NativeOps(native.shim, vfs, locks, ranges, credentials, root, attr_timeout_s=attr_timeout_s)
+        if known is not None:
+            native.shim.refuse_opens()
+        ops = NativeOps(
+            native.shim,
+            vfs,
+            None if options.no_lock else locks,
+            ranges,
+            credentials,
+            root,
+            known,
+            attr_timeout_s=attr_timeout_s,
+        )
         taken = ops.running()
     try:
         pyfuse3.init(operations, options.mountpoint, fuse_options(options))
@@ -234,7 +259,7 @@ async def _answer_kernel(
         ) from error
     try:
         descriptor = _fuse_descriptor()
-        fuse_wait.install(descriptor)
+        fuse_wait.install(descriptor, native.shim)
         kernel.attach(descriptor, root.node)
         async with trio.open_nursery() as nursery:
             serving = trio.CancelScope(shield=True)

@@ -21,6 +21,8 @@ from shoalfs.fs.credentials import CredentialsCache
 from shoalfs.fs.file_locks import FileLocks, whole_file
 from shoalfs.fs.file_ranges import FileRanges
 from shoalfs.fs.fuse_wire import InitFlags, Opcode
+from shoalfs.fs.handles import OPENED_NATIVELY
+from shoalfs.fs.known_files import KnownFiles
 from shoalfs.fs.native import Shim
 from shoalfs.fs.root import Root
 from shoalfs.fs.vfs import Vfs
@@ -33,10 +35,9 @@ log = logging.getLogger("shoal.fs.native_ops")
 
 _FLAGS: Final = (
     InitFlags.HANDLE_KILLPRIV_V2
-    | InitFlags.POSIX_LOCKS
-    | InitFlags.FLOCK_LOCKS
     | InitFlags.DONT_MASK  # the umask comes beside the mode: a default access control list takes its place
 )
+_LOCK_FLAGS: Final = InitFlags.POSIX_LOCKS | InitFlags.FLOCK_LOCKS
 _BACKGROUND_MAX: Final = 64  # read-ahead requests at a time; the kernel's own bound of 12 starves 1 MiB read-ahead
 
 _COPY_MAX: Final = (1 << 31) - (1 << 20)  # what the answer to the older of the two requests can hold
@@ -47,16 +48,17 @@ Handler = Callable[[wire.Request], Awaitable[bytes]]
 
 
 class NativeOps:
-    """One method per operation."""
+    """One method per operation. ``locks`` None: the kernel keeps them, for this machine."""
 
     def __init__(
         self,
         shim: Shim,
         vfs: Vfs,
-        locks: FileLocks,
+        locks: FileLocks | None,
         ranges: FileRanges,
         credentials: CredentialsCache,
         root: Root = _WHOLE,
+        known: KnownFiles | None = None,
         *,
         attr_timeout_s: float,
     ) -> None:
@@ -66,19 +68,19 @@ class NativeOps:
         self._ranges = ranges
         self._credentials = credentials
         self._ino = root.inode
+        self._known = known
         self._attr_timeout_s = attr_timeout_s
         self._handlers: dict[int, Handler] = {
             Opcode.STATX: self._statx,
             Opcode.SETXATTR: self._setxattr,
-            Opcode.GETLK: self._getlk,
-            Opcode.SETLK: self._setlk,
-            Opcode.SETLKW: self._setlkw,
             Opcode.FALLOCATE: self._fallocate,
             Opcode.LSEEK: self._lseek,
             Opcode.COPY_FILE_RANGE: self._copy_file_range,
             Opcode.COPY_FILE_RANGE_64: self._copy_file_range_64,
             Opcode.TMPFILE: self._tmpfile,
         }
+        if locks is not None:
+            self._handlers |= {Opcode.GETLK: self._getlk, Opcode.SETLK: self._setlk, Opcode.SETLKW: self._setlkw}
         self._nursery: trio.Nursery | None = None
         # Requests that are not answered yet. Invariant: a request is in here until its answer.
         self._open: set[int] = set()
@@ -92,11 +94,13 @@ class NativeOps:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             opcodes = bytes([*self._handlers, Opcode.INTERRUPT])
-            self._shim.install(self._take, opcodes, _FLAGS, _BACKGROUND_MAX)
+            flags = _FLAGS if self._locks is None else _FLAGS | _LOCK_FLAGS
+            self._shim.install(self._take, opcodes, flags, _BACKGROUND_MAX)
             try:
                 yield
             finally:
                 nursery.cancel_scope.cancel()
+        log.info("%d files were opened by the compiled part", self._shim.opened())
         self._shim.detach()
 
     def _take(self, opcode: int, unique: int, ino: int, uid: int, gid: int, pid: int, body: bytes) -> bool:
@@ -138,6 +142,15 @@ class NativeOps:
         except OSError as error:
             log.warning("request %d could not be answered: %s", unique, error.strerror)
 
+    async def _adopt(self, request: wire.Request, handle: int) -> None:
+        """The handle of the request is ours, whoever has opened it."""
+        if handle < OPENED_NATIVELY:
+            return
+        if self._known is not None:
+            await self._known.reading(InodeId(request.ino))
+        elif not self._vfs.has_handle(handle):
+            await self._vfs.adopt(handle, InodeId(request.ino))
+
     def _who(self, request: wire.Request) -> Credentials:
         return self._credentials.of(request.pid, request.uid, request.gid)
 
@@ -145,6 +158,8 @@ class NativeOps:
 
     async def _statx(self, request: wire.Request) -> bytes:
         inode = await self._vfs.getattr(self._ino(request.ino))
+        if self._known is not None:
+            await self._known.before_open(inode)
         left_s = min(self._attr_timeout_s, self._vfs.attributes_left_s(inode.ino))
         return wire.statx(self._vfs.view(inode), left_s)
 
@@ -152,20 +167,24 @@ class NativeOps:
 
     async def _fallocate(self, request: wire.Request) -> bytes:
         asked = wire.fallocate(request.body)
+        await self._adopt(request, asked.handle)
         await self._ranges.allocate(asked.handle, asked.offset_bytes, asked.length_bytes, asked.mode)
         return b""
 
     async def _lseek(self, request: wire.Request) -> bytes:
         asked = wire.lseek(request.body)
+        await self._adopt(request, asked.handle)
         return wire.offset(await self._ranges.seek(asked.handle, asked.offset_bytes, asked.whence))
 
     async def _copy_file_range(self, request: wire.Request) -> bytes:
-        return wire.written(await self._copy(wire.copy_file_range(request.body), _COPY_MAX))
+        return wire.written(await self._copy(request, _COPY_MAX))
 
     async def _copy_file_range_64(self, request: wire.Request) -> bytes:
-        return wire.offset(await self._copy(wire.copy_file_range(request.body), FILE_SIZE_BYTES_MAX))
+        return wire.offset(await self._copy(request, FILE_SIZE_BYTES_MAX))
 
-    async def _copy(self, asked: wire.Copy, length_max: int) -> int:
+    async def _copy(self, request: wire.Request, length_max: int) -> int:
+        asked = wire.copy_file_range(request.body)
+        await self._adopt(request, asked.handle)
         return await self._ranges.copy(
             asked.handle,
             asked.offset_bytes,
@@ -196,6 +215,7 @@ class NativeOps:
     # --- locks -------------------------------------------------------------------------------------------------------
 
     async def _getlk(self, request: wire.Request) -> bytes:
+        assert self._locks is not None
         asked = wire.lock(request.body)
         found = await self._locks.test(_lock(request, asked))
         if found is None:
@@ -203,14 +223,18 @@ class NativeOps:
         return wire.locked(found.start_bytes, found.end_bytes, found.kind, found.pid)
 
     async def _setlk(self, request: wire.Request) -> bytes:
-        asked = wire.lock(request.body)
-        await self._locks.set(asked.handle, _lock(request, asked), wait=False)
+        await self._lock(request, wait=False)
         return b""
 
     async def _setlkw(self, request: wire.Request) -> bytes:
-        asked = wire.lock(request.body)
-        await self._locks.set(asked.handle, _lock(request, asked), wait=True)
+        await self._lock(request, wait=True)
         return b""
+
+    async def _lock(self, request: wire.Request, *, wait: bool) -> None:
+        assert self._locks is not None
+        asked = wire.lock(request.body)
+        await self._adopt(request, asked.handle)
+        await self._locks.set(asked.handle, _lock(request, asked), wait=wait)
 
 
 def _lock(request: wire.Request, asked: wire.Lock) -> Lock:

@@ -13,6 +13,8 @@ from shoalfs.fs import fuse_wire as wire
 from shoalfs.fs.credentials import CredentialsCache
 from shoalfs.fs.file_locks import FileLocks
 from shoalfs.fs.fuse_binding import native, pyfuse3
+from shoalfs.fs.handles import OPENED_NATIVELY
+from shoalfs.fs.known_files import KnownFiles
 from shoalfs.fs.root import Root
 from shoalfs.fs.vfs import Caching, Vfs
 from shoalfs.mds.messages import NOW, Credentials, Inode, SetAttr
@@ -84,6 +86,7 @@ class Operations(pyfuse3.Operations):
         credentials: CredentialsCache,
         keeps_names: Callable[[], bool],
         root: Root,
+        known: KnownFiles | None = None,
         *,
         entry_timeout_s: float,
         attr_timeout_s: float,
@@ -91,6 +94,7 @@ class Operations(pyfuse3.Operations):
         super().__init__()
         self._keeps_names = keeps_names
         self._ino = root.inode
+        self._known = known
         self._vfs = vfs
         self._locks = locks
         self._credentials = credentials
@@ -101,6 +105,15 @@ class Operations(pyfuse3.Operations):
 
     def _who(self, ctx: pyfuse3.RequestContext) -> Credentials:
         return self._credentials.of(ctx.pid, ctx.uid, ctx.gid)
+
+    async def _before_attributes(self, inode: Inode) -> None:
+        if self._known is not None:
+            await self._known.before_attributes(inode)
+
+    def _told(self, inode: Inode) -> None:
+        """The kernel gets a reference to the inode with this answer."""
+        if self._known is not None:
+            self._known.told(inode)
 
     def _pack(self, inode: Inode) -> pyfuse3.EntryAttributes:
         """The attributes, which the kernel may keep while they are leased."""
@@ -154,14 +167,25 @@ class Operations(pyfuse3.Operations):
     @_handler
     async def lookup(self, parent: int, name: bytes, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         inode = await self._vfs.lookup_or_none(self._who(ctx), self._ino(parent), name)
-        return self._absent(parent, name) if inode is None else self._pack_entry(parent, name, inode)
+        if inode is None:
+            return self._absent(parent, name)
+        await self._before_attributes(inode)
+        self._told(inode)
+        return self._pack_entry(parent, name, inode)
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
-        """Inode numbers live in the metadata service; the kernel's count of its references is of no use here."""
+        """Inode numbers live in the metadata service; the kernel's count of its references is of no use here, but for
+        one kind of mount."""
+        if self._known is not None:
+            for node, count in inode_list:
+                self._known.forgotten(self._ino(node), count)
 
     @_handler
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
-        return self._pack(await self._vfs.getattr(self._ino(inode)))
+        found = await self._vfs.getattr(self._ino(inode))
+        if self._known is not None:
+            await self._known.before_open(found)
+        return self._pack(found)
 
     @_handler
     async def setattr(
@@ -250,8 +274,20 @@ class Operations(pyfuse3.Operations):
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         return _file_info(*await self._vfs.open(self._who(ctx), self._ino(inode), flags))
 
+    async def _adopt(self, fh: int) -> None:
+        """The handle of the request that is being carried out is ours, whoever has opened it."""
+        if fh < OPENED_NATIVELY:
+            return
+        current = _current()
+        assert current is not None, "the compiled part is gone"
+        if self._known is not None:
+            await self._known.reading(self._ino(current[2]))
+        elif not self._vfs.has_handle(fh):
+            await self._vfs.adopt(fh, self._ino(current[2]))
+
     @_handler
     async def read(self, fh: int, off: int, size: int) -> Any:
+        await self._adopt(fh)
         return await self._vfs.read(fh, off, size)
 
     @_handler
@@ -269,6 +305,7 @@ class Operations(pyfuse3.Operations):
 
     @_handler
     async def fsync(self, fh: int, datasync: bool) -> None:
+        await self._adopt(fh)
         await self._vfs.fsync(fh)
 
     @_handler
@@ -279,7 +316,7 @@ class Operations(pyfuse3.Operations):
             return
         ino = self._ino(current[2])
         with self._locks.closing(ino):
-            await self._vfs.release(fh)
+            await self._vfs.release(fh, ino)
             await self._locks.released(ino, fh, wire.flock_owner_released(current[3]))
 
     # --- directories -------------------------------------------------------------------------------------------------
@@ -301,9 +338,11 @@ class Operations(pyfuse3.Operations):
                 if entry.damaged:
                     packed = self._pack_type(entry.inode)
                 else:
+                    await self._before_attributes(entry.inode)
                     packed = self._pack_entry(ino, entry.name, entry.inode)
                 if not pyfuse3.readdir_reply(token, entry.name, packed, entry.cookie):
                     return
+                self._told(entry.inode)
             cookie = entries[-1].cookie
 
     def _emit(self, token: pyfuse3.ReaddirToken, name: bytes, inode: Inode, cookie: int) -> bool:

@@ -6,6 +6,7 @@ spoiling the pages; a commit of somebody else in between does.
 """
 
 from collections import OrderedDict
+from collections.abc import Callable
 
 from shoalfs.mds.messages import Inode
 from shoalfs.transport.ids import InodeId
@@ -14,9 +15,11 @@ _ENTRIES_MAX = 262_144  # about 30 MiB; an inode that fell out is merely read ag
 
 
 class KernelPages:
-    """The data version of the pages that the kernel may have of each inode."""
+    """The data version of the pages that the kernel may have of each inode. ``on_fallen_out`` is told of each inode of
+    which that is not known any more for want of room."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_fallen_out: Callable[[InodeId], None] = lambda ino: None) -> None:
+        self._on_fallen_out = on_fallen_out
         self._versions: OrderedDict[InodeId, int] = OrderedDict()
 
     def still_good(self, inode: Inode) -> bool:
@@ -28,7 +31,15 @@ class KernelPages:
         self._versions[ino] = data_version
         self._versions.move_to_end(ino)
         if len(self._versions) > _ENTRIES_MAX:
-            self._versions.popitem(last=False)
+            self._on_fallen_out(self._versions.popitem(last=False)[0])
+
+    def read_at(self, ino: InodeId, data_version: int) -> None:
+        """The kernel gets pages of this version. If it may have older ones, these count."""
+        self.valid_at(ino, self._versions.get(ino, data_version))
+
+    def are_older(self, inode: Inode) -> bool:
+        """Pages are cached that are not of its present contents."""
+        return self._versions.get(inode.ino, inode.data_version) != inode.data_version
 
     def spoiled(self, ino: InodeId) -> None:
         """Somebody else changed the file while it was open here: the pages are a mixture."""

@@ -6,6 +6,7 @@ called before each open.
 """
 
 import logging
+from collections.abc import Callable
 
 import trio
 
@@ -24,6 +25,7 @@ class Releases:
     """The queue of closed inodes. ``run`` must be running."""
 
     def __init__(self, metadata: Metadata) -> None:
+        self._on_sent: Callable[[InodeId], None] = lambda ino: None
         self._metadata = metadata
         # Invariant: an inode is in at most one of the two.
         self._pending: dict[InodeId, None] = {}
@@ -35,6 +37,14 @@ class Releases:
         """The last handle on ``ino`` is closed. The queue is bounded by the number of inodes that were open."""
         self._pending[ino] = None
         self._work.set()
+
+    def tell(self, on_sent: Callable[[InodeId], None]) -> None:
+        """``on_sent`` is told of each inode whose release was sent, whatever became of it."""
+        self._on_sent = on_sent
+
+    def __contains__(self, ino: InodeId) -> bool:
+        """A release of it waits, or is on its way."""
+        return ino in self._pending or ino in self._sending
 
     def take_back(self, ino: InodeId) -> bool | None:
         """If a release of ``ino`` waits, it is taken back: True. None: it is on its way."""
@@ -75,3 +85,5 @@ class Releases:
             finally:
                 self._sending = frozenset()
                 self._sent.set()
+            for ino in batch:
+                self._on_sent(ino)

@@ -24,7 +24,7 @@ from shoalfs.fs.closing import Closing
 from shoalfs.fs.coherent import Coherent
 from shoalfs.fs.data_path import DataPath
 from shoalfs.fs.file import FileData
-from shoalfs.fs.handles import DirHandle, FileHandle, Handles
+from shoalfs.fs.handles import OPENED_NATIVELY, DirHandle, FileHandle, Handles
 from shoalfs.fs.pages import KernelPages
 from shoalfs.fs.ports import Buffer, Kernel
 from shoalfs.fs.releases import Releases
@@ -80,6 +80,7 @@ class Vfs:
         self._opening: Counter[InodeId] = Counter()  # opens that hold the inode and are not answered yet
         self._unlinking: Counter[InodeId] = Counter()  # whose names mutations of this mount are taking away
         self.opens_here = 0  # opens of which nobody had to be told
+        releases.tell(self._offer)
 
     # --- names -------------------------------------------------------------------------------------------------------
 
@@ -346,6 +347,11 @@ class Vfs:
             if not self._unlinking[ino]:
                 del self._unlinking[ino]
 
+    async def register(self, ino: InodeId) -> None:
+        """The leader knows that the inode is open here, if it is."""
+        await self._releases.settle(ino)
+        await self._register(ino)
+
     async def _register(self, ino: InodeId) -> None:
         """Tell the leader that the inode is open here, if it is and the leader does not know."""
         if self._handles.holders(ino) and ino not in self._handles.registered:
@@ -364,6 +370,40 @@ class Vfs:
                 sync=bool(flags & (os.O_SYNC | os.O_DSYNC)),
             )
         )
+
+    def has_handle(self, number: int) -> bool:
+        return self._handles.has(number)
+
+    async def adopt(self, number: int, ino: InodeId) -> FileData:
+        """Something is to be done with a handle that the compiled part has opened: it is ours from here on. Returns the
+        file's data as of now."""
+        self._handles.withdraw(ino)
+        file = self._data_path.file(await self.getattr(ino))
+        if not self._handles.has(number) or self._handles.file(number).file is not file:
+            self._handles.adopt(number, FileHandle(file, read=True, write=False, append=False, sync=False))
+        return file
+
+    def forgotten(self, ino: InodeId) -> None:
+        """The kernel does not know the file any more, of whose opens it does not tell."""
+        self._handles.drop(OPENED_NATIVELY | ino)
+        self._unhold(ino, None)
+        self._pages.spoiled(ino)
+
+    def _offer(self, ino: InodeId) -> None:
+        """Let the compiled part open and close the file, if no open would bring anything new and nobody has to be told
+        of it: what :meth:`open` decides, of a file that is closed."""
+        inode = self._metadata.known(ino)
+        file = self._data_path.find(ino)
+        if inode is None or file is None or not inode.is_file or not inode.nlink:
+            return
+        if ino in self._unlinking or self._handles.holders(ino):
+            return
+        if ino in self._releases or ino in self._handles.registered or ino in self._metadata.new_files:
+            return
+        if file.is_dirty or file.is_mixed or not file.is_complete(inode) or not self._pages.still_good(inode):
+            return
+        if not (self._durable_close and file.needs_fsync):
+            self._handles.offer(ino)
 
     async def read(self, number: int, offset_bytes: int, size_bytes: int) -> Buffer:
         handle = self._handles.file(number)
@@ -422,6 +462,8 @@ class Vfs:
     async def flush(self, number: int) -> None:
         """close(2), also of a duplicate: everything written is committed, or the error is returned; or nobody can see
         the file before it is (`fs/closing.py`)."""
+        if number >= OPENED_NATIVELY and not self._handles.has(number):
+            return  # nothing was done with it
         file = self._handles.file(number).file
         if not self._durable_close and self._is_mine(file.ino) and self.closing.has_room(file):
             self.closing.add(file)
@@ -456,9 +498,14 @@ class Vfs:
         if file.ino in self._metadata.new_files:
             await self._metadata.new_files.tell(file.ino)
 
-    async def release(self, number: int) -> None:
+    async def release(self, number: int, ino: InodeId | None = None) -> None:
         """The handle is gone; nobody is left to be told of an error. What was written through a shared mapping after
-        the close is committed now; if that fails, write-back goes on trying."""
+        the close is committed now; if that fails, write-back goes on trying. ``ino``: whose handle it is; needed for
+        those that the compiled part has opened."""
+        if number >= OPENED_NATIVELY and not self._handles.has(number):
+            assert ino is not None
+            self._unhold(ino, self._data_path.find(ino))  # nothing was done with it
+            return
         file = self._handles.pop_file(number).file
         if self.closing.take_over(file.ino):
             return
@@ -491,6 +538,8 @@ class Vfs:
         if ino in self._handles.registered:
             self._handles.registered.remove(ino)
             self._releases.add(ino)
+        else:
+            self._offer(ino)
 
     # --- for locks ---------------------------------------------------------------------------------------------------
 

@@ -176,6 +176,7 @@ class MountTable(_Table, frozen=True, kw_only=True):
     allow_other: bool | None = None  # None: if root mounts
     read_only: bool = False
     no_exec: bool = False  # no program of the mount is run
+    no_lock: bool = False  # locks hold on this machine only; with read_only nobody is told of opens (docs/posix.md)
     subdir: str = ""  # a directory of the cluster that becomes the root of the mount; empty: all of it
 
 

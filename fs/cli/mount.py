@@ -64,7 +64,9 @@ def mount(
     wait_s: Annotated[float, typer.Option("--wait", metavar="S", help="With -d: how long to wait.")] = 30.0,
     options: Annotated[
         str,
-        typer.Option("-o", metavar="OPTIONS", help="Keys of [mount] as key=value,...; ro, noexec, subdir=PATH."),
+        typer.Option(
+            "-o", metavar="OPTIONS", help="Keys of [mount] as key=value,...; ro, noexec, nolock, subdir=PATH."
+        ),
     ] = "",
     config: ConfigOption = None,
     state: StateOption = None,
@@ -123,10 +125,10 @@ def parse_options(text: str) -> dict[str, object]:
             continue
         if name == "remount":
             raise UserError("mount: remount: options of a mount cannot be changed: unmount it and mount it again")
-        key = {"ro": "read_only", "noexec": "no_exec"}.get(name, name.replace("-", "_"))
+        key = {"ro": "read_only", "noexec": "no_exec", "nolock": "no_lock"}.get(name, name.replace("-", "_"))
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-            remedy = f"did you mean {near[0]}?" if near else f"known are ro, noexec, {', '.join(known)}"
+            remedy = f"did you mean {near[0]}?" if near else f"known are ro, noexec, nolock, {', '.join(known)}"
             raise UserError(f"mount: -o {option}: unknown option: {remedy}")
         if not equals:
             settings[f"mount.{key}"] = True
@@ -167,6 +169,7 @@ def mount_options(config: Config, point: str) -> "MountOptions":
         allow_other=os.geteuid() == 0 if table.allow_other is None else table.allow_other,
         read_only=table.read_only,
         no_exec=table.no_exec,
+        no_lock=table.no_lock,
         subdir=table.subdir,
     )
 

@@ -1,4 +1,4 @@
-"""Compiles ``fuse_shim.c``. Run by hatch_build.py when the package is installed, and by the tests.
+"""Compiles the extension. Run by hatch_build.py when the package is installed, and by the tests.
 
 Needs what pyfuse3 needs: gcc, pkg-config and libfuse3-dev. Imports nothing of the package, which may not be installed
 yet.
@@ -11,7 +11,7 @@ import sysconfig
 from pathlib import Path
 
 MODULE = "_fuse_shim"
-SOURCE = Path(__file__).with_name("fuse_shim.c")
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("fuse_shim.c", "open_table.c", "opens.c", "serve.c"))
 
 
 def compile_shim(directory: Path, extra: tuple[str, ...] = ()) -> Path:
@@ -25,7 +25,7 @@ def compile_shim(directory: Path, extra: tuple[str, ...] = ()) -> Path:
     flags = ["-O2", "-g", "-Wall", "-Wextra", "-fPIC", "-shared", "-fvisibility=hidden", "-std=c11", *extra]
     include = f"-I{sysconfig.get_path('include')}"
     # libfuse must be a dependency of this library even where no symbol asks for it: RTLD_NEXT looks there.
-    command = ["gcc", *flags, include, str(SOURCE), "-o", str(made), "-Wl,--no-as-needed", *shlex.split(found.stdout)]
-    subprocess.run([*command, "-ldl"], check=True, capture_output=True, text=True)
+    command = ["gcc", *flags, include, *map(str, SOURCES), "-o", str(made), "-Wl,--no-as-needed"]
+    subprocess.run([*command, *shlex.split(found.stdout), "-ldl"], check=True, capture_output=True, text=True)
     os.replace(made, target)
     return target

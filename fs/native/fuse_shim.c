@@ -2,13 +2,14 @@
  * In front of libfuse: what pyfuse3 has no handlers for, and what it does not show of a request.
  *
  * This extension is loaded with RTLD_GLOBAL before pyfuse3, so pyfuse3's calls of fuse_session_process_buf() come here
- * first. A request whose operation code was asked for (install) goes to a Python function as raw bytes and is answered
- * with reply(); every other request goes on to libfuse untouched. The reply to INIT passes by here too, and gets the
- * flags that libfuse 3.14 has no names for.
+ * first. Opening, flushing and closing a file that Python has offered (opens.h) is answered here. A request whose
+ * operation code was asked for (install) goes to a Python function as raw bytes and is answered with reply(); every
+ * other request goes on to libfuse untouched. The reply to INIT passes by here too, and gets the flags that libfuse 3.14
+ * has no names for; from then on requests are received here (serve.h), not by libfuse.
  *
- * One session per process and one thread, as pyfuse3 has it: all functions run with the interpreter's lock, which
- * guards the one static variable. Memory: a request lies in libfuse's buffer until this returns, so what is kept of it
- * is copied. No length that the kernel sends is believed without comparing it with the number of bytes that came.
+ * One session per process and one thread that answers it, as pyfuse3 has it; that guards all that is static here and in
+ * the parts. Memory: a request lies in a buffer until fuse_session_process_buf() returns, so what is kept of it is
+ * copied. No length that the kernel sends is believed without comparing it with the number of bytes that came.
  *
  * Messages: linux/fuse.h. Interposition: dlsym(3), RTLD_NEXT.
  */
@@ -30,13 +31,22 @@
 #include <fuse3/fuse_lowlevel.h>
 #include <linux/fuse.h>
 
+#include "fuse_shim.h"
+#include "opens.h"
+#include "serve.h"
+
 #define OPCODES 128
 #define BODY_KEPT 64 /* longest fixed part of what is looked at later: fuse_write_in, fuse_lk_in */
 
+#define BEFORE_DATA 4096                /* room for the headers of a WRITE, as libfuse has it */
+#define WRITE_MAX_LEAST (128 * 1024)    /* below, some other request could be the longest */
+
 typedef void (*process_function)(struct fuse_session *, const struct fuse_buf *);
+typedef int (*receive_function)(struct fuse_session *, struct fuse_buf *);
 
 static struct {
     process_function process; /* libfuse's own */
+    receive_function receive;
     PyObject *take;           /* owned; NULL: nothing is taken */
     bool taken[OPCODES];
     int fd; /* the session's descriptor, owned by libfuse; -1 before INIT and after detach() */
@@ -57,7 +67,7 @@ extern int fuse_session_custom_io(struct fuse_session *, const struct fuse_custo
 
 /* --- replies ------------------------------------------------------------------------------------------------------ */
 
-static int send_reply(uint64_t unique, int error, const void *body, size_t size)
+int send_reply(uint64_t unique, int error, const void *body, size_t size)
 {
     struct fuse_out_header header = {.len = sizeof header + size, .error = -error, .unique = unique};
     struct iovec parts[2] = {{&header, sizeof header}, {(void *)body, size}};
@@ -85,6 +95,9 @@ static bool edit_init(const struct iovec *parts, int count, struct fuse_init_out
         edited->max_background = shim.background;
         edited->congestion_threshold = shim.background / 4 * 3;
     }
+    if (parts[1].iov_len >= offsetof(struct fuse_init_out, max_write) + sizeof edited->max_write &&
+        edited->max_write >= WRITE_MAX_LEAST)
+        serve_begin(shim.fd, edited->max_write + BEFORE_DATA);
     return true;
 }
 
@@ -151,6 +164,31 @@ static void begin_session(struct fuse_session *session, const struct fuse_in_hea
     }
 }
 
+bool answer_here(const void *message, size_t size)
+{
+    struct fuse_in_header header;
+    const char *body = (const char *)message + sizeof header;
+
+    if (size < sizeof header || shim.fd < 0)
+        return false;
+    memcpy(&header, message, sizeof header);
+    size -= sizeof header;
+    if (refuse_here(&header))
+        return true;
+    switch (header.opcode) {
+    case FUSE_OPEN:
+        return open_here(&header, body, size);
+    case FUSE_FLUSH:
+    case FUSE_RELEASE:
+        return close_here(&header, body, size);
+    case FUSE_IOCTL: /* isatty(3) of every open() of Python up to 3.12 */
+        send_reply(header.unique, ENOTTY, NULL, 0);
+        return true;
+    default:
+        return false;
+    }
+}
+
 /* Ask Python. True: it will be answered by reply(), or has been here. The lock is held. */
 static bool offer(const struct fuse_in_header *header, const void *body, size_t size)
 {
@@ -183,19 +221,36 @@ __attribute__((visibility("default"))) void fuse_session_process_buf(struct fuse
         size_t size = buffer->size - sizeof header;
 
         memcpy(&header, buffer->mem, sizeof header);
+        name_by_inode(&header, (char *)buffer->mem + sizeof header, size);
         shim.last = header;
         shim.body_size = size < BODY_KEPT ? size : BODY_KEPT;
         memcpy(shim.body, body, shim.body_size);
         if (header.opcode == FUSE_INIT)
             begin_session(session, &header, body, size);
-        else if (header.opcode == FUSE_IOCTL && shim.fd >= 0) /* isatty(3) of every open() of Python up to 3.12 */
-            done = !send_reply(header.unique, ENOTTY, NULL, 0);
+        else if (answer_here(buffer->mem, buffer->size))
+            done = true;
         else if (header.opcode < OPCODES && shim.taken[header.opcode] && shim.take && shim.fd >= 0)
             done = offer(&header, body, size);
     }
     PyGILState_Release(lock);
     if (!done)
         shim.process(session, buffer);
+}
+
+/* The same for this one. */
+__attribute__((visibility("default"))) int fuse_session_receive_buf(struct fuse_session *session,
+                                                                    struct fuse_buf *buffer)
+{
+    ssize_t count;
+
+    if (!serve_is_able() || fuse_session_fd(session) != shim.fd)
+        return shim.receive(session, buffer);
+    count = serve_receive(&buffer->mem);
+    if (count > 0) {
+        buffer->size = (size_t)count;
+        buffer->flags = 0;
+    }
+    return (int)count;
 }
 
 /* --- what Python sees --------------------------------------------------------------------------------------------- */
@@ -243,6 +298,8 @@ static PyObject *detach(PyObject *self, PyObject *args)
     shim.init_unique = 0;
     shim.granted = 0;
     shim.last.len = 0;
+    serve_end();
+    opens_end();
     Py_CLEAR(shim.take);
     Py_RETURN_NONE;
 }
@@ -297,10 +354,49 @@ static PyObject *granted(PyObject *self, PyObject *args)
     return PyLong_FromUnsignedLong(shim.granted);
 }
 
+PyDoc_STRVAR(serve_doc, "serve(limit) -> int\n\n"
+                        "Answer what comes, at most so many requests. 1: one is there for pyfuse3 to receive; 0: nothing "
+                        "is; 2: there may be more; -1: libfuse receives, nothing can be said here.");
+
+static PyObject *serve(PyObject *self, PyObject *args)
+{
+    int limit;
+
+    (void)self;
+    if (!PyArg_ParseTuple(args, "i", &limit))
+        return NULL;
+    return PyLong_FromLong(serve_some(limit));
+}
+
+PyDoc_STRVAR(idle_doc, "idle(events, wake, timeout_s)\n\n"
+                       "In the place of an event loop that would sleep so long for its epoll events: answer requests "
+                       "until it has something to do. A request that is not answered here makes the eventfd wake "
+                       "readable, until serve() is called.");
+
+static PyObject *idle(PyObject *self, PyObject *args)
+{
+    int events, wake;
+    double timeout_s;
+
+    (void)self;
+    if (!PyArg_ParseTuple(args, "iid", &events, &wake, &timeout_s))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    serve_idle(events, wake, timeout_s);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef methods[] = {
-    {"install", install, METH_VARARGS, install_doc}, {"detach", detach, METH_NOARGS, detach_doc},
-    {"reply", reply, METH_VARARGS, reply_doc},       {"current", current, METH_NOARGS, current_doc},
-    {"granted", granted, METH_NOARGS, granted_doc},  {NULL, NULL, 0, NULL},
+    {"install", install, METH_VARARGS, install_doc},
+    {"detach", detach, METH_NOARGS, detach_doc},
+    {"reply", reply, METH_VARARGS, reply_doc},
+    {"current", current, METH_NOARGS, current_doc},
+    {"granted", granted, METH_NOARGS, granted_doc},
+    {"serve", serve, METH_VARARGS, serve_doc},
+    {"idle", idle, METH_VARARGS, idle_doc},
+    OPENS_METHODS,
+    {NULL, NULL, 0, NULL},
 };
 
 static struct PyModuleDef definition = {
@@ -310,8 +406,9 @@ static struct PyModuleDef definition = {
 PyMODINIT_FUNC PyInit__fuse_shim(void)
 {
     shim.process = (process_function)dlsym(RTLD_NEXT, "fuse_session_process_buf");
-    if (!shim.process) {
-        PyErr_SetString(PyExc_ImportError, "libfuse has no fuse_session_process_buf");
+    shim.receive = (receive_function)dlsym(RTLD_NEXT, "fuse_session_receive_buf");
+    if (!shim.process || !shim.receive) {
+        PyErr_SetString(PyExc_ImportError, "libfuse has no fuse_session_process_buf or fuse_session_receive_buf");
         return NULL;
     }
     return PyModule_Create(&definition);

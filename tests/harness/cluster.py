@@ -98,13 +98,13 @@ class Cluster:
         """Start whatever does not run, the mount included; returns when it answers."""
         self.run("up", self.point, "--state", self.state, "--mkdir", "-d", *self._options)
 
-    def mount(self, name: str) -> Path:
+    def mount(self, name: str, options: str = "") -> Path:
         """One more mount of the same cluster, at a directory of this name. Its process is a child of ours."""
         point = self.root / name
         point.mkdir(exist_ok=True)
         with open(self.state / "log" / f"{name}.log", "ab") as log:
             self._mounts[name] = subprocess.Popen(
-                [sys.executable, "-m", "shoalfs", "mount", point, "--state", self.state],
+                [sys.executable, "-m", "shoalfs", "mount", point, "--state", self.state, "-o", options],
                 cwd="/",
                 stdin=subprocess.DEVNULL,
                 stdout=log,

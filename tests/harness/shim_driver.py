@@ -9,14 +9,23 @@ import ctypes
 import errno
 import importlib.util
 import os
+import random
+import select
 import socket
 import struct
 import sys
+import threading
+import time
+from collections import Counter
 
 HEADER = struct.Struct("=IIQQIIIHH")
 REPLY = struct.Struct("=IiQ")
 INIT, GETATTR, IOCTL, LSEEK, STATX, DESTROY = 26, 3, 39, 46, 52, 38
+OPEN, READ, RELEASE, FLUSH = 14, 15, 18, 25
 KILLPRIV_V2 = 1 << 28
+KEEP_CACHE = 2
+NATIVE = 1 << 63
+FOREVER_S = 1e12
 
 
 class Buf(ctypes.Structure):
@@ -45,6 +54,18 @@ def load(path: str):
     return module, ctypes.CDLL(path, mode=os.RTLD_NOLOAD | os.RTLD_GLOBAL)
 
 
+def request(opcode: int, unique: int, body: bytes, node: int) -> bytes:
+    return HEADER.pack(HEADER.size + len(body), opcode, unique, node, 1000, 100, 42, 0, 0) + body
+
+
+def open_body(flags: int = os.O_RDONLY) -> bytes:
+    return struct.pack("=II", flags, 0)
+
+
+def close_body(handle: int) -> bytes:
+    return struct.pack("=QIIQ", handle, 0, 0, 5)
+
+
 class Session:
     """A libfuse session without handlers, whose descriptor is one end of a socket pair."""
 
@@ -68,8 +89,15 @@ class Session:
         buf = Buf(len(raw) if size is None else size, flags, ctypes.cast(memory, ctypes.c_void_p).value, -1, 0)
         self._library.fuse_session_process_buf(self._session, ctypes.byref(buf))
 
-    def ask(self, opcode: int, unique: int, body: bytes = b"") -> None:
-        self.process(HEADER.pack(HEADER.size + len(body), opcode, unique, 7, 1000, 100, 42, 0, 0) + body)
+    def ask(self, opcode: int, unique: int, body: bytes = b"", node: int = 7) -> None:
+        self.process(request(opcode, unique, body, node))
+
+    def send(self, opcode: int, unique: int, body: bytes = b"", node: int = 7) -> None:
+        """To be received."""
+        self.kernel.send(request(opcode, unique, body, node))
+
+    def receive(self, buf: Buf) -> int:
+        return self._library.fuse_session_receive_buf(self._session, ctypes.byref(buf))
 
     def answer(self) -> tuple[int, int, bytes]:
         raw = self.kernel.recv(4096)
@@ -86,6 +114,186 @@ class Session:
         finally:
             self.kernel.settimeout(5)
         return False
+
+
+def opened(session: Session, unique: int, node: int) -> tuple[int, int]:
+    """Open it, natively: the handle and the flags of the answer."""
+    session.ask(OPEN, unique, open_body(), node)
+    answered, error, body = session.answer()
+    assert (answered, error) == (unique, 0), (answered, error)
+    return struct.unpack_from("=QI", body)
+
+
+def check_opens(shim, session: Session) -> None:
+    """What is offered is opened, flushed and closed without a word, and nothing else."""
+    taken = []
+    shim.install(lambda *request: taken.append(request) or True, bytes([OPEN, FLUSH, RELEASE]), 0, 0)
+
+    def passed_on() -> bool:
+        return bool(taken) and taken.pop()[1] == 1000 and session.silent()
+
+    session.ask(OPEN, 1000, open_body())
+    assert passed_on()
+    assert shim.offer(7, True) is True
+    session.ask(OPEN, 1000, open_body())
+    assert passed_on(), "nobody has said that leases may be believed"
+    shim.believe_until(time.clock_gettime(time.CLOCK_BOOTTIME) - 0.001)
+    session.ask(OPEN, 1000, open_body())
+    assert passed_on()
+    shim.believe_until(FOREVER_S)
+    for flags in (os.O_WRONLY, os.O_RDWR, os.O_TRUNC, os.O_APPEND, os.O_DIRECT, os.O_SYNC, os.O_DSYNC):
+        session.ask(OPEN, 1000, open_body(flags))
+        assert passed_on(), flags
+    session.ask(OPEN, 1000, b"short")
+    assert passed_on()
+    assert shim.any_open() is False
+    first, flags = opened(session, 1000, 7)
+    second, _ = opened(session, 1002, 7)
+    assert first >= NATIVE < second != first
+    assert flags == KEEP_CACHE
+    assert shim.any_open() is True
+    for opcode, handle in ((FLUSH, first), (RELEASE, first), (FLUSH, second)):
+        session.ask(opcode, 1004, close_body(handle))
+        assert session.answer() == (1004, 0, b"")
+    session.ask(RELEASE, 1000, close_body(1))
+    assert passed_on(), "a handle of Python's"
+    assert shim.withdraw(7) == 1
+    assert shim.withdraw(7) == 0
+    assert shim.any_open() is False
+    for opcode in (FLUSH, RELEASE):
+        session.ask(opcode, 1000, close_body(second))
+        assert passed_on(), "it is Python's now"
+    shim.offer(8, False)
+    assert [opened(session, n, 8)[1] for n in (1006, 1008)] == [0, KEEP_CACHE], "the first open drops what was there"
+    assert shim.withdraw_all() == [(8, 2)]
+    assert shim.withdraw_all() == []
+    assert not shim.offer(0, True)
+    assert shim.opened() == 4
+
+
+def check_table(shim, session: Session) -> None:
+    """The table against a dictionary."""
+    rng = random.Random(4)
+    model: Counter[int] = Counter()
+    offered: set[int] = set()
+    nodes = [rng.randrange(1, 1 << rng.choice((8, 20, 63))) for _ in range(3000)]
+    for step in range(20_000):
+        node = rng.choice(nodes)
+        if rng.random() < 0.5:
+            assert shim.offer(node, True)
+            offered.add(node)
+        elif rng.random() < 0.5:
+            assert shim.withdraw(node) == model.pop(node, 0)
+            offered.discard(node)
+        elif node in offered:
+            opened(session, 1000 + 2 * step, node)
+            model[node] += 1
+    assert sorted(shim.withdraw_all()) == sorted(model.items())
+    for node in range(1, (1 << 18) + 1):
+        assert shim.offer(node, True), node
+    assert not shim.offer(1 << 40, True), "no room"
+    assert shim.offer(1, True), "there already"
+    shim.withdraw(5)
+    assert shim.offer(1 << 40, True)
+    assert shim.withdraw_all() == []
+
+
+def check_serving(shim, session: Session) -> None:
+    """Receiving: what is answered here never comes out."""
+    buf = Buf(0, 0, None, -1, 0)
+    assert shim.serve(64) == 0
+    assert session.receive(buf) == -errno.EINTR
+    shim.offer(7, True)
+    for n in range(3):
+        session.send(OPEN, 10 + 2 * n, open_body())
+    assert shim.serve(2) == 2
+    assert shim.serve(64) == 0
+    assert [session.answer()[:2] for _ in range(3)] == [(10, 0), (12, 0), (14, 0)]
+    session.send(OPEN, 16, open_body())
+    session.send(READ, 18, b"for Python" + bytes(30))
+    session.send(OPEN, 20, open_body())
+    assert shim.serve(64) == 1
+    assert shim.serve(64) == 1, "it waits to be received"
+    assert session.answer()[0] == 16
+    assert session.silent()
+    for expected in (READ, LSEEK):
+        count = session.receive(buf)
+        raw = ctypes.string_at(buf.mem, count)
+        assert (buf.size, buf.flags, HEADER.unpack_from(raw)[:2]) == (count, 0, (count, expected))
+        assert session.receive(buf) == -errno.EINTR
+        session.send(LSEEK, 22, bytes(range(200)) * 300)
+        assert shim.serve(64) == 1
+    assert ctypes.string_at(buf.mem, count)[HEADER.size :] == bytes(range(200)) * 300
+    session.receive(buf)
+    assert session.answer()[0] == 20
+    assert shim.withdraw(7) == 5
+    ctypes.CDLL(None).free(ctypes.c_void_p(buf.mem))
+
+
+def check_idling(shim, session: Session) -> None:
+    """In the place of an event loop that sleeps."""
+    buf = Buf(0, 0, None, -1, 0)
+    wake, other = os.eventfd(0, os.EFD_NONBLOCK), os.eventfd(0, os.EFD_NONBLOCK)
+    events = select.epoll()
+    events.register(wake, select.EPOLLIN)
+    events.register(other, select.EPOLLIN)
+
+    def woken() -> list[int]:
+        return [fd for fd, _ in events.poll(0)]
+
+    shim.offer(7, True)
+    began = time.monotonic()
+    shim.idle(events.fileno(), wake, 0.05)
+    assert time.monotonic() - began >= 0.05
+    assert woken() == [wake], "the loop's time has passed"
+    shim.idle(events.fileno(), wake, 60.0)  # returns: who was woken has not come yet
+    assert shim.serve(64) == 0
+    assert woken() == []
+    shim.idle(events.fileno(), wake, 0.0)
+    assert woken() == []
+
+    def soon(*steps) -> threading.Thread:
+        def run() -> None:
+            for step in steps:
+                time.sleep(0.02)
+                step()
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        return thread
+
+    thread = soon(
+        lambda: session.send(OPEN, 30, open_body()),
+        lambda: session.send(OPEN, 32, open_body()),
+        lambda: os.eventfd_write(other, 1),
+    )
+    shim.idle(events.fileno(), wake, 60.0)
+    thread.join()
+    assert [session.answer()[:2] for _ in range(2)] == [(30, 0), (32, 0)], "answered while the loop slept"
+    assert woken() == [other]
+    os.eventfd_read(other)
+    thread = soon(lambda: session.send(OPEN, 34, open_body()), lambda: session.send(READ, 36, bytes(40)))
+    shim.idle(events.fileno(), wake, 60.0)
+    thread.join()
+    assert session.answer()[0] == 34
+    assert woken() == [wake]
+    assert shim.serve(64) == 1
+    assert woken() == []
+    shim.idle(events.fileno(), wake, 60.0)  # returns: one waits to be received
+    assert session.receive(buf) == HEADER.size + 40
+    for n in range(70):
+        session.send(OPEN, 100 + 2 * n, open_body())
+    shim.idle(events.fileno(), wake, 0.0)
+    assert woken() == [wake], "there may be more, and the loop has something else to do"
+    assert shim.serve(64) == 0
+    assert [session.answer()[0] for _ in range(70)] == [100 + 2 * n for n in range(70)]
+    assert shim.withdraw(7) == 73
+    session.kernel.close()
+    shim.idle(events.fileno(), wake, 60.0)
+    assert woken() == [wake], "the session ends"
+    assert shim.serve(64) == 1
+    assert session.receive(buf) <= 0
+    ctypes.CDLL(None).free(ctypes.c_void_p(buf.mem))
 
 
 def main(path: str) -> None:
@@ -152,8 +360,15 @@ def main(path: str) -> None:
         session.ask(LSEEK, 16)
     assert session.silent()
 
+    check_opens(shim, session)
+    check_table(shim, session)
+    check_serving(shim, session)
+
+    shim.offer(7, True)
     shim.detach()
     shim.detach()
+    assert shim.withdraw(7) == 0
+    assert shim.serve(64) == -1
     assert shim.granted() is None
     try:
         shim.reply(4, 0, b"")
@@ -162,6 +377,13 @@ def main(path: str) -> None:
         assert failure.errno == errno.ENOTCONN
     session.ask(LSEEK, 18, b"body")
     assert session.answer() == (18, errno.ENOSYS, b"")
+    shim.install(take, b"", 0, 0)
+    session = Session(library)
+    session.ask(INIT, 2, struct.pack("=IIII", 7, 38, 1 << 17, KILLPRIV_V2 | 1) + bytes(48))
+    session.answer()
+    shim.believe_until(FOREVER_S)
+    check_idling(shim, session)
+    shim.detach()
     print("passed")
 
 

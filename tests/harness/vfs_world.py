@@ -14,7 +14,7 @@ from shoalfs.chunkserver.server import ServerOptions
 from shoalfs.chunkserver.server import run as run_chunkserver
 from shoalfs.fs.coherent import Coherent
 from shoalfs.fs.data_path import DataPath
-from shoalfs.fs.handles import Handles
+from shoalfs.fs.handles import OPENED_NATIVELY, Handles
 from shoalfs.fs.own_directories import OwnDirectories
 from shoalfs.fs.pages import KernelPages
 from shoalfs.fs.releases import Releases
@@ -62,6 +62,45 @@ class Kernel:
 
 
 @dataclass
+class CompiledPart:
+    """What the compiled part opens and closes by itself (fs/native/opens.h), in Python."""
+
+    opens: dict[int, int] = field(default_factory=dict)  # of each inode that is offered
+    number: int = OPENED_NATIVELY
+
+    def offer(self, node: int, keep: bool, /) -> bool:
+        self.opens.setdefault(node, 0)
+        return True
+
+    def withdraw(self, node: int, /) -> int:
+        return self.opens.pop(node, 0)
+
+    def withdraw_all(self) -> list[tuple[int, int]]:
+        opens, self.opens = self.opens, {}
+        return [(node, count) for node, count in opens.items() if count]
+
+    def any_open(self) -> bool:
+        return any(self.opens.values())
+
+    def believe_until(self, boottime_s: float, /) -> None:
+        pass
+
+    def open(self, ino: InodeId) -> int | None:
+        """The handle; None: Python has to be asked."""
+        if ino not in self.opens:
+            return None
+        self.opens[ino] += 1
+        self.number += 1
+        return self.number
+
+    def release(self, ino: InodeId) -> bool:
+        if not self.opens.get(ino):
+            return False
+        self.opens[ino] -= 1
+        return True
+
+
+@dataclass
 class Client:
     """One mount without a kernel."""
 
@@ -72,6 +111,7 @@ class Client:
     kernel: "Kernel"
     coherent: Coherent
     releases: Releases
+    compiled: CompiledPart
     _made: int = 0
 
     async def write_file(self, name: bytes, data: bytes, parent: InodeId = ROOT_INODE) -> InodeId:
@@ -138,7 +178,8 @@ class World:
 
     @asynccontextmanager
     async def client(self) -> AsyncIterator[Client]:
-        handles = Handles()
+        compiled = CompiledPart()
+        handles = Handles(native=compiled)
         lost: list[DataPath] = []
         kernel = Kernel()
         coherent = Coherent(kernel, handles)
@@ -161,7 +202,7 @@ class World:
                     network,
                     [MDS],
                     "test",
-                    opens=handles.open_inodes,
+                    opens=handles.reported,
                     writes=coherent.kept_writes,
                     on_lost=session_lost,
                     on_new_leader=coherent.meet_new_leader,
@@ -169,7 +210,7 @@ class World:
             )
             coherent.begin(session)
             nursery = await stack.enter_async_context(trio.open_nursery())
-            data_path = DataPath(coherent, ChunkClient(network), is_open=lambda ino: handles.holders(ino) > 0)
+            data_path = DataPath(coherent, ChunkClient(network), is_open=handles.is_held)
             lost.append(data_path)
             coherent.attach(data_path)
             releases = Releases(coherent)
@@ -185,7 +226,7 @@ class World:
             nursery.start_soon(own.run)
             coherent.making.settle_closed = vfs.closing.settle
             nursery.start_soon(vfs.closing.run)
-            yield Client(vfs, session, data_path, handles, kernel, coherent, releases)
+            yield Client(vfs, session, data_path, handles, kernel, coherent, releases, compiled)
             nursery.cancel_scope.cancel()
 
 

@@ -123,11 +123,12 @@ def test_a_made_cluster_keeps_its_shape():
 
 def test_options_of_mount_8():
     settings = parse_options(
-        "ro,noexec,relatime,subdir=/a/b,_netdev,x-systemd.automount,attr-timeout-ms=5,cache_bytes=1GiB,close=durable,"
+        "ro,noexec,nolock,relatime,subdir=/a/b,_netdev,x-systemd.automount,attr-timeout-ms=5,cache_bytes=1GiB,close=durable,"
     )
     assert settings == {
         "mount.read_only": True,
         "mount.no_exec": True,
+        "mount.no_lock": True,
         "mount.subdir": "/a/b",
         "mount.attr_timeout_ms": 5,
         "mount.cache_bytes": "1GiB",
@@ -141,7 +142,7 @@ def test_options_of_mount_8():
 def test_a_wrong_option_of_mount_8_is_answered_like_a_wrong_key():
     with pytest.raises(UserError, match=r"-o cash-bytes=1GiB: unknown option: did you mean cache_bytes\?"):
         parse_options("cash-bytes=1GiB")
-    with pytest.raises(UserError, match="-o nonsense: unknown option: known are ro, noexec, mds, "):
+    with pytest.raises(UserError, match="-o nonsense: unknown option: known are ro, noexec, nolock, mds, "):
         parse_options("ro,nonsense")
     with pytest.raises(UserError, match="unmount it and mount it again"):
         parse_options("remount,ro")

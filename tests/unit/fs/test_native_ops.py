@@ -29,6 +29,9 @@ class Shim:
     def install(self, take, opcodes, flags, max_background):
         self.take, self.taken = take, opcodes
 
+    def opened(self):
+        return 0
+
     def detach(self):
         self.take = None
 
