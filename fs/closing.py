@@ -57,6 +57,8 @@ class Closing:
         self._landed = trio.Event()  # of what is under way
         self._work = trio.Event()
         self._hurry = trio.Event()
+        # Nobody commits any more: closes wait for their own commits, and what is here is left to who ends the mount.
+        self._ended = False
         # A commit failed, and none has succeeded since. A close that waits for its commit can return the error.
         self._failing = False
 
@@ -64,6 +66,7 @@ class Closing:
         """Whether the close of this file may be left to :meth:`add`."""
         return (
             not self._failing
+            and not self._ended
             and len(self._waiting) < CLOSED_FILES_MAX
             and file.size_bytes <= CLOSED_BYTES_MAX
             and file.ino not in self._under_way
@@ -79,7 +82,7 @@ class Closing:
     def take_over(self, ino: InodeId) -> bool:
         """A handle on the file is released: if the file waits, the handle counts as open until the commit is done."""
         closed = self._waiting.get(ino) or self._under_way.get(ino)
-        if closed is None:
+        if closed is None or self._ended:
             return False
         closed.handles += 1
         return True
@@ -97,19 +100,23 @@ class Closing:
         if inos is None:
             inos = (*self._under_way, *self._waiting)
         for ino in inos:
-            while ino in self:
+            while ino in self and not self._ended:
                 self._hurry.set()
                 await self._landed.wait()
 
     async def run(self) -> None:
-        """Commit until cancelled. What is not committed then stays dirty, and its handles open."""
-        while True:
-            await self._work.wait()
-            self._work = trio.Event()
-            while self._waiting:
-                with trio.move_on_after(_PAUSE_S):
-                    await self._hurry.wait()
-                await self._commit_waiting()
+        """Commit until cancelled. What is not committed then stays dirty, and its handles open; nobody waits for it."""
+        try:
+            while True:
+                await self._work.wait()
+                self._work = trio.Event()
+                while self._waiting:
+                    with trio.move_on_after(_PAUSE_S):
+                        await self._hurry.wait()
+                    await self._commit_waiting()
+        finally:
+            self._ended = True
+            self._landed.set()
 
     async def _commit_waiting(self) -> None:
         self._hurry = trio.Event()

@@ -197,7 +197,6 @@ async def _serve(
             await _answer_kernel(options, vfs, kernel, FileLocks(session.locks, vfs), ranges, known, task_status)
         finally:
             with trio.move_on_after(_FLUSH_AT_END_S, shield=True):
-                await vfs.closing.settle()
                 for error in await data_path.flush_all(durable=True):
                     log.error("bytes that were not committed are lost: %s", error)
                 await _tell_all(coherent)

@@ -5,6 +5,7 @@ import os
 
 import pytest
 import trio
+import trio.testing
 
 from harness.vfs_world import world
 from shoalfs.mds import messages as m
@@ -253,3 +254,34 @@ async def test_a_leader_that_cannot_be_reached_loses_nothing(cluster, monkeypatc
             assert ino in one.coherent.new_files
         async with cluster.client() as two:
             assert await two.read_file(b"f", directory) == b"data"
+
+
+async def test_when_nobody_commits_any_more_nobody_waits(cluster, nothing_by_itself):
+    """The end of a mount that is told to end by a signal: its tasks are cancelled, and requests are still answered."""
+    async with alone(cluster) as (one, directory):
+        ended, number = trio.CancelScope(), 0
+        one.vfs.closing = closing = type(one.vfs.closing)(
+            one.coherent.making, one.vfs._commit_closed, lambda file: one.vfs._unhold(file.ino, file)
+        )
+
+        async def run():
+            with ended:
+                await closing.run()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run)
+            ino, number = await one.make(b"f", directory)
+            await one.vfs.write(number, 0, b"data")
+            await one.vfs.flush(number)
+            assert ino in closing
+            with trio.fail_after(5):
+                nursery.start_soon(one.vfs.getattr, ino)
+                await trio.testing.wait_all_tasks_blocked()
+                ended.cancel()
+        with trio.fail_after(5):
+            await one.vfs.getattr(ino)
+            await one.vfs.release(number)
+            assert await one.write_file(b"g", b"data", directory) not in one.coherent.new_files
+        assert not await one.data_path.flush_all(durable=True)
+        await one.coherent.new_files.tell_all()
+        assert (await one.session.read(m.GETATTR, m.GetAttr(ino))).body.inode.size_bytes == 4
