@@ -3,7 +3,7 @@
 In a directory that this mount fills alone (`fs/new_files.py`) nobody else can see a file before this mount was asked
 for it. So close(2) of a new file need not wait for its commit, and the commits of all files that are closed meanwhile
 travel as one request and become one log entry. Whoever looks at the file has it committed first: a stat here, anybody
-elsewhere. fsync, also of the directory, waits as ever (docs/leases.md, docs/decisions/0014-closes.md).
+elsewhere. fsync, also of the directory, waits as ever (docs/leases.md, docs/decisions/0016-closes.md).
 
 Batches follow one another, in the order of the closes: what a crash of this mount leaves of the files that were closed
 in a directory is the first so many, and what it takes was closed at most CLOSE_MS and the time of one commit before.

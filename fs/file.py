@@ -32,6 +32,7 @@ from shoalfs.fs.parallel import all_of, settle_all
 from shoalfs.fs.ports import Buffer, Metadata
 from shoalfs.fs.readahead import Readahead
 from shoalfs.fs.reader import ChunkReader
+from shoalfs.fs.turn import Turn
 from shoalfs.fs.units import Backlog, Unit
 from shoalfs.fs.uploader import Uploader
 from shoalfs.mds.messages import NOW, Allocate, Cloned, CloneRange, Committed, Entry, Extent, Inode, Op, SetAttr
@@ -436,14 +437,14 @@ class FileData:
         if self._lost is not None:
             raise PosixError(self._lost.errno, str(self._lost))
 
-    def _changing(self) -> "_Turn":
+    def _changing(self) -> Turn:
         """The only one who changes the committed file. What cannot be mended by trying again ends the
         file."""
-        return _Turn(self, self._lock, of_all=False)
+        return Turn(self._lock, self._raise_if_lost, partial(self._turn_failed, of_all=False), self._recharge)
 
-    def _committing(self) -> "_Turn":
+    def _committing(self) -> Turn:
         """As ``_changing``, for bytes of several handles: they all have to learn of a failure."""
-        return _Turn(self, self._lock, of_all=True)
+        return Turn(self._lock, self._raise_if_lost, partial(self._turn_failed, of_all=True), self._recharge)
 
     def _turn_failed(self, error: ShoalError, *, of_all: bool) -> None:
         if of_all:
@@ -457,36 +458,6 @@ class FileData:
     def _note_failure(self, error: ShoalError) -> None:
         self._services.counters["write_backs_failed"] += 1
         log.warning("inode %d: write-back failed: %s: %s", self.ino, type(error).__name__, error)
-
-
-class _Turn:
-    """Holds the lock of one file. A class, and no switch of tasks if nobody else has the lock: it is taken with every
-    commit."""
-
-    __slots__ = ("_file", "_lock", "_of_all")
-
-    def __init__(self, file: FileData, lock: trio.Lock, *, of_all: bool) -> None:
-        self._file, self._lock, self._of_all = file, lock, of_all
-
-    async def __aenter__(self) -> None:
-        self._file._raise_if_lost()
-        try:
-            self._lock.acquire_nowait()
-        except trio.WouldBlock:
-            await self._lock.acquire()
-        try:
-            self._file._raise_if_lost()
-        except PosixError:
-            self._lock.release()
-            raise
-
-    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        try:
-            if isinstance(error, ShoalError):
-                self._file._turn_failed(error, of_all=self._of_all)
-        finally:
-            self._file._recharge()
-            self._lock.release()
 
 
 def _extents(spans: Iterable[Span]) -> list[Extent]:

@@ -27,17 +27,15 @@ from shoalfs.fs.kernel_cache import KernelCache
 from shoalfs.fs.known_files import KnownFiles
 from shoalfs.fs.native_ops import NativeOps
 from shoalfs.fs.operations import Operations
-from shoalfs.fs.own_directories import OwnDirectories
 from shoalfs.fs.pages import KernelPages
-from shoalfs.fs.releases import Releases
+from shoalfs.fs.parts import Parts
 from shoalfs.fs.replicate import Replication
 from shoalfs.fs.root import find_root
-from shoalfs.fs.scans import Scans
 from shoalfs.fs.vfs import Vfs
 from shoalfs.mds.client import MdsClient, open_session
 from shoalfs.mds.messages import CLIENT, INVALIDATE, WRITE_BACK
 from shoalfs.transport.carrier import Carriers
-from shoalfs.transport.errors import SessionGone, ShoalError, UserError
+from shoalfs.transport.errors import SessionGone, UserError
 from shoalfs.transport.limits import DIRTY_BYTES_DEFAULT, READ_CACHE_BYTES_DEFAULT, SCAN_CHUNK_BYTES_MAX
 from shoalfs.transport.network import open_network
 from shoalfs.transport.service import Service
@@ -166,49 +164,30 @@ async def _serve(
 ) -> None:
     """Put the parts together and run them; at the end, in the order that the module describes."""
     session.locks.on_lost = handles.lose
-    releases = Releases(coherent)
-    scans = Scans(
+    pages = KernelPages(kernel.forget_pages) if options.untold else KernelPages()
+    parts = Parts(
         coherent,
-        data_path.is_complete,
-        data_path.fetch_many,
-        data_path.counters,
+        data_path,
+        handles,
+        kernel,
+        pages=pages,
+        durable_close=options.durable_close,
         chunk_bytes_max=min(SCAN_CHUNK_BYTES_MAX, options.cache_bytes // 2),
     )
-    coherent.on_looked_up = scans.looked_up
-    own = OwnDirectories(coherent, releases)
-    coherent.making.on_made, coherent.making.on_closed = own.made, releases.add
-    pages = KernelPages(kernel.forget_pages) if options.untold else KernelPages()
-    vfs = Vfs(coherent, data_path, handles, releases, scans, pages, kernel, durable_close=options.durable_close)
-    coherent.making.settle_closed = vfs.closing.settle
-    known = None
+    vfs, known = parts.vfs, None
     if options.untold:
         known = KnownFiles(vfs, handles, pages, kernel)
         coherent.on_recalled = kernel.prune  # what is forgotten is closed, for the leader
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(data_path.run)
-        nursery.start_soon(vfs.closing.run)
-        nursery.start_soon(releases.run)
-        nursery.start_soon(scans.run)
-        nursery.start_soon(own.run)
-        nursery.start_soon(coherent.run)
+        nursery.start_soon(parts.run)
         nursery.start_soon(kernel.run)
         try:
             ranges = FileRanges(handles, vfs.statfs, vfs.getattr)
             await _answer_kernel(options, vfs, kernel, FileLocks(session.locks, vfs), ranges, known, task_status)
         finally:
             with trio.move_on_after(_FLUSH_AT_END_S, shield=True):
-                for error in await data_path.flush_all(durable=True):
-                    log.error("bytes that were not committed are lost: %s", error)
-                await _tell_all(coherent)
-                await releases.send_all()
+                await parts.end()
         nursery.cancel_scope.cancel()
-
-
-async def _tell_all(coherent: Coherent) -> None:
-    try:
-        await coherent.new_files.tell_all()
-    except ShoalError as error:
-        log.error("files that were made here are lost: %s", error)
 
 
 async def _answer_kernel(
@@ -238,24 +217,10 @@ async def _answer_kernel(
     if native.shim is not None:
         if known is not None:
             native.shim.refuse_opens()
-        ops = NativeOps(
-            native.shim,
-            vfs,
-            None if options.no_lock else locks,
-            ranges,
-            credentials,
-            root,
-            known,
-            attr_timeout_s=attr_timeout_s,
-        )
+        shared = None if options.no_lock else locks
+        ops = NativeOps(native.shim, vfs, shared, ranges, credentials, root, known, attr_timeout_s=attr_timeout_s)
         taken = ops.running()
-    try:
-        pyfuse3.init(operations, options.mountpoint, fuse_options(options))
-    except RuntimeError as error:
-        raise UserError(
-            f"mount: {options.mountpoint}: {error}: see that /dev/fuse is there, that fuse3 is installed, and that you "
-            "may mount"
-        ) from error
+    _begin(options, operations)
     try:
         descriptor = _fuse_descriptor()
         fuse_wait.install(descriptor, native.shim)
@@ -283,6 +248,17 @@ async def _answer_kernel(
                 serving.cancel()
     finally:
         pyfuse3.close(unmount=True)
+
+
+def _begin(options: MountOptions, operations: Operations) -> None:
+    """Mount. Raises UserError."""
+    try:
+        pyfuse3.init(operations, options.mountpoint, fuse_options(options))
+    except RuntimeError as error:
+        raise UserError(
+            f"mount: {options.mountpoint}: {error}: see that /dev/fuse is there, that fuse3 is installed, and that you "
+            "may mount"
+        ) from error
 
 
 async def _unmount(mountpoint: str) -> None:

@@ -15,8 +15,9 @@ from shoalfs.fs.file_locks import FileLocks
 from shoalfs.fs.fuse_binding import native, pyfuse3
 from shoalfs.fs.handles import OPENED_NATIVELY
 from shoalfs.fs.known_files import KnownFiles
+from shoalfs.fs.open_files import Caching
 from shoalfs.fs.root import Root
-from shoalfs.fs.vfs import Caching, Vfs
+from shoalfs.fs.vfs import Vfs
 from shoalfs.mds.messages import NOW, Credentials, Inode, SetAttr
 from shoalfs.transport.errors import PosixError, ShoalError
 from shoalfs.transport.ids import InodeId

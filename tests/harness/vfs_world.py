@@ -15,10 +15,8 @@ from shoalfs.chunkserver.server import run as run_chunkserver
 from shoalfs.fs.coherent import Coherent
 from shoalfs.fs.data_path import DataPath
 from shoalfs.fs.handles import OPENED_NATIVELY, Handles
-from shoalfs.fs.own_directories import OwnDirectories
-from shoalfs.fs.pages import KernelPages
+from shoalfs.fs.parts import Parts
 from shoalfs.fs.releases import Releases
-from shoalfs.fs.scans import Scans
 from shoalfs.fs.vfs import Vfs
 from shoalfs.mds.client import MdsClient, open_session
 from shoalfs.mds.messages import CLIENT, INVALIDATE, ROOT_CREDENTIALS, WRITE_BACK
@@ -213,20 +211,9 @@ class World:
             data_path = DataPath(coherent, ChunkClient(network), is_open=handles.is_held)
             lost.append(data_path)
             coherent.attach(data_path)
-            releases = Releases(coherent)
-            scans = Scans(coherent, data_path.is_complete, data_path.fetch_many, data_path.counters)
-            coherent.on_looked_up = scans.looked_up
-            own = OwnDirectories(coherent, releases)
-            coherent.making.on_made, coherent.making.on_closed = own.made, releases.add
-            vfs = Vfs(coherent, data_path, handles, releases, scans, KernelPages(), kernel)
-            nursery.start_soon(coherent.run)
-            nursery.start_soon(data_path.run)
-            nursery.start_soon(releases.run)
-            nursery.start_soon(scans.run)
-            nursery.start_soon(own.run)
-            coherent.making.settle_closed = vfs.closing.settle
-            nursery.start_soon(vfs.closing.run)
-            yield Client(vfs, session, data_path, handles, kernel, coherent, releases, compiled)
+            parts = Parts(coherent, data_path, handles, kernel)
+            nursery.start_soon(parts.run)
+            yield Client(parts.vfs, session, data_path, handles, kernel, coherent, parts.releases, compiled)
             nursery.cancel_scope.cancel()
 
 

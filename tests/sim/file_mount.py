@@ -11,10 +11,7 @@ import trio
 from shoalfs.fs.coherent import Coherent
 from shoalfs.fs.data_path import DataPath
 from shoalfs.fs.handles import Handles
-from shoalfs.fs.own_directories import OwnDirectories
-from shoalfs.fs.pages import KernelPages
-from shoalfs.fs.releases import Releases
-from shoalfs.fs.scans import Scans
+from shoalfs.fs.parts import Parts
 from shoalfs.fs.vfs import Vfs
 from shoalfs.mds import messages as m
 from shoalfs.mds.client import MdsClient
@@ -76,15 +73,10 @@ class FileMount(Hindered):
                 data_path = DataPath(self.coherent, self.world.servers)
                 data_paths.append(data_path)
                 self.coherent.attach(data_path)
-                releases = Releases(self.coherent)
-                scans = Scans(self.coherent, data_path.is_complete, data_path.fetch_many, data_path.counters)
-                own = OwnDirectories(self.coherent, releases)
-                self.coherent.making.on_made, self.coherent.making.on_closed = own.made, releases.add
-                self.vfs = Vfs(self.coherent, data_path, self.handles, releases, scans, KernelPages(), self.kernel)
-                self.coherent.making.settle_closed = self.vfs.closing.settle
+                parts = Parts(self.coherent, data_path, self.handles, self.kernel)
+                self.vfs = parts.vfs
                 async with trio.open_nursery() as nursery:
-                    for part in (self.coherent, data_path, releases, scans, own, self.vfs.closing):
-                        nursery.start_soon(part.run)
+                    nursery.start_soon(parts.run)
                     task_status.started()
                     if self.world.files:
                         self.start_programs(nursery)
