@@ -2,12 +2,15 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from shoalfs.fs.leases import Name
 from shoalfs.mds import messages as m
 from shoalfs.transport.ids import InodeId
 from shoalfs.transport.method import Message
+
+_ONE_NAME: Final = frozenset({m.Lookup, m.Create, m.Mknod, m.Mkdir, m.Symlink, m.Unlink, m.Rmdir})
+"""Looked up by type: a question about a union of classes takes longer than all else that is asked of a request here."""
 
 
 @dataclass(slots=True)
@@ -57,8 +60,8 @@ def _renamed(request: m.Rename, reply: m.Renamed) -> Effects:
 
 def names_of(request: Message) -> Iterator[Name]:
     """The names that a request is about."""
-    if isinstance(request, m.Lookup | m.Create | m.Mknod | m.Mkdir | m.Symlink | m.Unlink | m.Rmdir):
-        yield request.parent, request.name
+    if type(request) in _ONE_NAME:
+        yield request.parent, request.name  # type: ignore[attr-defined]
     elif isinstance(request, m.Link):
         yield request.new_parent, request.new_name
     elif isinstance(request, m.Rename):
