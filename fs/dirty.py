@@ -3,17 +3,21 @@
 A file is seen in windows of ``window_bytes`` (its chunk size), so that a file that is written from end to end
 becomes one chunk per window. Within a window the bytes lie in runs: a run is a bytearray that grows at its
 end and never crosses a window's border. Bytes that are written again are overwritten in place, so runs never
-overlap, and a program that writes in small steps costs no copying beyond the growth of the run.
+overlap, and a program that writes in small steps costs no copying beyond the growth of the run. A large write is a run
+of its own, which is the writer's own bytes and becomes a bytearray only if some of it is written again.
 
 ``take_*`` hands bytes over as parts of units (`fs/units.py`); they are no longer dirty here then.
 """
 
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterator
+from typing import Final
 
 from shoalfs.fs.ports import Buffer
 from shoalfs.fs.units import Unit
-from shoalfs.transport.limits import DIRTY_RUN_COST_BYTES, UNITS_EXTENTS_MAX
+from shoalfs.transport.limits import DIRTY_RUN_COST_BYTES, KIB, UNITS_EXTENTS_MAX
+
+_LARGE_BYTES: Final = 64 * KIB  # a write of so much is kept as it is, if nobody can change it
 
 
 class Dirty:
@@ -26,7 +30,7 @@ class Dirty:
     def __init__(self, window_bytes: int) -> None:
         assert window_bytes > 0
         self._size = window_bytes
-        self._runs: dict[int, bytearray] = {}
+        self._runs: dict[int, bytearray | memoryview] = {}  # a memoryview: of bytes, which never change
         self._offsets: list[int] = []
         self._window_bytes: dict[int, int] = {}
         self._bytes = 0  # sum of all runs
@@ -55,13 +59,14 @@ class Dirty:
             self._write_in_window(offset_bytes, view[:room])
             offset_bytes, view = offset_bytes + room, view[room:]
 
-    def read(self, start: int, end: int) -> Iterator[tuple[int, bytes]]:
-        """The dirty parts of [start, end) as (file offset, bytes), in order. Copies: a run that is looked at
-        cannot grow."""
+    def read(self, start: int, end: int) -> Iterator[tuple[int, Buffer]]:
+        """The dirty parts of [start, end) as (file offset, bytes), in order. Copies what may grow: a bytearray that is
+        looked at cannot."""
         for offset in self._touching(start, end):
             run = self._runs[offset]
             low, high = max(start, offset), min(end, offset + len(run))
-            yield low, bytes(memoryview(run)[low - offset : high - offset])
+            part = memoryview(run)[low - offset : high - offset]
+            yield low, part if isinstance(run, memoryview) else bytes(part)
 
     def truncate(self, size_bytes: int) -> None:
         """Forget what lies at ``size_bytes`` and beyond."""
@@ -71,7 +76,7 @@ class Dirty:
             else:
                 run = self._runs[offset]
                 self._count(offset, size_bytes - offset - len(run))
-                del run[size_bytes - offset :]
+                self._runs[offset] = run[: size_bytes - offset]
 
     def take_full(self) -> list[Unit]:
         """Hand over the windows that are complete, one unit each."""
@@ -81,7 +86,7 @@ class Dirty:
         """Hand over everything: complete windows one unit each, the rest packed into as few units as it
         fills."""
         units = self.take_full()
-        packing: list[tuple[int, bytearray]] = []
+        packing: list[tuple[int, Buffer]] = []
         room = self._size
         for offset in self._offsets:
             run = self._runs[offset]
@@ -114,6 +119,8 @@ class Dirty:
             if at < offset:
                 self._add(at, view[at - start : offset - start])
                 at = offset
+            if isinstance(run, memoryview):
+                run = self._runs[offset] = bytearray(run)
             stop = min(end, offset + len(run))
             run[at - offset : stop - offset] = view[at - start : stop - start]
             at = stop
@@ -123,14 +130,16 @@ class Dirty:
     def _add(self, offset: int, data: memoryview) -> None:
         """Bytes where none are dirty: they lengthen the run before them, or begin a new one."""
         self._count(offset, len(data))
+        is_kept = len(data) >= _LARGE_BYTES and isinstance(data.obj, bytes)
         before = bisect_left(self._offsets, offset) - 1
-        if before >= 0:
+        if before >= 0 and not is_kept:
             run_offset = self._offsets[before]
             run = self._runs[run_offset]
-            if run_offset + len(run) == offset and run_offset // self._size == offset // self._size:
+            is_neighbour = run_offset + len(run) == offset and run_offset // self._size == offset // self._size
+            if is_neighbour and isinstance(run, bytearray):
                 run += data
                 return
-        self._runs[offset] = bytearray(data)
+        self._runs[offset] = data if is_kept else bytearray(data)
         insort(self._offsets, offset)
 
     def _touching(self, start: int, end: int) -> list[int]:

@@ -1,6 +1,9 @@
 """The pure parts of the data path against a bytearray: ranges, extents, dirty bytes, units, the block
 cache."""
 
+from unittest.mock import patch
+
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -109,9 +112,15 @@ KINDS = ["write"] * 4 + ["take_all"] * 2 + ["take_full", "drop", "drop", "trunca
 changes_of_a_file = st.tuples(st.sampled_from(KINDS), st.integers(0, SIZE), st.integers(1, 90))
 
 
+@pytest.mark.parametrize("large_bytes", [16, 1 << 16], ids=["large writes are kept", "all is copied"])
 @given(st.lists(changes_of_a_file, min_size=5, max_size=40))
-@settings(max_examples=300)
-def test_dirty_bytes_and_backlog_show_the_last_write_of_each_byte(steps) -> None:
+@settings(max_examples=200)
+def test_dirty_bytes_and_backlog_show_the_last_write_of_each_byte(large_bytes, steps) -> None:
+    with patch("shoalfs.fs.dirty._LARGE_BYTES", large_bytes):
+        check_steps(steps)
+
+
+def check_steps(steps) -> None:
     dirty, backlog = Dirty(WINDOW), Backlog()
     model: dict[int, int] = {}  # what is neither committed nor cut off
     committed: dict[int, int] = {}
@@ -237,3 +246,20 @@ def test_readahead_takes_reads_that_arrive_in_another_order_for_a_scan(order) ->
     readahead.advance(0, 1 << 16)
     found = [readahead.advance((1 + index) << 16, 1 << 16) for index in order]
     assert any(found)
+
+
+def test_a_large_write_is_not_copied_until_some_of_it_is_written_again() -> None:
+    dirty, mine = Dirty(1 << 20), bytes(100_000)
+    dirty.write(0, mine)
+    assert [part.obj for _, part in dirty.read(0, 10)] == [mine]
+    assert next(iter(dirty.read(0, 10)))[1].obj is mine
+    dirty.write(5, b"x")
+    assert bytes(next(iter(dirty.read(0, 10)))[1]) == b"\0" * 5 + b"x" + b"\0" * 4
+    assert mine == bytes(100_000)
+
+
+def test_a_large_write_of_what_may_change_is_copied() -> None:
+    dirty, theirs = Dirty(1 << 20), bytearray(100_000)
+    dirty.write(0, theirs)
+    theirs[0] = 1
+    assert bytes(next(iter(dirty.read(0, 1)))[1]) == b"\0"

@@ -24,7 +24,18 @@ from shoalfs.transport.limits import (
     REQUEST_TIMEOUT_MS_MAX,
 )
 from shoalfs.transport.method import Message, Method
-from shoalfs.transport.session import Answered, Asked, Greeted, Hello, Late, Refused, Rejected, Session, State
+from shoalfs.transport.session import (
+    PROTOCOL_VERSION,
+    Answered,
+    Asked,
+    Greeted,
+    Hello,
+    Late,
+    Refused,
+    Rejected,
+    Session,
+    State,
+)
 
 
 class Number(Message, frozen=True):
@@ -107,7 +118,10 @@ def test_clusters_match_or_are_unknown(mine, theirs, fine):
 
 def test_another_version_is_refused_by_name():
     with pytest.raises(VersionMismatch):
-        receive(Session(Hello(), {}, dialler=False), Session(Hello(version=2), {}, dialler=True).greeting())
+        receive(
+            Session(Hello(), {}, dialler=False),
+            Session(Hello(version=PROTOCOL_VERSION + 1), {}, dialler=True).greeting(),
+        )
 
 
 def test_a_refusal_is_heard_before_and_after_the_hello():
