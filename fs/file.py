@@ -140,6 +140,11 @@ class FileData:
         """The kernel has no pages of this file any more."""
         self._contents.mixed = False
 
+    @property
+    def inline(self) -> bytes | None:
+        """All bytes of a small file that is clean here; None where they are not known, or it is none."""
+        return self._contents.inline if self._contents.is_inline and not self.is_dirty else None
+
     def is_complete(self, inode: Inode) -> bool:
         """True if all is known that an open for ``inode`` would bring: for a small file, its bytes."""
         contents = self._contents

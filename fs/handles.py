@@ -24,9 +24,11 @@ OPENED_NATIVELY: Final = 1 << 63  # the first number of a handle that was opened
 class NativeOpens(Protocol):
     """What is opened by the compiled part (fs/native/opens.h)."""
 
-    def offer(self, node: int, keep: bool, /) -> bool: ...
+    def offer(self, node: int, keep: bool, data: bytes | None = None, /) -> bool: ...
 
     def withdraw(self, node: int, /) -> int: ...
+
+    def read_through(self) -> list[int]: ...
 
     def withdraw_all(self) -> list[tuple[int, int]]: ...
 
@@ -38,8 +40,11 @@ class NativeOpens(Protocol):
 class NothingNative:
     """Where there is no compiled part."""
 
-    def offer(self, node: int, keep: bool, /) -> bool:
+    def offer(self, node: int, keep: bool, data: bytes | None = None, /) -> bool:
         return False
+
+    def read_through(self) -> list[int]:
+        return []
 
     def withdraw(self, node: int, /) -> int:
         return 0
@@ -99,11 +104,13 @@ class Handles:
     # Open files of which a lock was lost. Invariant: each is in ``_held``.
     _lost: set[InodeId] = field(default_factory=set)
 
-    def offer(self, ino: InodeId) -> None:
+    def offer(self, ino: InodeId, *, keep: bool = True, data: bytes | None = None) -> bool:
         """From now on the file is opened for reading, and closed, by the compiled part: all that this would bring is
-        known, the kernel's pages of it are its contents, and whatever ends that calls :meth:`withdraw` first."""
-        assert not self._held[ino], ino
-        self.native.offer(ino, True)
+        known, and whatever ends that calls :meth:`withdraw` first. ``keep``: the kernel's pages of it, if it has any,
+        are its contents. ``data``: all its bytes, and it is read there, too; None: not (any more). False: it is not
+        offered."""
+        assert ino not in self._held, ino
+        return self.native.offer(ino, keep, data)
 
     def withdraw(self, ino: InodeId) -> None:
         """Not any more."""

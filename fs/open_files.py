@@ -18,7 +18,7 @@ from typing import NamedTuple
 import msgspec
 
 from shoalfs.fs.closing import Closing
-from shoalfs.fs.coherent import Coherent
+from shoalfs.fs.coherent import Coherent, FetchedFile
 from shoalfs.fs.data_path import DataPath
 from shoalfs.fs.file import FileData
 from shoalfs.fs.handles import OPENED_NATIVELY, FileHandle, Handles
@@ -93,6 +93,8 @@ class OpenFiles:
             if inode.uid != request.who.uid:
                 request = msgspec.structs.replace(request, atime_ns=m.NOW, mtime_ns=m.NOW)
         file = self._data_path.find(request.ino)
+        if request.size_bytes is not None:
+            self._handles.withdraw(request.ino)  # whoever reads from now on reads what is left
         if file is None:
             return await self._change(m.Op.SETATTR, request)
         return await file.setattr(request)
@@ -258,7 +260,43 @@ class OpenFiles:
         if file.is_dirty or file.is_mixed or not file.is_complete(inode) or not self._pages.still_good(inode):
             return
         if not (self._durable_close and file.needs_fsync):
-            self._handles.offer(ino)
+            self._handles.offer(ino, data=file.inline)
+
+    def offer_fetched(self, fetched: FetchedFile) -> bool:
+        """The same for a small file that was fetched before anybody opened it, with its bytes: a program that reads it
+        once need not wake anybody. False: it is opened as ever."""
+        inode = fetched.inode
+        if inode is None or not inode.is_file or not inode.nlink or inode.storage is not m.Storage.INLINE:
+            return False
+        ino = inode.ino
+        self._handles.withdraw(ino)  # an earlier offer ends, if there was one
+        known = self._metadata.known(ino)
+        if known is None or known.data_version != inode.data_version or self._data_path.find(ino) is not None:
+            return False
+        if ino in self._unlinking or self._handles.is_held(ino) or ino in self._releases:
+            return False
+        if ino in self._handles.registered or ino in self._metadata.new_files:
+            return False
+        return self._handles.offer(ino, keep=self._pages.still_good(inode), data=fetched.data)
+
+    def take_back(self, ino: InodeId) -> None:
+        """What was fetched of a file is forgotten."""
+        self._handles.withdraw(ino)
+
+    def read_through(self) -> list[InodeId]:
+        """Files that were offered with their bytes and have been read since the last call. They stay offered."""
+        return [InodeId(node) for node in self._handles.native.read_through()]
+
+    def was_read(self, inode: m.Inode) -> None:
+        """The kernel has all bytes of this file as it is here."""
+        self._pages.valid_at(inode.ino, inode.data_version)
+
+    def has_all(self, ino: InodeId) -> bool:
+        """Nothing would have to be asked for to read the file: its bytes are known here, or the kernel has them."""
+        if self._data_path.is_complete(ino):
+            return True
+        known = self._metadata.known(ino)
+        return known is not None and self._pages.still_good(known)
 
     async def read(self, number: int, offset_bytes: int, size_bytes: int) -> Buffer:
         handle = self._handles.file(number)

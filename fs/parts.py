@@ -39,7 +39,6 @@ class Parts:
         self.releases = Releases(coherent)
         self._scans = Scans(
             coherent,
-            data_path.is_complete,
             data_path.fetch_many,
             data_path.counters,
             chunk_bytes_max=chunk_bytes_max,
@@ -55,6 +54,7 @@ class Parts:
             kernel,
             durable_close=durable_close,
         )
+        self._scans.serve(self.vfs)
         coherent.on_looked_up = self._scans.looked_up
         coherent.making.on_made = self._own.made
         coherent.making.on_closed = self.releases.add

@@ -19,7 +19,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Protocol
 
 import trio
 
@@ -44,6 +44,8 @@ _WINDOW_MIN: Final = 64
 _WINDOW_MAX: Final = 4_096
 _USED_SHARE: Final = 8  # at least one in so many files of a window was opened: the next may be larger
 _OLD_S: Final = 60.0
+_LOOK_S: Final = 0.005  # at 10,000 files a second that is less than half of the smallest window
+_LOOK_MAX_S: Final = 0.1
 _FILE_COST_BYTES: Final = 512  # what one fetched file takes beside its bytes
 _QUEUED_MAX: Final = 64
 _AT_ONCE: Final = 2  # so that a long listing does not keep other directories waiting
@@ -74,14 +76,27 @@ class _Ready:
     chunk_bytes: int  # of its chunks that were fetched, too
 
 
+class Opens(Protocol):
+    """What answers opens: see :class:`~shoalfs.fs.open_files.OpenFiles`."""
+
+    def offer_fetched(self, fetched: FetchedFile) -> bool: ...
+
+    def take_back(self, ino: InodeId) -> None: ...
+
+    def read_through(self) -> list[InodeId]: ...
+
+    def was_read(self, inode: m.Inode) -> None: ...
+
+    def has_all(self, ino: InodeId) -> bool: ...
+
+
 class Scans:
-    """``is_complete`` says that an inode's bytes are known already; ``fetch_many`` brings chunks into a cache, which
-    keeps ``chunk_bytes_max`` of them for a while, and raises nothing. :meth:`run` must be running."""
+    """``fetch_many`` brings chunks into a cache, which keeps ``chunk_bytes_max`` of them for a while, and raises
+    nothing. :meth:`serve` before anything is seen; :meth:`run` must be running."""
 
     def __init__(
         self,
         metadata: Coherent,
-        is_complete: Callable[[InodeId], bool],
         fetch_many: Callable[[list[m.Extent]], Awaitable[None]],
         counters: Counter[str] | None = None,
         *,
@@ -89,7 +104,6 @@ class Scans:
     ) -> None:
         self.counters: Counter[str] = Counter() if counters is None else counters
         self._metadata = metadata
-        self._is_complete = is_complete
         self._fetch_many = fetch_many
         self._chunk_bytes_max = chunk_bytes_max
         self._directories: OrderedDict[InodeId, _Directory] = OrderedDict()
@@ -100,7 +114,13 @@ class Scans:
         self._coming: dict[InodeId, trio.Event] = {}  # on their way
         self._names_missed: Counter[InodeId] = Counter()
         self._names_threshold: dict[InodeId, int] = {}  # after so many misses; _NAMES_MISSED if it is not in here
+        self._opens: Opens
+        self._offering = trio.Event()  # something was offered to the compiled part
         self._send, self._receive = trio.open_memory_channel[_Work](_QUEUED_MAX)
+
+    def serve(self, opens: Opens) -> None:
+        """Whose opens this is for."""
+        self._opens = opens
 
     # --- what is seen ------------------------------------------------------------------------------------------------
 
@@ -161,7 +181,18 @@ class Scans:
     def take(self, inode: m.Inode) -> FetchedFile | None:
         """What ``inode``, which is leased, holds, if that was fetched and is still so. Its next reader has it from the
         file or the kernel."""
-        ready = self._ready.pop(inode.ino, None)
+        ready = self._use(inode.ino)
+        if ready is None:
+            return None
+        assert ready.file.inode is not None
+        if ready.file.inode.data_version != inode.data_version:
+            return None
+        self.counters["scanned_used"] += 1
+        return ready.file
+
+    def _use(self, ino: InodeId) -> _Ready | None:
+        """What was fetched of the file is used now."""
+        ready = self._ready.pop(ino, None)
         if ready is None:
             return None
         self._uncount(ready)
@@ -172,11 +203,17 @@ class Scans:
                 # Before it is used up: a program that goes through all of it need not wait for the next.
                 directory.window = min(2 * directory.window, _WINDOW_MAX)
                 self._begin(ready.directory, directory)
-        assert ready.file.inode is not None
-        if ready.file.inode.data_version != inode.data_version:
-            return None
-        self.counters["scanned_used"] += 1
-        return ready.file
+        return ready
+
+    def _note_read(self) -> int:
+        """Take note of what the compiled part has read of what was fetched. Returns how much that was."""
+        read = self._opens.read_through()
+        for ino in read:
+            ready = self._use(ino)
+            if ready is not None and ready.file.inode is not None:
+                self._opens.was_read(ready.file.inode)
+                self.counters["scanned_used"] += 1
+        return len(read)
 
     def coming(self, ino: InodeId) -> trio.Event | None:
         """Set once what is on its way of this file is here, or will not come."""
@@ -196,6 +233,17 @@ class Scans:
         async with trio.open_nursery() as nursery:
             for _ in range(_AT_ONCE):
                 nursery.start_soon(self._work)
+            nursery.start_soon(self._watch_reads)
+
+    async def _watch_reads(self) -> None:
+        """The compiled part wakes nobody: while something that was offered to it waits to be read, it is asked."""
+        while True:
+            await self._offering.wait()
+            self._offering = trio.Event()
+            pause_s = _LOOK_S
+            while self._ready:
+                await trio.sleep(pause_s)
+                pause_s = _LOOK_S if self._note_read() else min(2 * pause_s, _LOOK_MAX_S)
 
     async def _work(self) -> None:
         async for work in self._receive:
@@ -244,7 +292,7 @@ class Scans:
         for _ in range(min(len(directory.files), 4 * _WINDOW_MAX)):
             ino = directory.files[directory.next % len(directory.files)]
             directory.next = (directory.next + 1) % len(directory.files)
-            if ino not in self._ready and ino not in self._coming and not self._is_complete(ino):
+            if ino not in self._ready and ino not in self._coming and not self._opens.has_all(ino):
                 found.append(ino)
                 if len(found) == count:
                     break
@@ -276,6 +324,8 @@ class Scans:
                 self._ready_bytes += _cost(file)
                 self._chunk_bytes += chunk_bytes
                 directory.fetched += 1
+                if self._opens.offer_fetched(file):
+                    self._offering.set()
         directory.chunk_bytes_mean = small_bytes // max(1, len(files))
         self.counters["scanned_files"] += len(files)
         if chunks:
@@ -288,8 +338,9 @@ class Scans:
             ready = next(iter(self._ready.values()))
             if ready.since >= before:
                 return
-            self._ready.popitem(last=False)
+            ino, _ = self._ready.popitem(last=False)
             self._uncount(ready)
+            self._opens.take_back(ino)
 
     def _uncount(self, ready: _Ready) -> None:
         self._ready_bytes -= _cost(ready.file)

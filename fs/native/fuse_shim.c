@@ -181,6 +181,8 @@ bool answer_here(const void *message, size_t size)
     case FUSE_FLUSH:
     case FUSE_RELEASE:
         return close_here(&header, body, size);
+    case FUSE_READ:
+        return read_here(&header, body, size);
     case FUSE_IOCTL: /* isatty(3) of every open() of Python up to 3.12 */
         send_reply(header.unique, ENOTTY, NULL, 0);
         return true;

@@ -45,20 +45,20 @@ static bool grow(void)
     return true;
 }
 
-bool open_table_offer(uint64_t node, bool keep)
+struct open_entry *open_table_offer(uint64_t node, bool keep)
 {
     size_t at;
 
     if (!node || (table.count >= OPEN_TABLE_MAX && !open_table_find(node)))
-        return false;
+        return NULL;
     if ((!table.slots || 2 * (table.count + 1) > table.mask) && !grow())
-        return false;
+        return NULL;
     at = locate(node);
     if (!table.slots[at].node) {
         table.slots[at] = (struct open_entry){.node = node, .keep = keep};
         table.count++;
     }
-    return true;
+    return &table.slots[at];
 }
 
 struct open_entry *open_table_find(uint64_t node)
@@ -71,15 +71,14 @@ struct open_entry *open_table_find(uint64_t node)
     return table.slots[at].node ? &table.slots[at] : NULL;
 }
 
-uint32_t open_table_withdraw(uint64_t node)
+struct open_entry open_table_withdraw(uint64_t node)
 {
-    struct open_entry *found = open_table_find(node);
+    struct open_entry *found = open_table_find(node), taken = {0};
     size_t hole, at;
-    uint32_t opens;
 
     if (!found)
-        return 0;
-    opens = found->opens;
+        return taken;
+    taken = *found;
     hole = (size_t)(found - table.slots);
     for (at = (hole + 1) & table.mask; table.slots[at].node; at = (at + 1) & table.mask) {
         /* It may move into the hole unless it belongs behind it. */
@@ -90,7 +89,7 @@ uint32_t open_table_withdraw(uint64_t node)
     }
     table.slots[hole] = (struct open_entry){0};
     table.count--;
-    return opens;
+    return taken;
 }
 
 void open_table_each(void (*visit)(const struct open_entry *, void *), void *argument)

@@ -14,16 +14,20 @@ struct open_entry {
     uint64_t node; /* 0: free */
     uint32_t opens;
     bool keep; /* the kernel's pages are the contents; true once it was opened here */
+    bool read; /* to its end, from the data, and noted */
+    const char *data; /* all bytes of the file; NULL: they are not here */
+    size_t size;
+    void *owner; /* of the data; whoever takes the entry out, or the data, lets go of it */
 };
 
-/* False if there is no room or no memory. An inode that is there already stays as it is. */
-bool open_table_offer(uint64_t node, bool keep);
+/* The inode's entry, new or as it was; NULL if there is no room or no memory. Good as that of find. */
+struct open_entry *open_table_offer(uint64_t node, bool keep);
 
 /* NULL if it is not there. Good until the next call that changes the table. */
 struct open_entry *open_table_find(uint64_t node);
 
-/* Takes the inode out. Returns how many opens there are of it. */
-uint32_t open_table_withdraw(uint64_t node);
+/* Takes the inode out. Returns what its entry was; all zeros if it was not there. */
+struct open_entry open_table_withdraw(uint64_t node);
 
 /* Calls back for each inode, with the table unchanged meanwhile. */
 void open_table_each(void (*visit)(const struct open_entry *, void *), void *argument);

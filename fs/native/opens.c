@@ -12,11 +12,15 @@
 
 #define OPENED_HERE ((uint64_t)1 << 63) /* set in the handle of every file that was opened here; fs/handles.py */
 
+#define READ_MAX 65536 /* files whose reading is noted between two calls of read_through(); others are not noted */
+
 static struct {
     double believed_until_s; /* CLOCK_BOOTTIME; afterwards nothing is opened here */
     uint64_t opened;         /* how many were; also what the next handle is made of */
     uint64_t held;           /* Invariant: the sum of the opens in the table */
     bool refused;            /* nothing is opened, by anybody */
+    uint64_t read[READ_MAX]; /* inodes that were read to their end */
+    size_t read_count;
 } opens;
 
 static bool is_believed(void)
@@ -64,6 +68,28 @@ bool close_here(const struct fuse_in_header *header, const void *body, size_t si
         opens.held--;
     }
     send_reply(header->unique, 0, NULL, 0);
+    return true;
+}
+
+/* Of a file whose bytes are here. */
+bool read_here(const struct fuse_in_header *header, const void *body, size_t size)
+{
+    struct open_entry *entry = open_table_find(header->nodeid);
+    struct fuse_read_in asked;
+    size_t start, count;
+
+    if (!entry || !entry->data || !entry->opens || size < sizeof asked || !is_believed())
+        return false;
+    memcpy(&asked, body, sizeof asked);
+    if (!(asked.fh & OPENED_HERE))
+        return false;
+    start = asked.offset < entry->size ? (size_t)asked.offset : entry->size;
+    count = entry->size - start < asked.size ? entry->size - start : asked.size;
+    if (!send_reply(header->unique, 0, entry->data + start, count) && start + count == entry->size && !entry->read &&
+        opens.read_count < READ_MAX) {
+        entry->read = true;
+        opens.read[opens.read_count++] = entry->node;
+    }
     return true;
 }
 
@@ -116,29 +142,57 @@ void name_by_inode(const struct fuse_in_header *header, void *body, size_t size)
         memcpy(body, &handle, sizeof handle); /* the first field of each of them */
 }
 
+/* The lock is held. */
+static void let_go(const struct open_entry *entry, void *argument)
+{
+    (void)argument;
+    Py_XDECREF((PyObject *)entry->owner);
+}
+
 void opens_end(void)
 {
     opens.refused = false;
+    open_table_each(let_go, NULL);
     open_table_clear();
     opens.held = 0;
+    opens.read_count = 0;
     opens.believed_until_s = 0;
 }
 
 /* --- what Python sees --------------------------------------------------------------------------------------------- */
 
-const char offer_doc[] = "offer(node, keep) -> bool\n\n"
+const char offer_doc[] = "offer(node, keep, data=None) -> bool\n\n"
                         "From now on the inode is opened for reading, flushed and closed without a word. keep: pages that "
-                        "the kernel has of it are its contents. False if there is no room.";
+                        "the kernel has of it are its contents. data: all its bytes, or None to let go of those that are "
+                        "here: with them it is read without a word, too. False if there is no room.";
 
 PyObject *offer_open(PyObject *self, PyObject *args)
 {
     unsigned long long node;
     int keep;
+    PyObject *data = Py_None;
+    struct open_entry *entry;
 
     (void)self;
-    if (!PyArg_ParseTuple(args, "Kp", &node, &keep))
+    if (!PyArg_ParseTuple(args, "Kp|O", &node, &keep, &data))
         return NULL;
-    return PyBool_FromLong(open_table_offer(node, keep));
+    if (data != Py_None && !PyBytes_Check(data)) {
+        PyErr_SetString(PyExc_TypeError, "data: bytes or None");
+        return NULL;
+    }
+    entry = open_table_offer(node, keep);
+    if (!entry)
+        Py_RETURN_FALSE;
+    Py_XDECREF((PyObject *)entry->owner);
+    entry->owner = NULL;
+    entry->data = NULL;
+    entry->read = false;
+    if (data != Py_None) {
+        entry->owner = Py_NewRef(data);
+        entry->data = PyBytes_AS_STRING(data);
+        entry->size = (size_t)PyBytes_GET_SIZE(data);
+    }
+    Py_RETURN_TRUE;
 }
 
 const char withdraw_doc[] = "withdraw(node) -> int\n\n"
@@ -148,14 +202,15 @@ const char withdraw_doc[] = "withdraw(node) -> int\n\n"
 PyObject *withdraw(PyObject *self, PyObject *args)
 {
     unsigned long long node;
-    uint32_t count;
+    struct open_entry taken;
 
     (void)self;
     if (!PyArg_ParseTuple(args, "K", &node))
         return NULL;
-    count = open_table_withdraw(node);
-    opens.held -= count;
-    return PyLong_FromUnsignedLong(count);
+    taken = open_table_withdraw(node);
+    opens.held -= taken.opens;
+    Py_XDECREF((PyObject *)taken.owner);
+    return PyLong_FromUnsignedLong(taken.opens);
 }
 
 static void append_open(const struct open_entry *entry, void *list)
@@ -185,8 +240,36 @@ PyObject *withdraw_all(PyObject *self, PyObject *args)
         Py_XDECREF(list);
         return NULL; /* nothing was withdrawn */
     }
+    open_table_each(let_go, NULL);
     open_table_clear();
     opens.held = 0;
+    return list;
+}
+
+const char read_through_doc[] = "read_through() -> list[int]\n\n"
+                               "Inodes of which all bytes were read here since the last call, and that are still offered as "
+                               "they were then. Their bytes are let go of: the kernel has them.";
+
+PyObject *read_through(PyObject *self, PyObject *args)
+{
+    PyObject *list = PyList_New(0);
+
+    (void)self;
+    (void)args;
+    while (list && opens.read_count) {
+        struct open_entry *entry = open_table_find(opens.read[--opens.read_count]);
+        PyObject *node;
+
+        if (!entry || !entry->read)
+            continue; /* withdrawn since, and perhaps offered again with other bytes */
+        entry->read = false;
+        entry->data = NULL;
+        Py_CLEAR(entry->owner);
+        node = PyLong_FromUnsignedLongLong(entry->node);
+        if (!node || PyList_Append(list, node))
+            Py_CLEAR(list);
+        Py_XDECREF(node);
+    }
     return list;
 }
 

@@ -17,6 +17,7 @@
 /* False: it has to go to Python. */
 bool open_here(const struct fuse_in_header *header, const void *body, size_t size);
 bool close_here(const struct fuse_in_header *header, const void *body, size_t size); /* FLUSH and RELEASE */
+bool read_here(const struct fuse_in_header *header, const void *body, size_t size);
 
 /*
  * A mount that is only read and whose locks are this machine's (docs/leases.md, "Mounts that are told of no open"): the
@@ -32,6 +33,7 @@ void opens_end(void);
 PyObject *offer_open(PyObject *self, PyObject *args);
 PyObject *withdraw(PyObject *self, PyObject *args);
 PyObject *withdraw_all(PyObject *self, PyObject *args);
+PyObject *read_through(PyObject *self, PyObject *args);
 PyObject *any_open(PyObject *self, PyObject *args);
 PyObject *believe_until(PyObject *self, PyObject *args);
 PyObject *opened(PyObject *self, PyObject *args);
@@ -39,6 +41,7 @@ PyObject *refuse_opens(PyObject *self, PyObject *args);
 extern const char offer_doc[];
 extern const char withdraw_doc[];
 extern const char withdraw_all_doc[];
+extern const char read_through_doc[];
 extern const char any_open_doc[];
 extern const char believe_doc[];
 extern const char opened_doc[];
@@ -48,6 +51,7 @@ extern const char refuse_doc[];
     {"offer", offer_open, METH_VARARGS, offer_doc}, \
     {"withdraw", withdraw, METH_VARARGS, withdraw_doc}, \
     {"withdraw_all", withdraw_all, METH_NOARGS, withdraw_all_doc}, \
+    {"read_through", read_through, METH_NOARGS, read_through_doc}, \
     {"any_open", any_open, METH_NOARGS, any_open_doc}, \
     {"believe_until", believe_until, METH_VARARGS, believe_doc}, \
     {"opened", opened, METH_NOARGS, opened_doc}, \

@@ -171,6 +171,69 @@ def check_opens(shim, session: Session) -> None:
     assert shim.opened() == 4
 
 
+def check_reads(shim, session: Session) -> None:
+    """A file that is offered with its bytes is read without a word, and its bytes are let go of once they were."""
+    taken = []
+    shim.install(lambda *request: taken.append(request) or True, bytes([OPEN, READ, FLUSH, RELEASE]), 0, 0)
+    data = bytes(random.Random(1).randbytes(1000))
+    references = sys.getrefcount(data)
+
+    def read(handle: int, offset: int, size: int, node: int = 9) -> bytes | None:
+        session.ask(READ, 1000, struct.pack("=QQIIQII", handle, offset, size, 0, 0, 0, 0), node)
+        if taken:
+            assert taken.pop()[0] == READ
+            assert session.silent()
+            return None
+        unique, error, body = session.answer()
+        assert (unique, error) == (1000, 0)
+        return body
+
+    shim.offer(9, False, data)
+    handle, _ = opened(session, 1000, 9)
+    assert read(handle, 0, 300) == data[:300]
+    assert shim.read_through() == [], "not to its end"
+    assert [read(handle, at, 4096) for at in (0, 900, 1000, 1 << 62)] == [data, data[900:], b"", b""]
+    assert read(handle, 0, 0) == b""
+    assert read(3, 0, 10) is None, "a handle of Python's"
+    session.ask(READ, 1000, b"short", 9)
+    assert taken.pop()[0] == READ
+    assert shim.read_through() == [9]
+    assert shim.read_through() == []
+    assert read(handle, 0, 10) is None, "the kernel has its bytes; Python is asked if it has not"
+    assert opened(session, 1000, 9)[1] == KEEP_CACHE
+    assert shim.withdraw(9) == 2
+    # Read, and withdrawn and offered anew before anybody asked: what was read then is not what is offered now.
+    shim.offer(9, False, data)
+    handle, _ = opened(session, 1000, 9)
+    assert read(handle, 0, 4096) == data
+    shim.withdraw(9)
+    shim.offer(9, False, data[:5])
+    assert shim.read_through() == []
+    handle, _ = opened(session, 1000, 9)
+    assert read(handle, 0, 4096) == data[:5]
+    shim.offer(9, True, data)
+    assert shim.read_through() == [], "other bytes are offered now"
+    shim.believe_until(time.clock_gettime(time.CLOCK_BOOTTIME) - 0.001)
+    assert read(handle, 0, 4096) is None, "the lease may be over"
+    shim.believe_until(FOREVER_S)
+    shim.offer(9, True, b"")
+    assert read(handle, 0, 4096) == b""
+    assert shim.read_through() == [9]
+    for node in range(1, 3000):
+        shim.offer(node, True, data)
+    for node in range(1, 1000):
+        shim.offer(node, True, data if node % 2 else None)
+    for node in range(1000, 2000):
+        shim.withdraw(node)
+    shim.withdraw_all()
+    assert sys.getrefcount(data) == references
+    try:
+        shim.offer(9, True, bytearray(5))
+    except TypeError:
+        return
+    raise AssertionError("bytes that change were taken")
+
+
 def check_table(shim, session: Session) -> None:
     """The table against a dictionary."""
     rng = random.Random(4)
@@ -361,6 +424,7 @@ def main(path: str) -> None:
     assert session.silent()
 
     check_opens(shim, session)
+    check_reads(shim, session)
     check_table(shim, session)
     check_serving(shim, session)
 

@@ -64,17 +64,35 @@ class CompiledPart:
     """What the compiled part opens and closes by itself (fs/native/opens.h), in Python."""
 
     opens: dict[int, int] = field(default_factory=dict)  # of each inode that is offered
+    data: dict[int, bytes] = field(default_factory=dict)  # of those whose bytes are there
+    through: list[int] = field(default_factory=list)
     number: int = OPENED_NATIVELY
 
-    def offer(self, node: int, keep: bool, /) -> bool:
+    def offer(self, node: int, keep: bool, data: bytes | None = None, /) -> bool:
         self.opens.setdefault(node, 0)
+        self.data.pop(node, None)
+        if data is not None:
+            self.data[node] = data
         return True
 
     def withdraw(self, node: int, /) -> int:
+        self.data.pop(node, None)
         return self.opens.pop(node, 0)
+
+    def read_through(self) -> list[int]:
+        through, self.through = self.through, []
+        return through
+
+    def read(self, ino: InodeId) -> bytes | None:
+        """All of an open file; None: Python has to be asked."""
+        if not self.opens.get(ino) or ino not in self.data:
+            return None
+        self.through.append(ino)
+        return self.data[ino]
 
     def withdraw_all(self) -> list[tuple[int, int]]:
         opens, self.opens = self.opens, {}
+        self.data.clear()
         return [(node, count) for node, count in opens.items() if count]
 
     def any_open(self) -> bool:

@@ -36,6 +36,7 @@ class NameWorld(FileWorld):
         self.calls: list[NameCall] = []
         self._known: set[InodeId] = set()  # inodes that the metadata service has had in the directory
         self._made: dict[InodeId, NameCall] = {}
+        self.untold: dict[str, None] = {}  # names that were made without asking: somebody elsewhere should look
         super().__init__(seed, calm_s)
 
     @property
@@ -57,6 +58,8 @@ class NameWorld(FileWorld):
         self._made[ino] = call
         if ino in self._known:
             call.told = call.ended
+        else:
+            self.untold[call.name] = None
         self.counts["made here" if ino not in self._known else "made there"] += 1
 
     def excuse(self, why: str, session: SessionId, ino: InodeId | None = None) -> None:
@@ -130,8 +133,11 @@ class NameProgram(Running):
         self._filled = 0
 
     async def _step(self) -> None:
-        if self.mount.number != self.world.favourite and self.chance.random() < 0.97:
-            return
+        if self.mount.number != self.world.favourite:
+            if self.world.untold and self.chance.random() < 0.3:
+                await self.see(self.world.untold.popitem()[0])
+            if self.chance.random() < 0.98:
+                return
         draw = self.chance.random()
         name = self.chance.choice(NAMES)
         is_own = self.mount.coherent.keeps_writes(self.world.directory)

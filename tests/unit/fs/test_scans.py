@@ -162,6 +162,34 @@ async def test_the_chunks_of_small_files_come_with_them(cluster):
         assert len(single) + fetched <= FILES // 4
 
 
+class FakeOpens:
+    """A mount without a compiled part, of which these files are known."""
+
+    def __init__(self, known=()):
+        self.known = known
+
+    def offer_fetched(self, fetched):
+        return False
+
+    def take_back(self, ino):
+        pass
+
+    def read_through(self):
+        return []
+
+    def was_read(self, inode):
+        raise AssertionError("nothing was offered")
+
+    def has_all(self, ino):
+        return ino in self.known
+
+
+def scans(fake, known=(), **options):
+    made = Scans(fake, fake.fetch_many, **options)
+    made.serve(FakeOpens(known))
+    return made
+
+
 class Fake:
     """Answers fetches from nothing. ``chunk_bytes``: of the one chunk that each file has; 0: they are small."""
 
@@ -191,7 +219,7 @@ def inode(number):
 
 async def test_a_directory_of_which_little_is_used_is_fetched_less_and_less(monkeypatch):
     fake = Fake()
-    seen = Scans(fake, lambda ino: False, fake.fetch_many)
+    seen = scans(fake)
     numbers = range(10, 100_010)
     seen.listed(InodeId(2), [m.DirEntry(n, b"%d" % n, inode(n)) for n in numbers])
     monkeypatch.setattr(scans_module, "SCAN_BYTES_MAX", 1 << 30)
@@ -209,7 +237,7 @@ async def test_what_was_fetched_and_not_opened_is_bounded(monkeypatch):
     monkeypatch.setattr(scans_module, "SCAN_BYTES_MAX", 200_000)
     fake = Fake()
     opened = set()
-    seen = Scans(fake, opened.__contains__, fake.fetch_many)
+    seen = scans(fake, opened)
     seen.listed(InodeId(2), [m.DirEntry(n, b"%d" % n, inode(n)) for n in range(10, 5_010)])
     async with trio.open_nursery() as nursery:
         nursery.start_soon(seen.run)
@@ -229,7 +257,7 @@ async def test_chunks_that_were_fetched_and_not_read_are_bounded():
     fake = Fake(chunk_bytes=100_000)
     opened = set()
     bound = 20_000_000
-    seen = Scans(fake, opened.__contains__, fake.fetch_many, chunk_bytes_max=bound)
+    seen = scans(fake, opened, chunk_bytes_max=bound)
     seen.listed(InodeId(2), [m.DirEntry(n, b"%d" % n, inode(n)) for n in range(10, 3_010)])
     missed = 0
     async with trio.open_nursery() as nursery:
@@ -249,7 +277,7 @@ async def test_chunks_that_were_fetched_and_not_read_are_bounded():
 
 async def test_files_of_large_chunks_are_fetched_without_them():
     fake = Fake(chunk_bytes=GET_MANY_CHUNK_BYTES_MAX + 1)
-    seen = Scans(fake, lambda ino: False, fake.fetch_many)
+    seen = scans(fake)
     seen.listed(InodeId(2), [m.DirEntry(n, b"%d" % n, inode(n)) for n in range(10, 100)])
     async with trio.open_nursery() as nursery:
         nursery.start_soon(seen.run)

@@ -1,0 +1,148 @@
+"""Files that were fetched before anybody opened them: the compiled part has their bytes, until when, and what follows
+from their being read there."""
+
+import os
+
+import pytest
+import trio
+
+from harness.vfs_world import world
+from shoalfs.mds.messages import ROOT_CREDENTIALS as ROOT
+from shoalfs.mds.messages import SetAttr
+from shoalfs.transport.ids import ROOT_INODE
+from unit.fs.test_coherent import leased
+from unit.fs.test_scans import asked, content, filled, list_root, read_all
+
+FILES = 120
+
+
+@pytest.fixture
+async def cluster(tmp_path):
+    async with world(tmp_path) as running:
+        yield running
+
+
+async def scanned(one, two):
+    """``one`` has filled the root; ``two`` has read a few files of it, and the compiled part was offered others."""
+    await leased(one, two)
+    made = await filled(one)
+    await list_root(two)
+    await read_all(two, range(4))
+    with trio.fail_after(5):
+        while not (fetched := [n for n, ino in enumerate(made) if ino in two.vfs._scans._ready]):
+            await trio.sleep(0.01)
+    number = next(n for n in fetched if made[n] in two.compiled.data)
+    return number, made[number]
+
+
+async def read_natively(client, ino):
+    assert client.compiled.open(ino) is not None
+    data = client.compiled.read(ino)
+    assert client.compiled.release(ino)
+    return data
+
+
+async def noted(client):
+    with trio.fail_after(5):
+        while client.compiled.through:
+            await trio.sleep(0.005)
+    await trio.sleep(0.02)
+
+
+async def test_what_was_fetched_is_read_without_a_word(cluster):
+    async with cluster.client() as one, cluster.client() as two:
+        number, ino = await scanned(one, two)
+        questions = asked(two)
+        assert await read_natively(two, ino) == content(number)
+        assert not questions
+        await noted(two)
+        assert two.data_path.counters["scanned_used"] > 0
+
+
+async def test_small_files_only(cluster):
+    async with cluster.client() as one, cluster.client() as two:
+        await scanned(one, two)
+        assert all(len(data) < 1_000 for data in two.compiled.data.values()), "those with chunks are opened as ever"
+
+
+async def test_after_it_was_read_the_kernel_has_it_and_it_stays_open_to_all(cluster):
+    async with cluster.client() as one, cluster.client() as two:
+        number, ino = await scanned(one, two)
+        await read_natively(two, ino)
+        await noted(two)
+        assert ino in two.compiled.opens
+        handle, keep = await two.open(b"f%d" % number, os.O_RDONLY)
+        assert keep, "the pages of the first read are good"
+        await two.close(handle)
+
+
+@pytest.mark.parametrize("was_read", [False, True])
+async def test_a_change_elsewhere_takes_it_back_first(cluster, was_read):
+    async with cluster.client() as one, cluster.client() as two:
+        number, ino = await scanned(one, two)
+        if was_read:
+            await read_natively(two, ino)  # and it is not noted yet when the change comes
+        handle, _ = await one.open(b"f%d" % number, os.O_WRONLY)
+        await one.vfs.write(handle, 0, b"new")
+        await one.close(handle)
+        assert ino not in two.compiled.opens
+        await trio.sleep(0.05)
+        handle, keep = await two.open(b"f%d" % number, os.O_RDONLY)
+        assert not keep, "the kernel's pages are old"
+        assert bytes(await two.vfs.read(handle, 0, 1 << 20)) == b"new" + content(number)[3:]
+        await two.close(handle)
+
+
+async def test_it_is_removed_elsewhere_while_it_is_open_here(cluster):
+    async with cluster.client() as one, cluster.client() as two:
+        number, ino = await scanned(one, two)
+        native = two.compiled.open(ino)
+        await one.vfs.unlink(ROOT, ROOT_INODE, b"f%d" % number)
+        assert two.handles.holders(ino) == 1
+        assert two.compiled.read(ino) is None
+        await two.vfs.adopt(native, ino)
+        assert bytes(await two.vfs.read(native, 0, 1 << 20)) == content(number)
+        await two.vfs.flush(native)
+        await two.vfs.release(native, ino)
+
+
+async def test_a_truncation_here_takes_it_back(cluster):
+    async with cluster.client() as one, cluster.client() as two:
+        number, ino = await scanned(one, two)
+        await two.vfs.setattr(SetAttr(ROOT, ino, size_bytes=3))
+        assert two.compiled.data.get(ino) in (None, content(number)[:3])
+        assert await two.read_file(b"f%d" % number) == content(number)[:3]
+
+
+async def test_what_is_not_read_for_long_is_forgotten(cluster, monkeypatch):
+    async with cluster.client() as one, cluster.client() as two:
+        _, ino = await scanned(one, two)
+        monkeypatch.setattr("shoalfs.fs.scans._OLD_S", 0.0)
+        await trio.sleep(0.01)
+        two.vfs._scans._drop_old()
+        assert ino not in two.compiled.opens
+        assert ino not in two.compiled.data
+
+
+async def test_all_of_a_directory_is_fetched_once(cluster):
+    async with cluster.client() as one, cluster.client() as two:
+        await leased(one, two)
+        made = await filled(one)
+        await list_root(two)
+        fetched = []
+        fetch = two.coherent.fetch_files
+
+        async def counted(inos):
+            fetched.extend(inos)
+            return await fetch(inos)
+
+        two.coherent.fetch_files = counted
+        for number, ino in enumerate(made):
+            if two.compiled.open(ino) is None:
+                await read_all(two, [number])
+                continue
+            if two.compiled.read(ino) is None:
+                await two.vfs.getattr(ino)
+            two.compiled.release(ino)
+            await trio.sleep(0.005)
+        assert len(fetched) == len(set(fetched))
