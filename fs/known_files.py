@@ -82,7 +82,7 @@ class KnownFiles:
             told.count += 1
             return
         self._told[inode.ino] = _Told(1, inode.size_bytes, inode.mtime_ns)
-        self._handles.hold(inode.ino)
+        self._vfs.hold_known(inode.ino)
 
     def forgotten(self, ino: InodeId, count: int) -> None:
         """The kernel has forgotten so many of the times that it was told."""

@@ -240,6 +240,13 @@ class OpenFiles:
             self._handles.adopt(number, FileHandle(file, read=True, write=False, append=False, sync=False))
         return file
 
+    def hold_known(self, ino: InodeId) -> None:
+        """The kernel knows the file, of whose opens it does not tell. It may have forgotten it a moment ago: then the
+        must not be told that it is closed, after it has heard with an acknowledgement that it is open."""
+        self._handles.hold(ino)
+        if self._releases.take_back(ino):
+            self._handles.registered.add(ino)
+
     def forgotten(self, ino: InodeId) -> None:
         """The kernel does not know the file any more, of whose opens it does not tell."""
         self._handles.drop(OPENED_NATIVELY | ino)

@@ -13,6 +13,7 @@ from shoalfs.mds.messages import ROOT_CREDENTIALS as ROOT
 from shoalfs.mds.messages import SetAttr
 from shoalfs.transport.errors import PosixError
 from shoalfs.transport.ids import ROOT_INODE, InodeId
+from unit.fs.test_coherent import live_sessions
 
 
 @pytest.fixture
@@ -72,6 +73,24 @@ async def test_what_is_not_leased_is_open_for_the_leader(cluster):
         two.coherent.cache.learn_inode = lambda asking, inode: None
         await known.before_open(await two.vfs.getattr(ino))
         assert ino in two.handles.registered
+        await one.vfs.unlink(ROOT, ROOT_INODE, b"f")
+        assert await read(two, known, ino) == b"bytes"
+
+
+async def test_what_is_known_again_at_once_is_not_reported_as_closed(cluster):
+    """The kernel forgets a file and asks for it again before the leader was told that it is closed."""
+    async with cluster.client() as one, cluster.client() as two:
+        known = known_files(two)
+        await one.write_file(b"f", b"bytes")
+        ino = await look_up(two, known, b"f")
+        await one.vfs.setattr(SetAttr(ROOT, ino, mode=0o600))  # the acknowledgement has said that it is open
+        assert ino in two.handles.registered
+        inode = await two.vfs.getattr(ino)
+        known.forgotten(ino, 1)
+        known.told(inode)
+        await one.vfs.setattr(SetAttr(ROOT, ino, mode=0o640))
+        await trio.sleep(3 * _DELAY_S)
+        assert (await live_sessions(cluster))[two.session.session].opens == 1
         await one.vfs.unlink(ROOT, ROOT_INODE, b"f")
         assert await read(two, known, ino) == b"bytes"
 
