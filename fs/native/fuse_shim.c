@@ -2,7 +2,7 @@
  * In front of libfuse: what pyfuse3 has no handlers for, and what it does not show of a request.
  *
  * This extension is loaded with RTLD_GLOBAL before pyfuse3, so pyfuse3's calls of fuse_session_process_buf() come here
- * first. Opening, flushing and closing a file that Python has offered (opens.h) is answered here. A request whose
+ * first. Opening, reading, flushing and closing a file that Python has offered (opens.h) is answered here. A request whose
  * operation code was asked for (install) goes to a Python function as raw bytes and is answered with reply(); every
  * other request goes on to libfuse untouched. The reply to INIT passes by here too, and gets the flags that libfuse 3.14
  * has no names for; from then on requests are received here (serve.h), not by libfuse.

@@ -1,9 +1,10 @@
 /*
- * Files that are opened for reading, flushed and closed without asking Python.
+ * Files that are opened, read, flushed and closed without asking Python.
  *
  * Python offers an inode when it knows all that an open would bring, and has no handle on it; it withdraws the inode
  * before any of that ends (fs/handles.py, docs/leases.md), and takes over the opens that are counted here. So an inode is
- * either in the table, and then the table alone knows how often it is open, or Python's.
+ * either in the table, and then the table alone knows how often it is open, or Python's. One that is offered with its bytes
+ * is read here, too; the table holds a reference to them, and lets go of it under the interpreter's lock only.
  */
 #pragma once
 
