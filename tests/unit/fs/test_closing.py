@@ -11,7 +11,7 @@ from harness.vfs_world import world
 from shoalfs.mds import messages as m
 from shoalfs.transport.errors import PeerUnreachable, PosixError
 from shoalfs.transport.ids import ROOT_INODE
-from shoalfs.transport.limits import CLOSED_BYTES_MAX, CLOSED_FILES_MAX
+from shoalfs.transport.limits import CLOSED_BYTES_MAX
 from unit.fs.test_coherent import leased
 from unit.fs.test_own_directories import ROOT, TTL_MS, alone, changes, listed
 from unit.fs.test_write_leases import counted
@@ -190,15 +190,25 @@ async def test_a_large_file_is_committed_before_its_close_returns(cluster, nothi
         assert ino not in one.coherent.new_files
 
 
-async def test_so_many_wait_and_no_more(cluster, nothing_by_itself):
+async def test_so_many_wait_and_no_more(cluster, nothing_by_itself, monkeypatch):
     async with alone(cluster) as (one, directory):
-        with trio.fail_after(30):
-            for number in range(CLOSED_FILES_MAX + 10):
-                await one.write_file(b"f%d" % number, b"x", directory)
-        waiting = sum(1 for ino in one.coherent.new_files.made_in(directory) if ino in one.vfs.closing)
-        assert waiting <= CLOSED_FILES_MAX + 10
+        monkeypatch.setattr("shoalfs.fs.closing.CLOSED_FILES_MAX", 5)
+        mutate, gate = one.coherent.making._mutate, trio.Event()
+
+        async def held(op, requests, reply):
+            await gate.wait()
+            return await mutate(op, requests, reply)
+
+        monkeypatch.setattr(one.coherent.making, "_mutate", held)
+        for number in range(10):  # five are under way, and five wait
+            await one.write_file(b"f%d" % number, b"x", directory)
+            await trio.testing.wait_all_tasks_blocked()
+        with trio.move_on_after(0.3) as scope:
+            await one.write_file(b"more", b"x", directory)
+        assert scope.cancelled_caught, "its close waits for its commit"
+        gate.set()
         await one.vfs.closing.settle()
-        assert not len(one.coherent.new_files)
+        assert await listed(one, directory)
 
 
 async def test_with_durable_closes_each_waits(cluster, nothing_by_itself):
