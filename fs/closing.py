@@ -30,17 +30,22 @@ if TYPE_CHECKING:
 log = logging.getLogger("shoal.fs.closing")
 
 _PAUSE_S: Final = CLOSE_MS / 1000
+_AGAIN_S: Final = 1.0  # between attempts while commits fail
 
 
 @dataclass(slots=True)
 class _Closed:
     file: FileData
     handles: int = 0  # that are released, and count as open until the commit is done
+    tries: int = 0  # that have ended
+    error: ShoalError | None = None  # what the last of them brought
 
 
 class Closing:
     """``commit`` commits one file, and that it exists; ``released`` is called afterwards, once for each handle that was
-    released meanwhile. Bounded: CLOSED_FILES_MAX wait, and as many are under way. :meth:`run` must be running."""
+    released meanwhile. A file whose commit fails stays, and is tried again: for everybody else it is open and written
+    to. Bounded: CLOSED_FILES_MAX wait, and as many are under way; what failed is bounded by what may be dirty.
+    :meth:`run` must be running."""
 
     def __init__(
         self,
@@ -57,8 +62,8 @@ class Closing:
         self._landed = trio.Event()  # of what is under way
         self._work = trio.Event()
         self._hurry = trio.Event()
-        # Nobody commits any more: closes wait for their own commits, and what is here is left to who ends the mount.
-        self._ended = False
+        self.ended = False
+        """Nobody commits any more: closes wait for their own commits, and who ends the mount looks after what is here."""
         # A commit failed, and none has succeeded since. A close that waits for its commit can return the error.
         self._failing = False
 
@@ -66,7 +71,7 @@ class Closing:
         """Whether the close of this file may be left to :meth:`add`."""
         return (
             not self._failing
-            and not self._ended
+            and not self.ended
             and len(self._waiting) < CLOSED_FILES_MAX
             and file.size_bytes <= CLOSED_BYTES_MAX
             and file.ino not in self._under_way
@@ -81,28 +86,47 @@ class Closing:
 
     def take_over(self, ino: InodeId) -> bool:
         """A handle on the file is released: if the file waits, the handle counts as open until the commit is done."""
-        closed = self._waiting.get(ino) or self._under_way.get(ino)
-        if closed is None or self._ended:
+        closed = self._find(ino)
+        if closed is None or self.ended:
             return False
         closed.handles += 1
         return True
 
+    def failed(self, file: FileData) -> None:
+        """The commit that its close waited for has failed, and now the handle is released: it counts as open until a
+        commit succeeds."""
+        self._waiting.setdefault(file.ino, _Closed(file)).handles += 1
+        self._failing = True
+        self._work.set()
+
     def committed(self) -> None:
-        """A commit that somebody waited for has succeeded."""
-        self._failing = False
+        """A commit that somebody waited for has succeeded: so may those that failed."""
+        if self._failing:
+            self._failing = False
+            self._hurry.set()
 
     def __contains__(self, ino: InodeId) -> bool:
-        return ino in self._waiting or ino in self._under_way
+        return self._find(ino) is not None
 
-    async def settle(self, inos: Iterable[InodeId] | None = None) -> None:
-        """Return once what is closed now of these files, or of all, is committed; or has failed, and is left to
-        write-back."""
+    def _find(self, ino: InodeId) -> _Closed | None:
+        return self._waiting.get(ino) or self._under_way.get(ino)
+
+    async def settle(self, inos: Iterable[InodeId] | None = None) -> ShoalError | None:
+        """Return once what is closed now of these files, or of all, is committed; or has been tried. Returns why one
+        of them could not be."""
         if inos is None:
             inos = (*self._under_way, *self._waiting)
+        failure = None
         for ino in inos:
-            while ino in self and not self._ended:
+            closed = self._find(ino)
+            if closed is None:
+                continue
+            tries = closed.tries
+            while self._find(ino) is closed and closed.tries == tries and not self.ended:
                 self._hurry.set()
                 await self._landed.wait()
+            failure = closed.error or failure
+        return failure
 
     async def run(self) -> None:
         """Commit until cancelled. What is not committed then stays dirty, and its handles open; nobody waits for it."""
@@ -111,31 +135,35 @@ class Closing:
                 await self._work.wait()
                 self._work = trio.Event()
                 while self._waiting:
-                    with trio.move_on_after(_PAUSE_S):
+                    with trio.move_on_after(_AGAIN_S if self._failing else _PAUSE_S):
                         await self._hurry.wait()
                     await self._commit_waiting()
         finally:
-            self._ended = True
+            self.ended = True
             self._landed.set()
 
     async def _commit_waiting(self) -> None:
         self._hurry = trio.Event()
         self._under_way, self._waiting = self._waiting, {}
+        done = self._under_way
         try:
-            failures = await self._commit_all([closed.file for closed in self._under_way.values()])
-            for file, error in failures:
-                log.error("inode %d: closed, and not committed yet: %s", file.ino, error)
+            failures = dict(await self._commit_all([closed.file for closed in done.values()]))
             self._failing = bool(failures)
         finally:
-            done, self._under_way = self._under_way, {}
+            self._under_way = {}
             landed, self._landed = self._landed, trio.Event()
             landed.set()
         for ino, closed in done.items():
-            if closed.handles and closed.file.is_dirty and not self._failing:
-                self._waiting[ino] = closed  # the kernel wrote pages of a mapping before it released the last handle
+            file, closed.tries, closed.error = closed.file, closed.tries + 1, failures.get(closed.file)
+            if closed.error is not None:
+                log.error("inode %d: closed, and not committed yet: %s", ino, closed.error)
+            # Of one that is not dirty any more nothing is left to be tried: it is lost, or refused, or empty. One that
+            # is although nothing failed got pages of a mapping before its last handle was released.
+            if file.is_dirty and file.committed_inode.nlink and (closed.handles or closed.error):
+                self._waiting[ino] = closed
                 continue
             for _ in range(closed.handles):
-                self._released(closed.file)
+                self._released(file)
 
     async def _commit_all(self, files: Sequence[FileData]) -> list[tuple[FileData, ShoalError]]:
         """Those that fit into their inodes many in a request, the others each for itself. Returns the failures."""

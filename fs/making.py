@@ -45,8 +45,8 @@ class Making:
         self.on_made: Callable[[InodeId], None] = lambda directory: None
         # Told of files of which the leader hears when they are closed already.
         self.on_closed: Callable[[InodeId], None] = lambda ino: None
-        # Returns once the bytes of those of these files that are closed are committed.
-        self.settle_closed: Callable[[Iterable[InodeId]], Awaitable[None]] = _nothing_is_closed
+        # Returns once the bytes of those of these files that are closed are committed, or have been tried to.
+        self.settle_closed: Callable[[Iterable[InodeId]], Awaitable[object]] = _nothing_is_closed
         self._cache = cache
         self._handles = handles
         self._kernel = kernel

@@ -379,8 +379,6 @@ class OpenFiles:
     async def _commit_closed(self, file: FileData) -> None:
         if file.committed_inode.nlink:
             await self._commit_file(file, durable=False)
-        elif self._handles.holders(file.ino) == 0:
-            file.discard()
 
     async def fsync(self, number: int) -> None:
         await self._commit_file(self._handles.file(number).file, durable=True)
@@ -393,8 +391,8 @@ class OpenFiles:
 
     async def release(self, number: int, ino: InodeId | None = None) -> None:
         """The handle is gone; nobody is left to be told of an error. What was written through a shared mapping after
-        the close is committed now; if that fails, write-back goes on trying. ``ino``: whose handle it is; needed for
-        those that the compiled part has opened."""
+        the close is committed now; if that fails, it is tried again, and the handle counts as open until then.
+        ``ino``: whose handle it is; needed for those that the compiled part has opened."""
         if number >= OPENED_NATIVELY and not self._handles.has(number):
             assert ino is not None
             self._unhold(ino, self._data_path.find(ino))  # nothing was done with it
@@ -403,16 +401,17 @@ class OpenFiles:
         if self.closing.take_over(file.ino):
             return
         try:
-            if self._handles.holders(file.ino) > 1:
-                return
-            if not file.committed_inode.nlink:
-                file.discard()
-            else:
+            if self._handles.holders(file.ino) == 1 and file.committed_inode.nlink:
                 await self._commit_file(file, durable=False)
         except ShoalError as error:
             log.error("inode %d: closed for the last time with bytes that are not committed: %s", file.ino, error)
-        finally:
+            if file.is_dirty and not self.closing.ended:
+                self.closing.failed(file)
+                return
+        except BaseException:
             self._unhold(file.ino, file)
+            raise
+        self._unhold(file.ino, file)
 
     def _unhold(self, ino: InodeId, file: FileData | None) -> None:
         """``file``: its data; None: it was not opened after all."""
@@ -420,6 +419,8 @@ class OpenFiles:
             return
         self._metadata.closed(ino)
         if file is not None:
+            if not file.committed_inode.nlink:
+                file.discard()
             file.closed()
             if file.is_mixed:
                 self._pages.spoiled(ino)

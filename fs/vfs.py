@@ -148,7 +148,9 @@ class Vfs(OpenFiles):
         """Every change of a directory is on disks when the call that made it returns, but for files that were made
         here."""
         directory = self._handles.dir(number).ino
-        await self.closing.settle(self._metadata.new_files.made_in(directory))
+        failure = await self.closing.settle(self._metadata.new_files.made_in(directory))
+        if failure is not None:
+            raise failure
         await self._metadata.new_files.tell_all_in(directory)
 
     # --- files -------------------------------------------------------------------------------------------------------

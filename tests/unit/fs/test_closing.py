@@ -251,6 +251,106 @@ async def test_after_a_commit_that_failed_a_close_tells_the_error(cluster, monke
         assert not sent, "they wait again"
 
 
+@pytest.fixture
+async def failing(cluster, monkeypatch):
+    """A mount, its own directory, and a switch: while it is on, the metadata service is full."""
+    async with alone(cluster) as (one, directory):
+        await one.vfs.closing.settle()
+        mutate, making, metadata, is_full = one.coherent.making._mutate, one.coherent.making, one.coherent, [True]
+        mutate_one = metadata.mutate
+
+        async def full(op, requests, reply):
+            if is_full[0]:
+                return [PosixError(errno.ENOSPC, "the metadata service is full") for _ in requests]
+            return await mutate(op, requests, reply)
+
+        async def full_one(op, request, reply):
+            if is_full[0] and op in (m.Op.COMMIT_INLINE, m.Op.COMMIT_EXTENTS):
+                raise PosixError(errno.ENOSPC, "the metadata service is full")
+            return await mutate_one(op, request, reply)
+
+        monkeypatch.setattr(making, "_mutate", full)
+        monkeypatch.setattr(metadata, "mutate", full_one)
+        yield one, directory, is_full
+
+
+async def test_what_failed_is_open_and_written_to_until_it_succeeds(cluster, failing, monkeypatch):
+    """So that somebody else who looks at it has it committed first, however long after the failure."""
+    monkeypatch.setattr("shoalfs.fs.closing._AGAIN_S", 3600.0)
+    one, directory, is_full = failing
+    first = await one.write_file(b"first", b"data", directory)
+    await one.vfs.closing.settle()
+    assert one.handles.holders(first) == 1
+    is_full[0] = False
+    with trio.fail_after(10):
+        async with cluster.client() as two:
+            assert await two.read_file(b"first", directory) == b"data"
+    await wait_until(lambda: not one.handles.holders(first))
+
+
+async def test_what_failed_is_tried_again_by_itself(failing, monkeypatch):
+    monkeypatch.setattr("shoalfs.fs.closing._AGAIN_S", 0.05)
+    one, directory, is_full = failing
+    first = await one.write_file(b"first", b"data", directory)
+    await one.vfs.closing.settle()
+    is_full[0] = False
+    await wait_until(lambda: not one.handles.holders(first))
+    assert (await one.session.read(m.GETATTR, m.GetAttr(first))).body.inode.size_bytes == 4
+
+
+async def test_a_close_that_told_the_error_leaves_the_file_open_until_it_succeeds(cluster, failing, monkeypatch):
+    monkeypatch.setattr("shoalfs.fs.closing._AGAIN_S", 3600.0)
+    one, directory, is_full = failing
+    await one.write_file(b"first", b"data", directory)
+    await one.vfs.closing.settle()
+    ino, number = await one.make(b"second", directory)
+    await one.vfs.write(number, 0, b"data")
+    with pytest.raises(PosixError):
+        await one.vfs.flush(number)
+    await one.vfs.release(number)
+    assert one.handles.holders(ino) == 1
+    with pytest.raises(PosixError) as error:
+        await one.vfs.fsyncdir(one.vfs.opendir(ROOT, directory))
+    assert error.value.errno == errno.ENOSPC
+    is_full[0] = False
+    await one.vfs.fsyncdir(one.vfs.opendir(ROOT, directory))
+    await wait_until(lambda: not one.handles.holders(ino))
+    async with cluster.client() as two:
+        assert await two.read_file(b"second", directory) == b"data"
+
+
+async def test_a_success_has_what_failed_tried_at_once(failing, monkeypatch):
+    monkeypatch.setattr("shoalfs.fs.closing._AGAIN_S", 3600.0)
+    one, directory, is_full = failing
+    first = await one.write_file(b"first", b"data", directory)
+    await one.vfs.closing.settle()
+    is_full[0] = False
+    await one.write_file(b"second", b"data", directory)
+    await wait_until(lambda: not one.handles.holders(first))
+
+
+async def test_what_failed_and_is_unlinked_is_dropped(failing, monkeypatch):
+    monkeypatch.setattr("shoalfs.fs.closing._AGAIN_S", 0.01)
+    one, directory, is_full = failing
+    ino, number = await one.make(b"f", directory)
+    is_full[0] = False
+    await one.coherent.new_files.tell(ino)
+    is_full[0] = True
+    await one.vfs.write(number, 0, b"data")
+    with pytest.raises(PosixError):
+        await one.vfs.flush(number)
+    await one.vfs.release(number)
+    await one.vfs.unlink(ROOT, directory, b"f")
+    await wait_until(lambda: not one.handles.holders(ino))
+    assert not one.data_path.dirty_bytes
+
+
+async def wait_until(holds):
+    with trio.fail_after(5):
+        while not holds():
+            await trio.sleep(0.005)
+
+
 async def test_a_leader_that_cannot_be_reached_loses_nothing(cluster, monkeypatch):
     async with alone(cluster) as (one, directory):
 
