@@ -63,7 +63,7 @@ class Closing:
         self._work = trio.Event()
         self._hurry = trio.Event()
         self.ended = False
-        """Nobody commits any more: closes wait for their own commits, and who ends the mount looks after what is here."""
+        """Nobody commits any more: closes wait for their own commits, and the end of the mount sees to the rest."""
         # A commit failed, and none has succeeded since. A close that waits for its commit can return the error.
         self._failing = False
 
