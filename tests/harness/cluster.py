@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from harness.commands import run_command
 from shoalfs.fs.cli import fsck, mountpoint, processes
 from shoalfs.fs.cli.cluster import call, locate
 from shoalfs.fs.cli.state import RunRecord, StateDir
@@ -44,18 +45,10 @@ def require_fuse() -> None:
         (pytest.fail if os.environ.get("CI") else pytest.skip)(f"NO MOUNT IS TESTED HERE: {missing}")
 
 
-def shoal(*arguments: object, timeout_s: float = COMMAND_S) -> subprocess.CompletedProcess[str]:
-    """Run one command; returns its exit code and what it printed."""
-    return subprocess.run(
-        [sys.executable, "-m", "shoalfs", *map(str, arguments)],
-        cwd="/",
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=timeout_s,
-        check=False,
-        env={name: value for name, value in os.environ.items() if not name.startswith("SHOAL_")},
-    )
+def shoal(*arguments: object, netns: str = "", timeout_s: float = COMMAND_S) -> subprocess.CompletedProcess[str]:
+    """Run one command, in the network ``netns`` if one is named; returns its exit code and what it printed."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("SHOAL_")}
+    return run_command(arguments, env=env, netns=netns, timeout_s=timeout_s)
 
 
 def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 30.0) -> None:

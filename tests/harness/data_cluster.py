@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import server_counters
-from harness.cluster import wait_until
+from harness.cluster import shoal, wait_until
 from harness.hosts import Host, Hosts, run
 from shoalfs.fs.cli import mountpoint
 from shoalfs.transport.config import render
@@ -123,8 +123,9 @@ class DataCluster:
     # --- looking -----------------------------------------------------------------------------------------------------
     def command(self, *arguments: object, check: bool = True) -> str:
         """`shoal` on the clients' host."""
-        inside = ("ip", "netns", "exec", self.hosts.client.netns, sys.executable, "-m", "shoalfs")
-        return run(*inside, *arguments, "--config", self.config("mount"), check=check).stdout
+        done = shoal(*arguments, "--config", self.config("mount"), netns=self.hosts.client.netns)
+        assert not check or done.returncode == 0, f"{arguments}: {done.stdout[-2000:]}{done.stderr}"
+        return done.stdout
 
     def counters(self, host: Host) -> dict[str, int]:
         """What its chunkserver has counted since it was started."""

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from harness.hosts import Host, Hosts, run
+from harness.cluster import shoal
+from harness.hosts import Host, Hosts
 from harness.metadata import contents
 from shoalfs.mds.store import LmdbStore
 
@@ -80,8 +81,7 @@ class MdsGroup:
     def command(self, *arguments: object) -> subprocess.CompletedProcess[str]:
         """`shoal` on the clients' host."""
         client = self.hosts.client
-        inside = ("ip", "netns", "exec", client.netns, sys.executable, "-m", "shoalfs")
-        return run(*inside, *arguments, "--config", self._config(client), check=False)
+        return shoal(*arguments, "--config", self._config(client), netns=client.netns)
 
     def status(self) -> list[dict[str, Any]]:
         told = self.command("raft", "status", "-o", "json").stdout

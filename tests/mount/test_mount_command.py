@@ -138,9 +138,21 @@ def test_down_takes_all_with_it_and_up_brings_all_back(fresh: Cluster):
     assert not fresh.state.exists()
 
 
+def heed_interrupts() -> None:
+    """A shell starts what it runs in the background with SIGINT ignored, and whoever starts a process hands that on."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_up_in_the_foreground_ends_with_ctrl_c(fresh: Cluster):
     command = [sys.executable, "-m", "shoalfs", "up", fresh.point, "--state", fresh.state, "--mkdir"]
-    staying = subprocess.Popen(command, cwd="/", stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    staying = subprocess.Popen(
+        command,
+        cwd="/",
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        preexec_fn=heed_interrupts,
+    )
     try:
         assert staying.stderr is not None
         for line in staying.stderr:

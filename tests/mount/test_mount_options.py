@@ -1,6 +1,7 @@
 """Options of mount(8), and its helper mount.shoal."""
 
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -21,27 +22,41 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mount(8) takes root")
 
 
 @contextmanager
+def helper() -> Iterator[None]:
+    """Where mount(8) looks for it, there is a helper: ours, if there is none. Only one test of this machine at a time
+    may think so, or the first to end would take it from the others."""
+    place = Path("/sbin/mount.shoal")
+    one = os.open(place.parent, os.O_RDONLY)
+    made = False
+    try:
+        fcntl.flock(one, fcntl.LOCK_EX)
+        made = not place.exists()
+        if made:
+            place.unlink(missing_ok=True)  # of a checkout that is gone
+            place.symlink_to(Path(sys.executable).with_name("mount.shoal"))
+        yield
+    finally:
+        if made:
+            place.unlink()
+        os.close(one)
+
+
+@contextmanager
 def mounted(cluster: Cluster, options: str) -> Iterator[Path]:
     """One more mount with these options, made by mount(8) with our helper, and taken off by umount(8)."""
     (source,) = [mount.mds for mount in mountpoint.mounts() if mount.point == str(cluster.point)]
     point = Path(tempfile.mkdtemp(prefix="option-", dir=cluster.root))
-    helper = Path("/sbin/mount.shoal")
-    ours = Path(sys.executable).with_name("mount.shoal")
-    made = not helper.is_symlink() and not helper.exists()
-    if made:
-        helper.symlink_to(ours)
     try:
         command = ["mount", "-t", "shoal", ",".join(source), str(point), "-o", options]
         log = {"SHOAL_STATE": str(cluster.state)}
-        done = subprocess.run(
-            command, env={**os.environ, **log}, capture_output=True, text=True, timeout=COMMAND_S, check=False
-        )
+        with helper():
+            done = subprocess.run(
+                command, env={**os.environ, **log}, capture_output=True, text=True, timeout=COMMAND_S, check=False
+            )
         assert done.returncode == 0, done.stderr
         yield point
     finally:
         subprocess.run(["umount", str(point)], capture_output=True, timeout=COMMAND_S, check=False)
-        if made:
-            helper.unlink()
         point.rmdir()
 
 
