@@ -17,7 +17,8 @@ from shoalfs.transport.limits import NAME_BYTES_MAX
 
 Name = tuple[InodeId, bytes]
 
-NAMES_MAX: Final = 262_144  # about 40 MB; beyond, whole directories are forgotten, the oldest first
+NAMES_MAX: Final = 262_144  # about 60 MB; beyond, whole directories are forgotten, the oldest first
+NAMES_FILLED_MAX: Final = 2_097_152  # about 450 MB, of directories that this mount fills alone, beside those
 INODES_MAX: Final = 262_144  # twice what the leader gives: only a leader that does not keep to it gets here
 
 
@@ -75,6 +76,9 @@ class LeaseCache:
         # Files to which programs may write without a commit each. Not what is cached, so nothing but the leader, a new
         # one and the end of the session takes it away; bounded by what is open.
         self.writes: set[InodeId] = set()
+        # Directories that this mount fills alone: they need all their names (`fs/own_directories.py`), so they have a
+        # bound of their own.
+        self.filled: set[InodeId] = set()
 
     # --- using -------------------------------------------------------------------------------------------------------
 
@@ -135,6 +139,7 @@ class LeaseCache:
         names = self._names.get(directory)
         if names is not None and asking.may_learn_name(directory, name):
             self._put_name(directory, names, name, ino)
+            self._make_room(directory)
 
     def learn_all(self, asking: Asking, directory: InodeId) -> None:
         """All names of the directory were listed and learned, under leases, by what ``asking`` stands for."""
@@ -203,10 +208,22 @@ class LeaseCache:
             self._complete[directory].discard(name)
 
     def _make_room(self, besides: InodeId) -> None:
-        while self._names_count > NAMES_MAX and len(self._names) > 1:
-            oldest = next(directory for directory in self._names if directory != besides)
-            self._forget_names(oldest)
+        """``besides`` is forgotten last, but if it alone is too large, it is, too."""
+        if self._names_count <= NAMES_MAX:
+            return
+        filled = {directory: len(self._names[directory]) for directory in self.filled if directory in self._names}
+        filled_count = sum(filled.values())
+        while filled_count > NAMES_FILLED_MAX:
+            largest = max(filled, key=lambda directory: filled[directory])
+            filled_count -= filled.pop(largest)
+            self._forget_names(largest)
+        while self._names_count - filled_count > NAMES_MAX:
+            others = (each for each in self._names if each != besides and each not in filled)
+            self._forget_names(next(others, besides))
 
     def _forget_names(self, directory: InodeId) -> None:
+        """An answer that is on its way must not make the directory complete: some of its names were there before."""
+        for asking in self._asking:
+            asking.directories.add(directory)
         self._names_count -= len(self._names.pop(directory, ()))
         self._complete.pop(directory, None)

@@ -23,7 +23,7 @@ log = logging.getLogger("shoal.fs.own_directories")
 
 _MADE: Final = 8  # so many files made within _WITHIN_S, and the lease is asked for
 _WITHIN_S: Final = 1.0
-_AGAIN_S: Final = 1.0  # not asked for sooner after it was refused
+_AGAIN_S: Final = 1.0  # not asked for sooner after it was refused, or was too large
 _IDLE_S: Final = 2.0
 _LOOK_S: Final = 0.25
 _LISTED_MAX: Final = 20_000  # entries: a directory with more is asked for only if it is known already
@@ -91,16 +91,18 @@ class OwnDirectories:
         if directory in self._own:
             return
         try:
+            if not metadata.cache.is_complete(directory) and await self._entries(directory) > _LISTED_MAX:
+                self._not_soon(directory)
+                return
             await metadata.making.prepare()
             await self._releases.settle(directory)
             await metadata.ask_to_keep_writes(directory)
             if not metadata.keeps_writes(directory):
-                candidate = self._candidates.get(directory)
-                if candidate is not None:
-                    candidate.not_before = trio.current_time() + _AGAIN_S
+                self._not_soon(directory)
                 self._releases.add(directory)  # whoever asks has it open at the leader
                 return
             self._own[directory] = trio.current_time()
+            metadata.cache.filled.add(directory)
             if len(self._own) > DIRECTORIES_WRITTEN_MAX:
                 await self._give_back(next(iter(self._own)))
             if not metadata.cache.is_complete(directory):
@@ -108,6 +110,15 @@ class OwnDirectories:
                     pass
         except ShoalError as error:
             log.debug("directory %d is not leased for writing: %s", directory, error)
+
+    async def _entries(self, directory: InodeId) -> int:
+        """How many there are in the directory. Raises ShoalError."""
+        return (await self._metadata.getattr(directory)).size_bytes
+
+    def _not_soon(self, directory: InodeId) -> None:
+        candidate = self._candidates.get(directory)
+        if candidate is not None:
+            candidate.not_before = trio.current_time() + _AGAIN_S
 
     async def _tell_old(self) -> None:
         try:
@@ -119,8 +130,7 @@ class OwnDirectories:
         metadata = self._metadata
         if not metadata.keeps_writes(directory):
             if not metadata.new_files.has_in(directory):
-                del self._own[directory]  # it was called back
-                self._releases.add(directory)
+                self._forget(directory)  # it was called back
         elif trio.current_time() - used > _IDLE_S or not metadata.cache.is_complete(directory):
             await self._give_back(directory)
 
@@ -134,5 +144,9 @@ class OwnDirectories:
             log.warning("files made in directory %d could not be told of: %s", directory, error)
             return
         self._metadata.cache.drop_write(directory)  # a new leader may have been told of it meanwhile
+        self._forget(directory)
+
+    def _forget(self, directory: InodeId) -> None:
         self._own.pop(directory, None)
+        self._metadata.cache.filled.discard(directory)
         self._releases.add(directory)

@@ -11,8 +11,9 @@ import mmap
 import os
 import random
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -27,6 +28,19 @@ from harness.libc import (
 
 SIZE_BYTES_MAX = 6_000_000
 _LENGTHS = (1, 100, 4_096, 70_000, 300_000, 1_500_000)
+_OFTEN = ("write", "read", "truncate", "read_map", "write_map", "reopen", "sync", "append", "punch", "zero", "allocate",
+          "copy_within", "holes")  # fmt: skip
+_SELDOM = ("copy_from", "replace")  # these make and remove a second file: each takes as long as ten others
+
+
+def swarm(seed: int) -> dict[str, int]:
+    """Weights of this seed's own, by which some operations are made often and others hardly ever or not at all. Evenly
+    mixed operations undo each other: a long row of appends, or of holes without a truncation, is then never made
+    ("swarm testing", Groce and others, 2012)."""
+    chance = random.Random(f"weights {seed}")
+    weights = {name: chance.choice((0, 4, 8, 16)) for name in _OFTEN}
+    weights |= {name: chance.choice((0, 1, 2)) for name in _SELDOM}
+    return weights | {"write": 8, "read": 8}
 
 
 class Exerciser:
@@ -34,11 +48,16 @@ class Exerciser:
 
     ``elsewhere`` are paths of the same file on other mounts: each operation is made on one of them all, by chance. What
     was stored into a mapping is then synced always, for only that makes it seen elsewhere. The file stays below
-    ``size_bytes_max``.
+    ``size_bytes_max``. ``weights`` are how often operations are made, by their names; 1 for those not named.
     """
 
     def __init__(
-        self, path: str, seed: int, elsewhere: Sequence[str] = (), size_bytes_max: int = SIZE_BYTES_MAX
+        self,
+        path: str,
+        seed: int,
+        elsewhere: Sequence[str] = (),
+        size_bytes_max: int = SIZE_BYTES_MAX,
+        weights: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
         self._paths = [path, *elsewhere]
         self._size_bytes_max = size_bytes_max
@@ -53,10 +72,11 @@ class Exerciser:
             self.append, self.punch, self.zero, self.allocate, self.copy_within, self.copy_from, self.holes,
             self.replace,
         ]  # fmt: skip
+        self._weights = [weights.get(operation.__name__, 1) for operation in self._operations]
 
     def run(self, operations: int) -> None:
         for number in range(operations):
-            operation = self._chance.choice(self._operations)
+            (operation,) = self._chance.choices(self._operations, self._weights)
             self._here = self._chance.randrange(len(self._fds))
             try:
                 operation()

@@ -81,15 +81,60 @@ def test_a_mutation_moves_names_only_where_names_are_leased(cache):
 
 def test_it_is_bounded_by_whole_directories(cache, monkeypatch):
     monkeypatch.setattr(leases, "NAMES_MAX", 10)
-    asking = cache.ask()
     for number in range(6):
         for directory in (DIR, FILE, OTHER):
+            asking = cache.ask()
             cache.learn_name(asking, directory, b"%d" % number, FILE)
+            cache.answered(asking)
     known = sum(
         cache.name(directory, b"%d" % number) is not UNKNOWN for directory in (DIR, FILE, OTHER) for number in range(6)
     )
     assert known <= 10
     assert cache.name(OTHER, b"5") == FILE
+
+
+def test_one_directory_alone_is_bounded(cache, monkeypatch):
+    monkeypatch.setattr(leases, "NAMES_MAX", 10)
+    asking = cache.ask()
+    for number in range(100):
+        cache.learn_name(asking, DIR, b"%d" % number, FILE)
+        cache.moved_name(asking, DIR, b"made %d" % number, FILE)
+        assert sum(cache.name(DIR, b"%d" % each) is not UNKNOWN for each in range(100)) <= 10
+    cache.learn_all(asking, DIR)
+    assert cache.name(DIR, b"0") is UNKNOWN, "what was forgotten of it is not taken for absent"
+    assert not cache.is_complete(DIR)
+
+
+def test_a_directory_that_is_forgotten_while_it_is_listed_is_not_complete_afterwards(cache, monkeypatch):
+    monkeypatch.setattr(leases, "NAMES_MAX", 10)
+    listing, other = cache.ask(), cache.ask()
+    for number in range(5):
+        cache.learn_name(listing, DIR, b"%d" % number, FILE)
+    for number in range(8):
+        cache.learn_name(other, OTHER, b"%d" % number, FILE)
+    assert cache.name(DIR, b"0") is UNKNOWN, "the oldest makes room"
+    cache.learn_name(listing, DIR, b"5", FILE)
+    cache.learn_all(listing, DIR)
+    assert cache.name(DIR, b"0") is UNKNOWN, "it exists, and was said not to"
+
+
+def test_a_directory_that_is_filled_is_kept_beyond_the_bound_and_others_as_before(cache, monkeypatch):
+    monkeypatch.setattr(leases, "NAMES_MAX", 10)
+    monkeypatch.setattr(leases, "NAMES_FILLED_MAX", 50)
+    asking = cache.ask()
+    cache.learn_name(asking, DIR, b"first", FILE)
+    cache.learn_all(asking, DIR)
+    cache.filled.add(DIR)
+    for number in range(49):
+        cache.moved_name(asking, DIR, b"%d" % number, FILE)
+        cache.learn_name(asking, OTHER, b"%d" % (number % 8), FILE)
+    assert cache.name(DIR, b"0") == FILE
+    assert cache.is_complete(DIR)
+    assert cache.name(OTHER, b"7") == FILE
+    cache.moved_name(asking, DIR, b"one more", FILE)
+    assert not cache.is_complete(DIR)
+    assert cache.name(DIR, b"0") is UNKNOWN
+    assert cache.name(OTHER, b"7") == FILE
 
 
 # --- effects of mutations --------------------------------------------------------------------------------------------

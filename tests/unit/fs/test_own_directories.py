@@ -341,6 +341,20 @@ async def test_it_is_given_back_when_nothing_is_made_any_more(cluster, monkeypat
         await one.own(directory)
 
 
+async def test_a_large_directory_that_is_not_known_is_neither_listed_nor_asked_for(cluster, monkeypatch):
+    """It was listed to the bound, taken, and given back for not being known, again with every eighth file."""
+    monkeypatch.setattr("shoalfs.fs.own_directories._LISTED_MAX", 20)
+    async with alone(cluster) as (one, directory), cluster.client() as two:
+        await leased(two)
+        for number in range(40):
+            await one.write_file(b"old-%d" % number, b"", directory)
+        sent = counted(two)
+        for number in range(40):
+            await two.write_file(b"new-%d" % number, b"", directory)
+        await trio.sleep(0.2)
+        assert not {"mds.lease_write", "mds.readdir"} & set(sent), sent
+
+
 async def test_a_name_is_made_once_whoever_asks_how_often(cluster):
     async with alone(cluster) as (one, directory):
         made = []
