@@ -11,11 +11,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from shoalfs.fs.file import FileData
-from shoalfs.mds.messages import Credentials, DirEntry
 from shoalfs.transport.ids import InodeId
+
+if TYPE_CHECKING:
+    from shoalfs.fs.listings import Listing
 
 REPORTED_MAX: Final = 65_536  # inodes of nine bytes each; transport.limits.CONTROL_BYTES_MAX holds them
 OPENED_NATIVELY: Final = 1 << 63  # the first number of a handle that was opened by the compiled part
@@ -71,18 +73,6 @@ class FileHandle:
     lost: bool = False  # a lock on the file was lost while this was open: what it would read or write is unprotected
 
 
-@dataclass(slots=True)
-class DirHandle:
-    """One opendir(3), with the page of the listing that is being read."""
-
-    ino: InodeId
-    who: Credentials
-    page: tuple[DirEntry, ...] = ()
-    # The cookie after which ``page`` begins; pages follow each other while the reader goes forward.
-    page_after: int = 0
-    page_eof: bool = False
-
-
 @dataclass
 class Handles:
     """The tables. Numbers are handed out upwards and not used again, so that a late request of a closed handle finds
@@ -91,7 +81,7 @@ class Handles:
     native: NativeOpens = field(default_factory=NothingNative)
     _next: int = 1
     _files: dict[int, FileHandle] = field(default_factory=dict)
-    _dirs: dict[int, DirHandle] = field(default_factory=dict)
+    _dirs: dict[int, "Listing"] = field(default_factory=dict)
     # Handles on each open inode, but for those that were opened natively and not taken back. Invariant: no zero
     # entries; what is in here is not offered.
     _held: Counter[InodeId] = field(default_factory=Counter)
@@ -190,7 +180,7 @@ class Handles:
     def has(self, number: int) -> bool:
         return number in self._files
 
-    def add_dir(self, handle: DirHandle) -> int:
+    def add_dir(self, handle: "Listing") -> int:
         number = self._number()
         self._dirs[number] = handle
         return number
@@ -198,7 +188,7 @@ class Handles:
     def file(self, number: int) -> FileHandle:
         return self._files[number]
 
-    def dir(self, number: int) -> DirHandle:
+    def dir(self, number: int) -> "Listing":
         return self._dirs[number]
 
     def lose(self, inos: Iterable[InodeId]) -> None:
@@ -212,7 +202,7 @@ class Handles:
     def pop_file(self, number: int) -> FileHandle:
         return self._files.pop(number)
 
-    def pop_dir(self, number: int) -> DirHandle:
+    def pop_dir(self, number: int) -> "Listing":
         return self._dirs.pop(number)
 
     def _number(self) -> int:

@@ -116,6 +116,8 @@ class Making:
     async def settle(self, request: Any) -> None:
         """The leader knows all that matters to the request. Raises ShoalError."""
         if len(self.new_files):
+            if isinstance(request, m.ReadDir):
+                await self.settle_closed(self.new_files.made_in(request.ino))  # together, in order, with their bytes
             removed = None
             if isinstance(request, m.Rmdir):
                 removed = self._cache.name(request.parent, request.name)

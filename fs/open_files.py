@@ -472,6 +472,11 @@ class OpenFiles:
 
     # --- views -------------------------------------------------------------------------------------------------------
 
+    def newest(self, inode: m.Inode) -> m.Inode:
+        """The inode as it is known now, if ``inode`` was told some time ago."""
+        known = self._metadata.known(inode.ino)
+        return inode if known is None or known.version < inode.version else known
+
     def view(self, inode: m.Inode) -> m.Inode:
         """The inode with what this mount has written and not committed laid over it."""
         file = self._data_path.find(inode.ino)

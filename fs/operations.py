@@ -336,14 +336,16 @@ class Operations(pyfuse3.Operations):
         cookie = start_id if start_id > _DOTDOT else 0
         while entries := await self._vfs.readdir(fh, cookie):
             for entry in entries:
+                inode = self._vfs.newest(entry.inode)
                 if entry.damaged:
-                    packed = self._pack_type(entry.inode)
+                    packed = self._pack_type(inode)
                 else:
-                    await self._before_attributes(entry.inode)
-                    packed = self._pack_entry(ino, entry.name, entry.inode)
+                    if self._known is not None:
+                        await self._known.before_attributes(inode)
+                    packed = self._pack_entry(ino, entry.name, inode)
                 if not pyfuse3.readdir_reply(token, entry.name, packed, entry.cookie):
                     return
-                self._told(entry.inode)
+                self._told(inode)
             cookie = entries[-1].cookie
 
     def _emit(self, token: pyfuse3.ReaddirToken, name: bytes, inode: Inode, cookie: int) -> bool:

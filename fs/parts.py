@@ -62,7 +62,15 @@ class Parts:
 
     async def run(self) -> None:
         """Until cancelled. :meth:`end` afterwards: then nobody commits anything any more."""
-        parts = (self._coherent, self._data_path, self.releases, self._scans, self._own, self.vfs.closing)
+        parts = (
+            self._coherent,
+            self._data_path,
+            self.releases,
+            self._scans,
+            self._own,
+            self.vfs.closing,
+            self.vfs.listings,
+        )
         async with trio.open_nursery() as nursery:
             for part in parts:
                 nursery.start_soon(part.run)

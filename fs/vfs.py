@@ -11,13 +11,12 @@ import errno
 import os
 from functools import cached_property
 
-from shoalfs.fs.handles import DirHandle
+from shoalfs.fs.listings import Listings
 from shoalfs.fs.open_files import Caching, OpenFiles
 from shoalfs.fs.xattrs import Xattrs
 from shoalfs.mds import messages as m
 from shoalfs.transport.errors import PosixError
 from shoalfs.transport.ids import InodeId
-from shoalfs.transport.limits import READDIR_ENTRIES_MAX
 
 
 class Vfs(OpenFiles):
@@ -26,6 +25,10 @@ class Vfs(OpenFiles):
     @cached_property
     def xattrs(self) -> Xattrs:
         return Xattrs(self._metadata, self._seen)
+
+    @cached_property
+    def listings(self) -> Listings:
+        return Listings(self._metadata)
 
     # --- names -------------------------------------------------------------------------------------------------------
 
@@ -115,24 +118,19 @@ class Vfs(OpenFiles):
     # --- directories -------------------------------------------------------------------------------------------------
 
     def opendir(self, who: m.Credentials, ino: InodeId) -> int:
-        return self._handles.add_dir(DirHandle(ino, who))
+        return self._handles.add_dir(self.listings.open(who, ino))
 
     async def readdir(self, number: int, cookie: int) -> tuple[m.DirEntry, ...]:
-        """Entries after ``cookie`` (0: from the start), without "." and ".."; empty at the end."""
-        handle = self._handles.dir(number)
-        page = handle.page if cookie else ()  # rewinddir(3): what was made since the opening shows
-        if handle.page_after <= cookie and page and cookie < page[-1].cookie:
-            return tuple(entry for entry in page if entry.cookie > cookie)
-        if handle.page_eof and page and cookie == page[-1].cookie:
-            return ()
-        request = m.ReadDir(handle.who, handle.ino, cookie, READDIR_ENTRIES_MAX)
-        listing = await self._metadata.readdir(request)
-        handle.page, handle.page_after, handle.page_eof = listing.entries, cookie, listing.eof
-        self._scans.listed(handle.ino, listing.entries)
-        for entry in listing.entries:
-            if not entry.damaged:
-                self._seen(entry.inode)
-        return listing.entries
+        """Entries after ``cookie`` (0: from the start), without "." and ".."; empty at the end. They may have come some
+        time ago: see :meth:`newest`."""
+        listing = self._handles.dir(number)
+        entries, just_came = await listing.after(cookie)
+        if just_came:
+            self._scans.listed(listing.ino, entries)
+            for entry in entries:
+                if not entry.damaged:
+                    self._seen(entry.inode)
+        return entries
 
     def releasedir(self, number: int) -> None:
         self._handles.pop_dir(number)

@@ -63,6 +63,21 @@ def test_names_made_here_are_there(mnt: Path, there: Path):
     assert (there / "h").stat().st_ino == (mnt / "d" / "e" / "f").stat().st_ino
 
 
+def test_a_listing_that_began_before_a_change_does_not_take_it_back(mnt: Path, there: Path):
+    """The kernel gets attributes with a listing, of which a page may be older than what it was told since."""
+    (mnt / "d").mkdir()
+    names = [f"{number:03d}-" + "n" * 200 for number in range(600)]
+    for name in names:
+        (there / "d" / name).touch()
+    with os.scandir(mnt / "d") as entries:
+        listed = [next(entries).name]
+        (there / "d" / names[-1]).write_text("longer")
+        assert (mnt / "d" / names[-1]).stat().st_size == 6
+        listed += [entry.name for entry in entries]
+    assert listed == names
+    assert (mnt / "d" / names[-1]).stat().st_size == 6
+
+
 def test_a_rename_is_seen(mnt: Path, there: Path):
     (mnt / "f").write_text("old name")
     assert (there / "f").read_text() == "old name"

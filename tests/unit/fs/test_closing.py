@@ -94,6 +94,16 @@ async def test_a_look_from_elsewhere_has_name_and_bytes_told_in_one(cluster, not
         assert changes(sent) == [m.Op.CREATE] * 3
 
 
+async def test_a_look_at_the_directory_here_has_them_committed_together_and_in_order(cluster, nothing_by_itself):
+    async with alone(cluster) as (one, directory):
+        sent = requests(one)
+        names = [b"f%02d" % number for number in range(20)]
+        for name in names:
+            await one.write_file(name, b"data", directory)
+        assert [name for name in await listed(one, directory) if name in names] == names
+        assert sent == [20]
+
+
 async def test_fsync_of_the_directory_covers_it(cluster, nothing_by_itself):
     async with alone(cluster) as (one, directory):
         ino = await one.write_file(b"f", b"data", directory)
