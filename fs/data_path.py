@@ -22,7 +22,7 @@ from shoalfs.fs.replicate import Replication
 from shoalfs.fs.uploader import Uploader
 from shoalfs.mds.messages import Extent, Inode
 from shoalfs.transport.errors import ShoalError
-from shoalfs.transport.ids import InodeId
+from shoalfs.transport.ids import ChunkId, InodeId
 from shoalfs.transport.limits import (
     DIRTY_BYTES_DEFAULT,
     FILES_KEPT_MAX,
@@ -87,10 +87,19 @@ class DataPath:
         file = self._files.get(ino)
         return file is not None and file.is_complete(file.committed_inode)
 
-    async def fetch_many(self, extents: Iterable[Extent]) -> None:
-        """Bring small chunks into the read cache, many with each request. A hint: nothing is raised, and what cannot be
-        had so is left to whoever reads it."""
-        await self._services.reader.fetch_many(extents)
+    async def fetch_many(
+        self,
+        extents: Iterable[Extent],
+        came: Callable[[ChunkId, memoryview], None] = lambda chunk, data: None,
+    ) -> None:
+        """Bring small chunks into the read cache, many with each request, and say of each that it came, and what it is.
+        A hint: nothing is raised, and what cannot be had so is left to whoever reads it."""
+        await self._services.reader.fetch_many(extents, came)
+
+    def was_read(self, extents: Iterable[Extent]) -> None:
+        """The kernel has these bytes: of all that is in the read cache, they go first."""
+        for extent in extents:
+            self._services.reader.cached(extent, extent.offset_bytes, extent.end_bytes)
 
     async def run(self) -> None:
         """Write-back, readahead and reports of bad copies, until cancelled. Call :meth:`flush_all` before the end."""

@@ -26,7 +26,7 @@ OPENED_NATIVELY: Final = 1 << 63  # the first number of a handle that was opened
 class NativeOpens(Protocol):
     """What is opened by the compiled part (fs/native/opens.h)."""
 
-    def offer(self, node: int, keep: bool, data: bytes | None = None, /) -> bool: ...
+    def offer(self, node: int, keep: bool, data: bytes | memoryview | None = None, /) -> bool: ...
 
     def withdraw(self, node: int, /) -> int: ...
 
@@ -42,7 +42,7 @@ class NativeOpens(Protocol):
 class NothingNative:
     """Where there is no compiled part."""
 
-    def offer(self, node: int, keep: bool, data: bytes | None = None, /) -> bool:
+    def offer(self, node: int, keep: bool, data: bytes | memoryview | None = None, /) -> bool:
         return False
 
     def read_through(self) -> list[int]:
@@ -94,7 +94,7 @@ class Handles:
     # Open files of which a lock was lost. Invariant: each is in ``_held``.
     _lost: set[InodeId] = field(default_factory=set)
 
-    def offer(self, ino: InodeId, *, keep: bool = True, data: bytes | None = None) -> bool:
+    def offer(self, ino: InodeId, *, keep: bool = True, data: bytes | memoryview | None = None) -> bool:
         """From now on the file is opened for reading, and closed, by the compiled part: all that this would bring is
         known, and whatever ends that calls :meth:`withdraw` first. ``keep``: the kernel's pages of it, if it has any,
         are its contents. ``data``: all its bytes, and it is read there, too; None: not (any more). False: it is not

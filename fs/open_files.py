@@ -269,11 +269,11 @@ class OpenFiles:
         if not (self._durable_close and file.needs_fsync):
             self._handles.offer(ino, data=file.inline)
 
-    def offer_fetched(self, fetched: FetchedFile) -> bool:
-        """The same for a small file that was fetched before anybody opened it, with its bytes: a program that reads it
-        once need not wake anybody. False: it is opened as ever."""
+    def offer_fetched(self, fetched: FetchedFile, data: bytes | memoryview) -> bool:
+        """The same for a small file that was fetched before anybody opened it, with all its bytes: a program that reads
+        it once need not wake anybody. False: it is opened as ever."""
         inode = fetched.inode
-        if inode is None or not inode.is_file or not inode.nlink or inode.storage is not m.Storage.INLINE:
+        if inode is None or not inode.is_file or not inode.nlink or len(data) != inode.size_bytes:
             return False
         ino = inode.ino
         self._handles.withdraw(ino)  # an earlier offer ends, if there was one
@@ -284,7 +284,7 @@ class OpenFiles:
             return False
         if ino in self._handles.registered or ino in self._metadata.new_files:
             return False
-        return self._handles.offer(ino, keep=self._pages.still_good(inode), data=fetched.data)
+        return self._handles.offer(ino, keep=self._pages.still_good(inode), data=data)
 
     def take_back(self, ino: InodeId) -> None:
         """What was fetched of a file is forgotten."""
@@ -294,9 +294,11 @@ class OpenFiles:
         """Files that were offered with their bytes and have been read since the last call. They stay offered."""
         return [InodeId(node) for node in self._handles.native.read_through()]
 
-    def was_read(self, inode: m.Inode) -> None:
-        """The kernel has all bytes of this file as it is here."""
-        self._pages.valid_at(inode.ino, inode.data_version)
+    def was_read(self, fetched: FetchedFile) -> None:
+        """The kernel has all bytes of this file as it was fetched."""
+        if fetched.inode is not None:
+            self._pages.valid_at(fetched.inode.ino, fetched.inode.data_version)
+            self._data_path.was_read(fetched.extents)
 
     def has_all(self, ino: InodeId) -> bool:
         """Nothing would have to be asked for to read the file: its bytes are known here, or the kernel has them."""

@@ -10,7 +10,7 @@ give is rebuilt from the others (`fs/rebuilder.py`), at once, and without asking
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import takewhile
 from typing import TypeAlias
@@ -85,9 +85,13 @@ class ChunkReader:
             return await self._read_fragments(extent, start, end)
         return await self._read(Piece(extent.chunk, None, extent.chunk_bytes, extent.chunk_hash), start, end)
 
-    async def fetch_many(self, extents: Iterable[Extent]) -> None:
-        """Bring small chunks into the cache, many with each request. A hint: what is large, a fragment, here already,
-        or cannot be had from whoever is asked first is left to whoever reads it."""
+    async def fetch_many(
+        self,
+        extents: Iterable[Extent],
+        came: Callable[[ChunkId, memoryview], None] = lambda chunk, data: None,
+    ) -> None:
+        """Bring small chunks into the cache, many with each request; ``came`` is told of each. A hint: what is large, a
+        fragment, here already, or cannot be had from whoever is asked first is left to whoever reads it."""
         of_target: dict[TargetId, dict[ChunkId, Piece]] = {}
         for extent in extents:
             if not extent.fragments and extent.chunk_bytes <= GET_MANY_CHUNK_BYTES_MAX:
@@ -95,10 +99,12 @@ class ChunkReader:
                 for target in self._holders(piece)[:1]:
                     of_target.setdefault(target.id, {})[piece.chunk] = piece  # several files may share a chunk
         await settle_all(
-            [partial(self._fetch_from, target, [*pieces.values()]) for target, pieces in of_target.items()]
+            [partial(self._fetch_from, target, [*pieces.values()], came) for target, pieces in of_target.items()]
         )
 
-    async def _fetch_from(self, target: TargetId, pieces: list[Piece]) -> None:
+    async def _fetch_from(
+        self, target: TargetId, pieces: list[Piece], came: Callable[[ChunkId, memoryview], None]
+    ) -> None:
         """Whole chunks from one target, one request after the other; all count as on their way at once. Raises the
         error of a request. Who waits for what did not come looks again."""
         flights = {piece: _Flight() for piece in pieces if not self._is_coming(piece)}
@@ -111,6 +117,7 @@ class ChunkReader:
                     if not isinstance(data, ShoalError):
                         flights[piece].run = Run(piece.id, 0, data)
                         self.cache.put(Run(piece.id, 0, data))
+                        came(piece.chunk, data)
                     self._land(flights.pop(piece), piece.blocks)
         finally:
             for piece, flight in flights.items():

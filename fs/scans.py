@@ -11,14 +11,16 @@ nothing here has to be told when something changes.
 **Waste is bounded.** A directory's window begins small; it grows while what was fetched is used, and a directory of
 which little is used has to be missed twice as often before the next window. Bytes that were fetched and not opened are
 at most SCAN_BYTES_MAX: when that is full nothing is fetched, except in the place of what is older than a minute.
-Chunks are in the read cache, of which those that were fetched and not opened take at most SCAN_CHUNK_BYTES_MAX.
+Chunks are in the read cache, of which those that were fetched and not opened take at most SCAN_CHUNK_BYTES_MAX; those
+that were offered to the compiled part stay in memory as long, even if the cache has dropped them.
 """
 
 import logging
 from collections import Counter, OrderedDict
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final, Protocol
 
 import trio
@@ -26,7 +28,7 @@ import trio
 from shoalfs.fs.coherent import Coherent, FetchedFile
 from shoalfs.mds import messages as m
 from shoalfs.transport.errors import ShoalError
-from shoalfs.transport.ids import InodeId
+from shoalfs.transport.ids import ChunkId, InodeId
 from shoalfs.transport.limits import (
     FETCH_BATCH_MAX,
     GET_MANY_CHUNK_BYTES_MAX,
@@ -79,13 +81,13 @@ class _Ready:
 class Opens(Protocol):
     """What answers opens: see :class:`~shoalfs.fs.open_files.OpenFiles`."""
 
-    def offer_fetched(self, fetched: FetchedFile) -> bool: ...
+    def offer_fetched(self, fetched: FetchedFile, data: bytes | memoryview) -> bool: ...
 
     def take_back(self, ino: InodeId) -> None: ...
 
     def read_through(self) -> list[InodeId]: ...
 
-    def was_read(self, inode: m.Inode) -> None: ...
+    def was_read(self, fetched: FetchedFile) -> None: ...
 
     def has_all(self, ino: InodeId) -> bool: ...
 
@@ -97,7 +99,7 @@ class Scans:
     def __init__(
         self,
         metadata: Coherent,
-        fetch_many: Callable[[list[m.Extent]], Awaitable[None]],
+        fetch_many: Callable[[list[m.Extent], Callable[[ChunkId, memoryview], None]], Awaitable[None]],
         counters: Counter[str] | None = None,
         *,
         chunk_bytes_max: int = SCAN_CHUNK_BYTES_MAX,
@@ -210,8 +212,8 @@ class Scans:
         read = self._opens.read_through()
         for ino in read:
             ready = self._use(ino)
-            if ready is not None and ready.file.inode is not None:
-                self._opens.was_read(ready.file.inode)
+            if ready is not None:
+                self._opens.was_read(ready.file)
                 self.counters["scanned_used"] += 1
         return len(read)
 
@@ -311,6 +313,7 @@ class Scans:
         now = trio.current_time()
         self.counters["scanned_requests"] += 1
         chunks: list[m.Extent] = []
+        whole: dict[ChunkId, _Ready] = {}
         small_bytes = 0
         for file in files:
             if file.inode is not None:
@@ -320,17 +323,29 @@ class Scans:
                     chunk_bytes = 0
                 if chunk_bytes:
                     chunks += file.extents
-                self._ready[file.inode.ino] = _Ready(file, number, now, chunk_bytes)
+                ready = self._ready[file.inode.ino] = _Ready(file, number, now, chunk_bytes)
                 self._ready_bytes += _cost(file)
                 self._chunk_bytes += chunk_bytes
                 directory.fetched += 1
-                if self._opens.offer_fetched(file):
-                    self._offering.set()
+                if file.inode.storage is m.Storage.INLINE:
+                    self._offer(ready, file.data)
+                elif chunk_bytes and (chunk := _only_chunk(file)) is not None:
+                    whole[chunk] = ready
         directory.chunk_bytes_mean = small_bytes // max(1, len(files))
         self.counters["scanned_files"] += len(files)
         if chunks:
-            await self._fetch_many(chunks)
+            await self._fetch_many(chunks, partial(self._came, whole))
         return max(1, len(files))
+
+    def _came(self, whole: Mapping[ChunkId, _Ready], chunk: ChunkId, data: memoryview) -> None:
+        """A chunk that may be all of a file."""
+        ready = whole.get(chunk)
+        if ready is not None and ready.file.inode is not None and self._ready.get(ready.file.inode.ino) is ready:
+            self._offer(ready, data[: ready.file.inode.size_bytes])
+
+    def _offer(self, ready: _Ready, data: bytes | memoryview) -> None:
+        if self._opens.offer_fetched(ready.file, data):
+            self._offering.set()
 
     def _drop_old(self) -> None:
         before = trio.current_time() - _OLD_S
@@ -349,6 +364,15 @@ class Scans:
 
 def _cost(file: FetchedFile) -> int:
     return len(file.data) + _FILE_COST_BYTES
+
+
+def _only_chunk(file: FetchedFile) -> ChunkId | None:
+    """The chunk that begins with all bytes of the file, if there is one."""
+    if file.inode is None or len(file.extents) != 1:
+        return None
+    (extent,) = file.extents
+    is_all = not extent.offset_bytes and extent.length_bytes == file.inode.size_bytes
+    return extent.chunk if is_all and not extent.chunk_offset_bytes and not extent.fragments else None
 
 
 def _small_chunk_bytes(file: FetchedFile) -> int:

@@ -163,35 +163,58 @@ void opens_end(void)
 
 const char offer_doc[] = "offer(node, keep, data=None) -> bool\n\n"
                         "From now on the inode is opened for reading, flushed and closed without a word. keep: pages that "
-                        "the kernel has of it are its contents. data: all its bytes, or None to let go of those that are "
-                        "here: with them it is read without a word, too. False if there is no room.";
+                        "the kernel has of it are its contents. data: all its bytes, as bytes or as a memoryview, or None "
+                        "to let go of those that are here: with them it is read without a word, too. False if there is no "
+                        "room.";
+
+/* The object's bytes, which stay where they are and as they are as long as the owner that is returned lives; of a
+ * memoryview that is another, since anybody may release the one that was given. */
+static PyObject *own(PyObject *data, const char **bytes, size_t *size)
+{
+    PyObject *view;
+
+    if (PyBytes_Check(data)) {
+        *bytes = PyBytes_AS_STRING(data);
+        *size = (size_t)PyBytes_GET_SIZE(data);
+        return Py_NewRef(data);
+    }
+    if (!PyMemoryView_Check(data) || !PyMemoryView_GET_BUFFER(data)->readonly ||
+        !PyBuffer_IsContiguous(PyMemoryView_GET_BUFFER(data), 'C')) {
+        PyErr_SetString(PyExc_TypeError, "data: bytes, a contiguous memoryview that is only read, or None");
+        return NULL;
+    }
+    view = PyMemoryView_FromObject(data);
+    if (view) {
+        *bytes = PyMemoryView_GET_BUFFER(view)->buf;
+        *size = (size_t)PyMemoryView_GET_BUFFER(view)->len;
+    }
+    return view;
+}
 
 PyObject *offer_open(PyObject *self, PyObject *args)
 {
     unsigned long long node;
     int keep;
-    PyObject *data = Py_None;
+    PyObject *data = Py_None, *owner = NULL;
+    const char *bytes = NULL;
+    size_t size = 0;
     struct open_entry *entry;
 
     (void)self;
     if (!PyArg_ParseTuple(args, "Kp|O", &node, &keep, &data))
         return NULL;
-    if (data != Py_None && !PyBytes_Check(data)) {
-        PyErr_SetString(PyExc_TypeError, "data: bytes or None");
+    if (data != Py_None && !(owner = own(data, &bytes, &size)))
         return NULL;
-    }
     entry = open_table_offer(node, keep);
-    if (!entry)
+    if (!entry) {
+        Py_XDECREF(owner);
         Py_RETURN_FALSE;
-    Py_XDECREF((PyObject *)entry->owner);
-    entry->owner = NULL;
-    entry->data = NULL;
-    entry->read = false;
-    if (data != Py_None) {
-        entry->owner = Py_NewRef(data);
-        entry->data = PyBytes_AS_STRING(data);
-        entry->size = (size_t)PyBytes_GET_SIZE(data);
     }
+    Py_XDECREF((PyObject *)entry->owner);
+    entry->owner = owner;
+    entry->data = bytes;
+    entry->size = size;
+    entry->read = false;
     Py_RETURN_TRUE;
 }
 

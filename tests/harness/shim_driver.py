@@ -100,7 +100,7 @@ class Session:
         return self._library.fuse_session_receive_buf(self._session, ctypes.byref(buf))
 
     def answer(self) -> tuple[int, int, bytes]:
-        raw = self.kernel.recv(4096)
+        raw = self.kernel.recv(1 << 18)
         length, error, unique = REPLY.unpack_from(raw)
         assert length == len(raw), (length, len(raw))
         return unique, -error, raw[REPLY.size :]
@@ -226,12 +226,26 @@ def check_reads(shim, session: Session) -> None:
     for node in range(1000, 2000):
         shim.withdraw(node)
     shim.withdraw_all()
+    # A view, which whoever gave it may release; and of something large.
+    large = bytes(random.Random(2).randbytes(1_000_000))
+    view = memoryview(large)[:300_000]
+    shim.offer(9, False, view)
+    view.release()
+    handle, _ = opened(session, 1000, 9)
+    assert [read(handle, at, 131_072) for at in (0, 131_072, 262_144)] == [
+        large[:131_072],
+        large[131_072:262_144],
+        large[262_144:300_000],
+    ]
+    assert shim.read_through() == [9]
+    assert shim.withdraw(9) == 1
     assert sys.getrefcount(data) == references
-    try:
-        shim.offer(9, True, bytearray(5))
-    except TypeError:
-        return
-    raise AssertionError("bytes that change were taken")
+    for wrong in (bytearray(5), memoryview(bytearray(5)), memoryview(data)[::2], 5):
+        try:
+            shim.offer(9, True, wrong)
+        except TypeError:
+            continue
+        raise AssertionError(f"taken: {wrong!r}")
 
 
 def check_table(shim, session: Session) -> None:

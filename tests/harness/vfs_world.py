@@ -68,11 +68,11 @@ class CompiledPart:
     through: list[int] = field(default_factory=list)
     number: int = OPENED_NATIVELY
 
-    def offer(self, node: int, keep: bool, data: bytes | None = None, /) -> bool:
+    def offer(self, node: int, keep: bool, data: bytes | memoryview | None = None, /) -> bool:
         self.opens.setdefault(node, 0)
         self.data.pop(node, None)
         if data is not None:
-            self.data[node] = data
+            self.data[node] = bytes(data)
         return True
 
     def withdraw(self, node: int, /) -> int:

@@ -22,17 +22,31 @@ async def cluster(tmp_path):
         yield running
 
 
-async def scanned(one, two):
+@pytest.fixture(params=[False, True], ids=["in its inode", "in a chunk"])
+def has_chunk(request):
+    return request.param
+
+
+async def scanned(one, two, has_chunk=False):
     """``one`` has filled the root; ``two`` has read a few files of it, and the compiled part was offered others."""
     await leased(one, two)
     made = await filled(one)
     await list_root(two)
     await read_all(two, range(4))
     with trio.fail_after(5):
-        while not (fetched := [n for n, ino in enumerate(made) if ino in two.vfs._scans._ready]):
+        while not (fetched := [n for n, ino in enumerate(made) if is_large(n) == has_chunk and offered(two, ino)]):
             await trio.sleep(0.01)
-    number = next(n for n in fetched if made[n] in two.compiled.data)
+    number = fetched[0]
     return number, made[number]
+
+
+def offered(client, ino):
+    return ino in client.compiled.data and ino in client.vfs._scans._ready
+
+
+def is_large(number):
+    """Too large for its inode."""
+    return len(content(number)) > 1_000
 
 
 async def read_natively(client, ino):
@@ -49,9 +63,9 @@ async def noted(client):
     await trio.sleep(0.02)
 
 
-async def test_what_was_fetched_is_read_without_a_word(cluster):
+async def test_what_was_fetched_is_read_without_a_word(cluster, has_chunk):
     async with cluster.client() as one, cluster.client() as two:
-        number, ino = await scanned(one, two)
+        number, ino = await scanned(one, two, has_chunk)
         questions = asked(two)
         assert await read_natively(two, ino) == content(number)
         assert not questions
@@ -59,15 +73,9 @@ async def test_what_was_fetched_is_read_without_a_word(cluster):
         assert two.data_path.counters["scanned_used"] > 0
 
 
-async def test_small_files_only(cluster):
+async def test_after_it_was_read_the_kernel_has_it_and_it_stays_open_to_all(cluster, has_chunk):
     async with cluster.client() as one, cluster.client() as two:
-        await scanned(one, two)
-        assert all(len(data) < 1_000 for data in two.compiled.data.values()), "those with chunks are opened as ever"
-
-
-async def test_after_it_was_read_the_kernel_has_it_and_it_stays_open_to_all(cluster):
-    async with cluster.client() as one, cluster.client() as two:
-        number, ino = await scanned(one, two)
+        number, ino = await scanned(one, two, has_chunk)
         await read_natively(two, ino)
         await noted(two)
         assert ino in two.compiled.opens
@@ -77,9 +85,9 @@ async def test_after_it_was_read_the_kernel_has_it_and_it_stays_open_to_all(clus
 
 
 @pytest.mark.parametrize("was_read", [False, True])
-async def test_a_change_elsewhere_takes_it_back_first(cluster, was_read):
+async def test_a_change_elsewhere_takes_it_back_first(cluster, was_read, has_chunk):
     async with cluster.client() as one, cluster.client() as two:
-        number, ino = await scanned(one, two)
+        number, ino = await scanned(one, two, has_chunk)
         if was_read:
             await read_natively(two, ino)  # and it is not noted yet when the change comes
         handle, _ = await one.open(b"f%d" % number, os.O_WRONLY)
@@ -93,9 +101,9 @@ async def test_a_change_elsewhere_takes_it_back_first(cluster, was_read):
         await two.close(handle)
 
 
-async def test_it_is_removed_elsewhere_while_it_is_open_here(cluster):
+async def test_it_is_removed_elsewhere_while_it_is_open_here(cluster, has_chunk):
     async with cluster.client() as one, cluster.client() as two:
-        number, ino = await scanned(one, two)
+        number, ino = await scanned(one, two, has_chunk)
         native = two.compiled.open(ino)
         await one.vfs.unlink(ROOT, ROOT_INODE, b"f%d" % number)
         assert two.handles.holders(ino) == 1
@@ -106,9 +114,9 @@ async def test_it_is_removed_elsewhere_while_it_is_open_here(cluster):
         await two.vfs.release(native, ino)
 
 
-async def test_a_truncation_here_takes_it_back(cluster):
+async def test_a_truncation_here_takes_it_back(cluster, has_chunk):
     async with cluster.client() as one, cluster.client() as two:
-        number, ino = await scanned(one, two)
+        number, ino = await scanned(one, two, has_chunk)
         await two.vfs.setattr(SetAttr(ROOT, ino, size_bytes=3))
         assert two.compiled.data.get(ino) in (None, content(number)[:3])
         assert await two.read_file(b"f%d" % number) == content(number)[:3]

@@ -168,7 +168,7 @@ class FakeOpens:
     def __init__(self, known=()):
         self.known = known
 
-    def offer_fetched(self, fetched):
+    def offer_fetched(self, fetched, data):
         return False
 
     def take_back(self, ino):
@@ -177,7 +177,7 @@ class FakeOpens:
     def read_through(self):
         return []
 
-    def was_read(self, inode):
+    def was_read(self, fetched):
         raise AssertionError("nothing was offered")
 
     def has_all(self, ino):
@@ -198,7 +198,7 @@ class Fake:
         self.chunk_bytes = chunk_bytes
         self.together = []
 
-    async def fetch_many(self, extents):
+    async def fetch_many(self, extents, came):
         self.together += extents
         await trio.lowlevel.checkpoint()
 
