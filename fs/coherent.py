@@ -50,7 +50,7 @@ class Coherent:
     """See the module. :meth:`begin` before anything else; :meth:`run` must be running."""
 
     def __init__(self, kernel: Kernel, handles: Handles, clock: Callable[[], float] = boot_time) -> None:
-        self.cache = LeaseCache(handles.withdraw, handles.withdraw_all)
+        self.cache = LeaseCache(handles.withdraw, handles.withdraw_all, handles.withdraw_name)
         self.hits = 0  # questions answered here
         # Told of each name that had to be asked for, and of what was found: who prefetches draws conclusions.
         self.on_looked_up: Callable[[m.Credentials, InodeId, m.Inode | None], None] = lambda who, directory, inode: None

@@ -7,7 +7,7 @@ with it.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from shoalfs.fs.file import FileData
 from shoalfs.transport.ids import InodeId
+from shoalfs.transport.limits import NAME_BYTES_MAX
 
 if TYPE_CHECKING:
     from shoalfs.fs.listings import Listing
@@ -24,7 +25,7 @@ OPENED_NATIVELY: Final = 1 << 63  # the first number of a handle that was opened
 
 
 class NativeOpens(Protocol):
-    """What is opened by the compiled part (fs/native/opens.h)."""
+    """What is opened, and looked up, by the compiled part (fs/native/opens.h, names.h)."""
 
     def offer(self, node: int, keep: bool, data: bytes | memoryview | None = None, /) -> bool: ...
 
@@ -37,6 +38,12 @@ class NativeOpens(Protocol):
     def any_open(self) -> bool: ...
 
     def believe_until(self, boottime_s: float, /) -> None: ...
+
+    def offer_name(self, parent: int, name: bytes, attributes: bytes, /) -> bool: ...
+
+    def withdraw_name(self, parent: int, name: bytes, /) -> None: ...
+
+    def withdraw_names(self) -> None: ...
 
 
 class NothingNative:
@@ -60,6 +67,15 @@ class NothingNative:
     def believe_until(self, boottime_s: float, /) -> None:
         pass
 
+    def offer_name(self, parent: int, name: bytes, attributes: bytes, /) -> bool:
+        return False
+
+    def withdraw_name(self, parent: int, name: bytes, /) -> None:
+        pass
+
+    def withdraw_names(self) -> None:
+        pass
+
 
 @dataclass(slots=True)
 class FileHandle:
@@ -79,6 +95,7 @@ class Handles:
     nothing instead of a stranger."""
 
     native: NativeOpens = field(default_factory=NothingNative)
+    node_of: Callable[[InodeId], int] = int  # what the kernel calls an inode
     _next: int = 1
     _files: dict[int, FileHandle] = field(default_factory=dict)
     _dirs: dict[int, "Listing"] = field(default_factory=dict)
@@ -111,6 +128,19 @@ class Handles:
     def withdraw_all(self) -> None:
         for node, opens in self.native.withdraw_all():
             self._held[InodeId(node)] += opens
+
+    def offer_name(self, directory: InodeId, name: bytes, attributes: bytes) -> bool:
+        """From now on the name is looked up by the compiled part, once: it leads to an inode that is offered, and has
+        these attributes (struct fuse_attr). That ends with the offer of the inode; whatever makes the name lead
+        elsewhere without the inode's becoming another calls :meth:`withdraw_name` first."""
+        return self.native.offer_name(self.node_of(directory), name, attributes)
+
+    def withdraw_name(self, directory: InodeId, name: bytes | None) -> None:
+        """Not any more. None: all names of the directory; of others as well, since that is rare."""
+        if name is None:
+            self.native.withdraw_names()
+        elif len(name) <= NAME_BYTES_MAX:
+            self.native.withdraw_name(self.node_of(directory), name)
 
     def open_inodes(self) -> tuple[InodeId, ...]:
         self.withdraw_all()

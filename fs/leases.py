@@ -56,14 +56,17 @@ class Asking:
 
 class LeaseCache:
     """See the module. ``on_gone`` is told of each inode that is not known any more, or as another than before, in the
-    step in which that happens; ``on_all_gone`` stands for all of them."""
+    step in which that happens; ``on_all_gone`` stands for all of them. ``on_name_gone`` is told of names in the same
+    way; None stands for all of the directory."""
 
     def __init__(
         self,
         on_gone: Callable[[InodeId], None] = lambda ino: None,
         on_all_gone: Callable[[], None] = lambda: None,
+        on_name_gone: Callable[[InodeId, bytes | None], None] = lambda directory, name: None,
     ) -> None:
         self._on_gone = on_gone
+        self._on_name_gone = on_name_gone
         self._on_all_gone = on_all_gone
         self._inodes: dict[InodeId, Inode] = {}
         # Of each directory whose names are leased: what is known of them; None is a name that does not exist.
@@ -177,6 +180,7 @@ class LeaseCache:
             if known is not None and name in known:
                 del known[name]
                 self._names_count -= 1
+                self._on_name_gone(directory, name)
             doubtful = self._complete.get(directory)
             if doubtful is not None:
                 doubtful.add(name)
@@ -194,7 +198,7 @@ class LeaseCache:
         for asking in self._asking:
             asking.everything = True
         self._inodes.clear()
-        self._on_all_gone()
+        self._on_all_gone()  # with them, what led to them
         self._names.clear()
         self._complete.clear()
         self._names_count = 0
@@ -202,7 +206,11 @@ class LeaseCache:
     def _put_name(
         self, directory: InodeId, names: dict[bytes, InodeId | None], name: bytes, ino: InodeId | None
     ) -> None:
-        self._names_count += name not in names
+        before = names.get(name, UNKNOWN)
+        if before is UNKNOWN:
+            self._names_count += 1
+        elif before != ino:
+            self._on_name_gone(directory, name)
         names[name] = ino
         if directory in self._complete:
             self._complete[directory].discard(name)
@@ -225,5 +233,8 @@ class LeaseCache:
         """An answer that is on its way must not make the directory complete: some of its names were there before."""
         for asking in self._asking:
             asking.directories.add(directory)
-        self._names_count -= len(self._names.pop(directory, ()))
+        names = self._names.pop(directory, None)
+        if names:
+            self._names_count -= len(names)
+            self._on_name_gone(directory, None)
         self._complete.pop(directory, None)

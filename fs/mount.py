@@ -182,8 +182,7 @@ async def _serve(
         nursery.start_soon(parts.run)
         nursery.start_soon(kernel.run)
         try:
-            ranges = FileRanges(handles, vfs.statfs, vfs.getattr)
-            await _answer_kernel(options, vfs, kernel, FileLocks(session.locks, vfs), ranges, known, task_status)
+            await _answer_kernel(options, vfs, kernel, FileLocks(session.locks, vfs), handles, known, task_status)
         finally:
             with trio.move_on_after(_FLUSH_AT_END_S, shield=True):
                 await parts.end()
@@ -195,7 +194,7 @@ async def _answer_kernel(
     vfs: Vfs,
     kernel: KernelCache,
     locks: FileLocks,
-    ranges: FileRanges,
+    handles: Handles,
     known: KnownFiles | None,
     task_status: "trio.TaskStatus[None]",
 ) -> None:
@@ -218,6 +217,7 @@ async def _answer_kernel(
         if known is not None:
             native.shim.refuse_opens()
         shared = None if options.no_lock else locks
+        ranges = FileRanges(handles, vfs.statfs, vfs.getattr)
         ops = NativeOps(native.shim, vfs, shared, ranges, credentials, root, known, attr_timeout_s=attr_timeout_s)
         taken = ops.running()
     _begin(options, operations)
@@ -225,6 +225,9 @@ async def _answer_kernel(
         descriptor = _fuse_descriptor()
         fuse_wait.install(descriptor, native.shim)
         kernel.attach(descriptor, root.node)
+        handles.node_of = root.node
+        if native.shim is not None and kernel.keeps_names:
+            native.shim.keep_names(entry_timeout_s, attr_timeout_s)
         async with trio.open_nursery() as nursery:
             serving = trio.CancelScope(shield=True)
 

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from shoalfs.fs import fuse_wire as wire
 from shoalfs.fs.closing import Closing
 from shoalfs.fs.coherent import Coherent, FetchedFile
 from shoalfs.fs.data_path import DataPath
@@ -269,9 +270,10 @@ class OpenFiles:
         if not (self._durable_close and file.needs_fsync):
             self._handles.offer(ino, data=file.inline)
 
-    def offer_fetched(self, fetched: FetchedFile, data: bytes | memoryview) -> bool:
-        """The same for a small file that was fetched before anybody opened it, with all its bytes: a program that reads
-        it once need not wake anybody. False: it is opened as ever."""
+    def offer_fetched(self, fetched: FetchedFile, data: bytes | memoryview, directory: InodeId, name: bytes) -> bool:
+        """The same for a small file that was fetched before anybody opened it, with all its bytes, and for the name
+        that leads to it: a program that looks it up and reads it once need not wake anybody. False: it is opened as
+        ever."""
         inode = fetched.inode
         if inode is None or not inode.is_file or not inode.nlink or len(data) != inode.size_bytes:
             return False
@@ -284,7 +286,11 @@ class OpenFiles:
             return False
         if ino in self._handles.registered or ino in self._metadata.new_files:
             return False
-        return self._handles.offer(ino, keep=self._pages.still_good(inode), data=data)
+        if not self._handles.offer(ino, keep=self._pages.still_good(inode), data=data):
+            return False
+        if self._metadata.keeps_name(directory, name, ino):
+            self._handles.offer_name(directory, name, wire.attributes(inode))
+        return True
 
     def take_back(self, ino: InodeId) -> None:
         """What was fetched of a file is forgotten."""

@@ -17,7 +17,7 @@ that were offered to the compiled part stay in memory as long, even if the cache
 
 import logging
 from collections import Counter, OrderedDict
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
@@ -57,9 +57,10 @@ _Work = Callable[[], Awaitable[None]]
 
 @dataclass(slots=True)
 class _Directory:
-    """``files``: in the order in which they were listed; ``next``: the first one that no window has reached."""
+    """``files``: numbers and names in the order in which they were listed; ``next``: the first one that no window has
+    reached."""
 
-    files: list[InodeId] = field(default_factory=list)
+    files: list[tuple[InodeId, bytes]] = field(default_factory=list)
     next: int = 0
     window: int = _WINDOW_MIN
     threshold: int = _FILES_MISSED
@@ -74,6 +75,7 @@ class _Directory:
 class _Ready:
     file: FetchedFile
     directory: InodeId
+    name: bytes
     since: float
     chunk_bytes: int  # of its chunks that were fetched, too
 
@@ -81,7 +83,9 @@ class _Ready:
 class Opens(Protocol):
     """What answers opens: see :class:`~shoalfs.fs.open_files.OpenFiles`."""
 
-    def offer_fetched(self, fetched: FetchedFile, data: bytes | memoryview) -> bool: ...
+    def offer_fetched(
+        self, fetched: FetchedFile, data: bytes | memoryview, directory: InodeId, name: bytes
+    ) -> bool: ...
 
     def take_back(self, ino: InodeId) -> None: ...
 
@@ -133,11 +137,11 @@ class Scans:
             known = self._directories[directory] = _Directory()
         for entry in entries:
             if entry.inode.is_file and not entry.damaged and entry.inode.ino not in self._directory_of:
-                known.files.append(entry.inode.ino)
+                known.files.append((entry.inode.ino, entry.name))
                 self._directory_of[entry.inode.ino] = directory
         while len(self._directory_of) > SCAN_FILES_MAX:
             _, oldest = self._directories.popitem(last=False)
-            for ino in oldest.files:
+            for ino, _ in oldest.files:
                 self._directory_of.pop(ino, None)
 
     def looked_up(self, who: m.Credentials, directory: InodeId, inode: m.Inode | None) -> None:
@@ -268,12 +272,12 @@ class Scans:
             directory.fetched = directory.used = 0
             left = directory.window
             while (count := min(left, FETCH_BATCH_MAX, self._room(directory))) > 0:
-                inos = self._next(directory, count)
-                if not inos:
+                files = self._next(directory, count)
+                if not files:
                     return
-                left -= len(inos)
-                while inos:
-                    inos = inos[await self._fetch_some(number, directory, inos) :]
+                left -= len(files)
+                while files:
+                    files = files[await self._fetch_some(number, directory, files) :]
         finally:
             directory.busy = False
 
@@ -288,21 +292,21 @@ class Scans:
         few = min(_WINDOW_MIN, self._chunk_bytes_max // directory.chunk_bytes_mean // 4)
         return room if room >= few else 0
 
-    def _next(self, directory: _Directory, count: int) -> tuple[InodeId, ...]:
+    def _next(self, directory: _Directory, count: int) -> list[tuple[InodeId, bytes]]:
         """The next files of which nothing is known yet, going round at most once."""
-        found: list[InodeId] = []
+        found: list[tuple[InodeId, bytes]] = []
         for _ in range(min(len(directory.files), 4 * _WINDOW_MAX)):
-            ino = directory.files[directory.next % len(directory.files)]
+            ino, name = directory.files[directory.next % len(directory.files)]
             directory.next = (directory.next + 1) % len(directory.files)
             if ino not in self._ready and ino not in self._coming and not self._opens.has_all(ino):
-                found.append(ino)
+                found.append((ino, name))
                 if len(found) == count:
                     break
-        return tuple(found)
+        return found
 
-    async def _fetch_some(self, number: InodeId, directory: _Directory, inos: tuple[InodeId, ...]) -> int:
+    async def _fetch_some(self, number: InodeId, directory: _Directory, some: Sequence[tuple[InodeId, bytes]]) -> int:
         """Returns how many of them were answered."""
-        here = trio.Event()
+        here, inos = trio.Event(), tuple(ino for ino, _ in some)
         self._coming.update(dict.fromkeys(inos, here))
         try:
             files = await self._metadata.fetch_files(inos)
@@ -315,7 +319,7 @@ class Scans:
         chunks: list[m.Extent] = []
         whole: dict[ChunkId, _Ready] = {}
         small_bytes = 0
-        for file in files:
+        for file, (_, name) in zip(files, some, strict=False):
             if file.inode is not None:
                 chunk_bytes = _small_chunk_bytes(file)
                 small_bytes += chunk_bytes
@@ -323,7 +327,7 @@ class Scans:
                     chunk_bytes = 0
                 if chunk_bytes:
                     chunks += file.extents
-                ready = self._ready[file.inode.ino] = _Ready(file, number, now, chunk_bytes)
+                ready = self._ready[file.inode.ino] = _Ready(file, number, name, now, chunk_bytes)
                 self._ready_bytes += _cost(file)
                 self._chunk_bytes += chunk_bytes
                 directory.fetched += 1
@@ -344,7 +348,7 @@ class Scans:
             self._offer(ready, data[: ready.file.inode.size_bytes])
 
     def _offer(self, ready: _Ready, data: bytes | memoryview) -> None:
-        if self._opens.offer_fetched(ready.file, data):
+        if self._opens.offer_fetched(ready.file, data, ready.directory, ready.name):
             self._offering.set()
 
     def _drop_old(self) -> None:

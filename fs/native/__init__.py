@@ -14,7 +14,7 @@ WITHOUT = "SHOAL_WITHOUT_NATIVE"
 
 
 class Shim(Protocol):
-    """The functions of ``fuse_shim.c`` and ``opens.c``; their docstrings are there."""
+    """The functions of ``fuse_shim.c``, ``opens.c`` and ``names.c``; their docstrings are there."""
 
     def install(
         self,
@@ -52,6 +52,16 @@ class Shim(Protocol):
     def opened(self) -> int: ...
 
     def refuse_opens(self) -> None: ...
+
+    def offer_name(self, parent: int, name: bytes, attributes: bytes, /) -> bool: ...
+
+    def withdraw_name(self, parent: int, name: bytes, /) -> None: ...
+
+    def withdraw_names(self) -> None: ...
+
+    def keep_names(self, entry_s: float, attr_s: float, /) -> None: ...
+
+    def looked_up(self) -> int: ...
 
 
 def _load() -> Shim | None:

@@ -11,7 +11,8 @@ import sysconfig
 from pathlib import Path
 
 MODULE = "_fuse_shim"
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("fuse_shim.c", "open_table.c", "opens.c", "serve.c"))
+_PARTS = ("fuse_shim.c", "names.c", "open_table.c", "opens.c", "serve.c")
+SOURCES = tuple(Path(__file__).with_name(name) for name in _PARTS)
 
 
 def compile_shim(directory: Path, extra: tuple[str, ...] = ()) -> Path:

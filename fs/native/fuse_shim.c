@@ -2,10 +2,10 @@
  * In front of libfuse: what pyfuse3 has no handlers for, and what it does not show of a request.
  *
  * This extension is loaded with RTLD_GLOBAL before pyfuse3, so pyfuse3's calls of fuse_session_process_buf() come here
- * first. Opening, reading, flushing and closing a file that Python has offered (opens.h) is answered here. A request whose
- * operation code was asked for (install) goes to a Python function as raw bytes and is answered with reply(); every
- * other request goes on to libfuse untouched. The reply to INIT passes by here too, and gets the flags that libfuse 3.14
- * has no names for; from then on requests are received here (serve.h), not by libfuse.
+ * first. Looking up, opening, reading, flushing and closing a file that Python has offered (names.h, opens.h) is answered
+ * here. A request whose operation code was asked for (install) goes to a Python function as raw bytes and is answered with
+ * reply(); every other request goes on to libfuse untouched. The reply to INIT passes by here too, and gets the flags that
+ * libfuse 3.14 has no names for; from then on requests are received here (serve.h), not by libfuse.
  *
  * One session per process and one thread that answers it, as pyfuse3 has it; that guards all that is static here and in
  * the parts. Memory: a request lies in a buffer until fuse_session_process_buf() returns, so what is kept of it is
@@ -32,6 +32,7 @@
 #include <linux/fuse.h>
 
 #include "fuse_shim.h"
+#include "names.h"
 #include "opens.h"
 #include "serve.h"
 
@@ -176,6 +177,8 @@ bool answer_here(const void *message, size_t size)
     if (refuse_here(&header))
         return true;
     switch (header.opcode) {
+    case FUSE_LOOKUP:
+        return lookup_here(&header, body, size);
     case FUSE_OPEN:
         return open_here(&header, body, size);
     case FUSE_FLUSH:
@@ -398,6 +401,7 @@ static PyMethodDef methods[] = {
     {"serve", serve, METH_VARARGS, serve_doc},
     {"idle", idle, METH_VARARGS, idle_doc},
     OPENS_METHODS,
+    NAMES_METHODS,
     {NULL, NULL, 0, NULL},
 };
 

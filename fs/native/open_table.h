@@ -18,6 +18,7 @@ struct open_entry {
     const char *data; /* all bytes of the file; NULL: they are not here */
     size_t size;
     void *owner; /* of the data; whoever takes the entry out, or the data, lets go of it */
+    struct offered_name *name; /* that leads to it (names.h), if one was offered; likewise */
 };
 
 /* The inode's entry, new or as it was; NULL if there is no room or no memory. Good as that of find. */

@@ -8,6 +8,7 @@
 #include <time.h>
 
 #include "fuse_shim.h"
+#include "names.h"
 #include "open_table.h"
 
 #define OPENED_HERE ((uint64_t)1 << 63) /* set in the handle of every file that was opened here; fs/handles.py */
@@ -23,12 +24,18 @@ static struct {
     size_t read_count;
 } opens;
 
-static bool is_believed(void)
+double opens_left_s(void)
 {
     struct timespec now;
 
-    return !clock_gettime(CLOCK_BOOTTIME, &now) &&
-           (double)now.tv_sec + (double)now.tv_nsec / 1e9 < opens.believed_until_s;
+    if (clock_gettime(CLOCK_BOOTTIME, &now))
+        return 0;
+    return opens.believed_until_s - ((double)now.tv_sec + (double)now.tv_nsec / 1e9);
+}
+
+static bool is_believed(void)
+{
+    return opens_left_s() > 0;
 }
 
 bool open_here(const struct fuse_in_header *header, const void *body, size_t size)
@@ -152,6 +159,7 @@ static void let_go(const struct open_entry *entry, void *argument)
 void opens_end(void)
 {
     opens.refused = false;
+    names_end();
     open_table_each(let_go, NULL);
     open_table_clear();
     opens.held = 0;
@@ -225,11 +233,14 @@ const char withdraw_doc[] = "withdraw(node) -> int\n\n"
 PyObject *withdraw(PyObject *self, PyObject *args)
 {
     unsigned long long node;
-    struct open_entry taken;
+    struct open_entry *entry, taken;
 
     (void)self;
     if (!PyArg_ParseTuple(args, "K", &node))
         return NULL;
+    entry = open_table_find(node);
+    if (entry)
+        names_let_go(entry->name);
     taken = open_table_withdraw(node);
     opens.held -= taken.opens;
     Py_XDECREF((PyObject *)taken.owner);
@@ -263,6 +274,7 @@ PyObject *withdraw_all(PyObject *self, PyObject *args)
         Py_XDECREF(list);
         return NULL; /* nothing was withdrawn */
     }
+    names_forget_all();
     open_table_each(let_go, NULL);
     open_table_clear();
     opens.held = 0;

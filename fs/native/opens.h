@@ -28,6 +28,9 @@ bool read_here(const struct fuse_in_header *header, const void *body, size_t siz
 bool refuse_here(const struct fuse_in_header *header); /* false: it is carried out */
 void name_by_inode(const struct fuse_in_header *header, void *body, size_t size);
 
+/* How long what is offered may still be believed; 0 or less: not any more. */
+double opens_left_s(void);
+
 /* The session ends. */
 void opens_end(void);
 

@@ -21,7 +21,7 @@ from collections import Counter
 HEADER = struct.Struct("=IIQQIIIHH")
 REPLY = struct.Struct("=IiQ")
 INIT, GETATTR, IOCTL, LSEEK, STATX, DESTROY = 26, 3, 39, 46, 52, 38
-OPEN, READ, RELEASE, FLUSH = 14, 15, 18, 25
+LOOKUP, OPEN, READ, RELEASE, FLUSH = 1, 14, 15, 18, 25
 KILLPRIV_V2 = 1 << 28
 KEEP_CACHE = 2
 NATIVE = 1 << 63
@@ -248,6 +248,115 @@ def check_reads(shim, session: Session) -> None:
         raise AssertionError(f"taken: {wrong!r}")
 
 
+ATTR = struct.Struct("=QQQQQQIIIIIIIIII")
+ENTRY = struct.Struct("=QQQQII")
+
+
+def attributes(node: int) -> bytes:
+    return ATTR.pack(node, 100 + node % 50, 1, 2, 3, 4, 5, 6, 7, 0o100644, 1, 8, 9, 0, 4096, 0)
+
+
+def check_names(shim, session: Session) -> None:
+    """A name that leads to what is offered is looked up without a word, once, and no longer than that is offered."""
+    taken = []
+    shim.install(lambda *request: taken.append(request) or True, bytes([LOOKUP]), 0, 0)
+
+    def lookup(parent: int, name: bytes) -> tuple[float, float, bytes] | None:
+        session.ask(LOOKUP, 2000, name + b"\0", parent)
+        if taken:
+            assert taken.pop()[2] == parent
+            assert session.silent()
+            return None
+        unique, error, body = session.answer()
+        assert (unique, error) == (2000, 0)
+        node, generation, entry_s, attr_s, entry_ns, attr_ns = ENTRY.unpack_from(body)
+        told = body[ENTRY.size :]
+        assert (node, generation) == (ATTR.unpack(told)[0], 0)
+        return entry_s + entry_ns / 1e9, attr_s + attr_ns / 1e9, told
+
+    assert shim.offer(9, True)
+    assert not shim.offer_name(1, b"nine", attributes(9)), "the kernel may keep none"
+    shim.keep_names(30.0, 0.5)
+    assert not shim.offer_name(1, b"ten", attributes(10)), "it is not offered"
+    assert shim.offer_name(1, b"nine", attributes(9))
+    assert [lookup(*other) for other in ((1, b"nin"), (1, b"nine9"), (2, b"nine"), (1, b""), (1, b"n" * 300))] == [
+        None
+    ] * 5
+    session.ask(LOOKUP, 2000, b"nine", 1)  # no end
+    assert taken.pop()[6] == b"nine"
+    assert lookup(1, b"nine") == (30.0, 0.5, attributes(9))
+    assert lookup(1, b"nine") is None, "the kernel knows it"
+    for end in (
+        lambda: shim.withdraw(9),
+        lambda: shim.withdraw_all(),
+        lambda: shim.withdraw_name(1, b"nine"),
+        lambda: shim.withdraw_names(),
+        lambda: shim.believe_until(time.clock_gettime(time.CLOCK_BOOTTIME) - 0.001),
+    ):
+        shim.offer(9, True)
+        assert shim.offer_name(1, b"nine", attributes(9))
+        end()
+        assert lookup(1, b"nine") is None
+    shim.believe_until(time.clock_gettime(time.CLOCK_BOOTTIME) + 5.0)
+    shim.offer_name(1, b"nine", attributes(9))
+    entry_s, attr_s, _ = lookup(1, b"nine")
+    assert 4.5 < entry_s <= 5.0
+    assert attr_s == 0.5, "no longer than the lease"
+    shim.believe_until(FOREVER_S)
+    shim.offer_name(1, b"nine", attributes(9))
+    shim.offer_name(1, b"other", attributes(9))
+    assert lookup(1, b"nine") is None, "one name at a time"
+    shim.offer(10, True)
+    shim.offer_name(1, b"other", attributes(10))
+    assert lookup(1, b"other")[2] == attributes(10), "it leads elsewhere now"
+    shim.offer_name(1, b"other", attributes(10))
+    assert shim.offer(10, False), "it is still offered"
+    assert lookup(1, b"other")[2] == attributes(10)
+    for wrong in (
+        (1, b"", attributes(9)),
+        (1, b"n" * 256, attributes(9)),
+        (1, b"a\0b", attributes(9)),
+        (1, b"n", b"short"),
+    ):
+        try:
+            shim.offer_name(*wrong)
+        except ValueError:
+            continue
+        raise AssertionError(f"taken: {wrong!r}")
+    shim.withdraw_all()
+
+    rng = random.Random(6)
+    model: dict[int, tuple[int, bytes]] = {}
+    offered: set[int] = set()
+    for step in range(20_000):
+        node, parent, name = rng.randrange(1, 2000), rng.randrange(1, 4), b"name-%d" % rng.randrange(3000)
+        what = rng.random()
+        if what < 0.3:
+            shim.offer(node, True)
+            offered.add(node)
+        elif what < 0.4:
+            shim.withdraw(node)
+            offered.discard(node)
+            model.pop(node, None)
+        elif what < 0.7:
+            assert shim.offer_name(parent, name, attributes(node)) == (node in offered)
+            if node in offered:
+                model = {other: led for other, led in model.items() if led != (parent, name)}
+                model[node] = parent, name
+        elif what < 0.8:
+            shim.withdraw_name(parent, name)
+            model = {other: led for other, led in model.items() if led != (parent, name)}
+        else:
+            (node,) = [other for other, led in model.items() if led == (parent, name)] or [0]
+            answer = lookup(parent, name)
+            assert (answer and answer[2]) == (attributes(node) if node else None), step
+            model.pop(node, None)
+    for node, led in model.items():
+        assert lookup(*led)[2] == attributes(node)
+    shim.withdraw_all()
+    shim.keep_names(0.0, 0.0)
+
+
 def check_table(shim, session: Session) -> None:
     """The table against a dictionary."""
     rng = random.Random(4)
@@ -439,6 +548,7 @@ def main(path: str) -> None:
 
     check_opens(shim, session)
     check_reads(shim, session)
+    check_names(shim, session)
     check_table(shim, session)
     check_serving(shim, session)
 

@@ -1,6 +1,7 @@
 """A cluster in this process over the memory carrier, and mounts of it without a kernel: real services, real disks."""
 
 import os
+import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -59,13 +60,19 @@ class Kernel:
         self.pages.append(ino)
 
 
+def node_of(attributes: bytes) -> int:
+    """The number in a struct fuse_attr."""
+    return int.from_bytes(attributes[:8], sys.byteorder)
+
+
 @dataclass
 class CompiledPart:
-    """What the compiled part opens and closes by itself (fs/native/opens.h), in Python."""
+    """What the compiled part looks up, opens and closes by itself (fs/native/opens.h, names.h), in Python."""
 
     opens: dict[int, int] = field(default_factory=dict)  # of each inode that is offered
     data: dict[int, bytes] = field(default_factory=dict)  # of those whose bytes are there
     through: list[int] = field(default_factory=list)
+    names: dict[tuple[int, bytes], bytes] = field(default_factory=dict)  # attributes of what they lead to
     number: int = OPENED_NATIVELY
 
     def offer(self, node: int, keep: bool, data: bytes | memoryview | None = None, /) -> bool:
@@ -77,7 +84,26 @@ class CompiledPart:
 
     def withdraw(self, node: int, /) -> int:
         self.data.pop(node, None)
+        self.names = {name: told for name, told in self.names.items() if node_of(told) != node}
         return self.opens.pop(node, 0)
+
+    def offer_name(self, parent: int, name: bytes, attributes: bytes, /) -> bool:
+        node = node_of(attributes)
+        if node not in self.opens:
+            return False
+        self.names = {other: told for other, told in self.names.items() if node_of(told) != node}
+        self.names[parent, name] = attributes
+        return True
+
+    def withdraw_name(self, parent: int, name: bytes, /) -> None:
+        self.names.pop((parent, name), None)
+
+    def withdraw_names(self) -> None:
+        self.names.clear()
+
+    def lookup(self, parent: int, name: bytes) -> bytes | None:
+        """struct fuse_attr of the inode that it leads to; None: Python has to be asked."""
+        return self.names.pop((parent, name), None)
 
     def read_through(self) -> list[int]:
         through, self.through = self.through, []
@@ -93,6 +119,7 @@ class CompiledPart:
     def withdraw_all(self) -> list[tuple[int, int]]:
         opens, self.opens = self.opens, {}
         self.data.clear()
+        self.names.clear()
         return [(node, count) for node, count in opens.items() if count]
 
     def any_open(self) -> bool:

@@ -2,6 +2,7 @@
 from their being read there."""
 
 import os
+import struct
 
 import pytest
 import trio
@@ -154,3 +155,73 @@ async def test_all_of_a_directory_is_fetched_once(cluster):
             two.compiled.release(ino)
             await trio.sleep(0.005)
         assert len(fetched) == len(set(fetched))
+
+
+# --- names -----------------------------------------------------------------------------------------------------------
+
+
+def looked_up(client, number):
+    """What the compiled part says of the name: number and size of the file."""
+    told = client.compiled.lookup(ROOT_INODE, b"f%d" % number)
+    return None if told is None else struct.unpack_from("=QQ", told)
+
+
+async def test_the_name_of_what_was_fetched_is_looked_up_without_a_word_once(cluster, has_chunk):
+    async with cluster.client() as one, cluster.client() as two:
+        number, ino = await scanned(one, two, has_chunk)
+        assert looked_up(two, number) == (ino, len(content(number)))
+        assert looked_up(two, number) is None
+
+
+async def by_a_rename(client, number):
+    await client.vfs.rename(ROOT, ROOT_INODE, b"f%d" % number, ROOT_INODE, b"other", 0)
+
+
+async def by_another_in_its_place(client, number):
+    await client.write_file(b"new", b"x")
+    await client.vfs.closing.settle()
+    await client.vfs.rename(ROOT, ROOT_INODE, b"new", ROOT_INODE, b"f%d" % number, 0)
+
+
+async def by_removal(client, number):
+    await client.vfs.unlink(ROOT, ROOT_INODE, b"f%d" % number)
+
+
+async def by_another_mode(client, number):
+    inode = await client.vfs.lookup(ROOT, ROOT_INODE, b"f%d" % number)
+    await client.vfs.setattr(SetAttr(ROOT, inode.ino, mode=0o600))
+
+
+async def by_more_bytes(client, number):
+    handle, _ = await client.open(b"f%d" % number, os.O_WRONLY)
+    await client.vfs.write(handle, 0, b"x" * 50_000)
+    await client.close(handle)
+
+
+@pytest.mark.parametrize("here", [True, False], ids=["here", "elsewhere"])
+@pytest.mark.parametrize(
+    "change",
+    [by_a_rename, by_another_in_its_place, by_removal, by_another_mode, by_more_bytes],
+    ids=lambda change: change.__name__,
+)
+async def test_a_name_is_taken_back_when_it_says_something_else(cluster, change, here, has_chunk):
+    async with cluster.client() as one, cluster.client() as two:
+        number, _ = await scanned(one, two, has_chunk)
+        assert (ROOT_INODE, b"f%d" % number) in two.compiled.names
+        await change(two if here else one, number)
+        assert looked_up(two, number) is None
+
+
+async def test_when_names_are_not_leased_any_more_none_is_looked_up_here(cluster):
+    async with cluster.client() as one, cluster.client() as two:
+        number, ino = await scanned(one, two)
+        two.coherent.cache.drop(directories=(ROOT_INODE,))
+        assert two.coherent.known(ino) is not None, "its inode is"
+        assert looked_up(two, number) is None
+
+
+async def test_when_nothing_is_believed_any_more_none_is_looked_up_here(cluster):
+    async with cluster.client() as one, cluster.client() as two:
+        number, _ = await scanned(one, two)
+        two.coherent.drop_everything()
+        assert looked_up(two, number) is None

@@ -168,7 +168,7 @@ class FakeOpens:
     def __init__(self, known=()):
         self.known = known
 
-    def offer_fetched(self, fetched, data):
+    def offer_fetched(self, fetched, data, directory, name):
         return False
 
     def take_back(self, ino):
