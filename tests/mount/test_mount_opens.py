@@ -119,3 +119,55 @@ def test_written_and_read_in_turn(cluster: Cluster, mnt: Path, here: Path):
             assert reader.read()[-1:] == b"%d" % n
     assert (mnt / "f").read_bytes() == b"01234"
     assert opened(cluster) > 0
+
+
+def test_a_scan_that_others_disturb_finds_what_is_there(mnt: Path, here: Path):
+    """Names, attributes and bytes that were fetched ahead and are answered without a word, while another mount renames,
+    replaces, removes and changes."""
+    known = {f"f{n:03d}": b"%03d" % n * (40_000 if n % 5 == 0 else 300) for n in range(300)}
+    for name, data in known.items():
+        (mnt / name).write_bytes(data)
+    names, removed = list(known), []
+    for turn, name in enumerate(names[::7] + names[3::7] + names[5::7]):
+        assert (here / name).read_bytes() == known[name]
+        other = names[(turn * 2 + 150) % len(names)]
+        if other not in known:
+            continue
+        if turn % 5 == 0:
+            (mnt / other).unlink()
+            del known[other]
+            removed.append(other)
+        elif turn % 5 == 1:
+            (mnt / "new").write_bytes(known[other] + b"replaced")
+            os.rename(mnt / "new", mnt / other)
+            known[other] += b"replaced"
+        elif turn % 5 == 2:
+            os.rename(mnt / other, mnt / f"{other}-moved")
+            known[f"{other}-moved"] = known.pop(other)
+            removed.append(other)
+        elif turn % 5 == 3:
+            with open(mnt / other, "ab") as file:
+                file.write(b"more")
+            known[other] += b"more"
+        else:
+            os.chmod(mnt / other, 0o640)
+            assert (here / other).stat().st_mode & 0o777 == 0o640
+        if other in known:
+            assert (here / other).stat().st_size == len(known[other])
+        names = [name for name in names if name in known]
+    for name in removed:
+        assert failing(lambda name=name: (here / name).stat()) == errno.ENOENT
+    assert {name: (here / name).read_bytes() for name in known} == known
+    assert sorted(os.listdir(here)) == sorted(known)
+
+
+def test_most_names_of_a_first_epoch_are_answered_so(cluster: Cluster, mnt: Path, here: Path):
+    for n in range(400):
+        (mnt / f"f{n}").write_bytes(b"%d" % n * 100)
+    for n in range(400):
+        assert (here / f"f{n}").read_bytes() == b"%d" % n * 100
+        if n % 20 == 0:
+            time.sleep(0.02)
+    cluster.umount("opens")
+    log = (cluster.state / "log" / "opens.log").read_text()
+    assert int(re.findall(r"(\d+) names were looked up", log)[-1]) >= 200
