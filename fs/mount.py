@@ -228,29 +228,36 @@ async def _answer_kernel(
         handles.node_of = root.node
         if native.shim is not None and kernel.keeps_names:
             native.shim.keep_names(entry_timeout_s, attr_timeout_s)
-        async with trio.open_nursery() as nursery:
-            serving = trio.CancelScope(shield=True)
-
-            async def serve() -> None:
-                with serving:
-                    async with taken:
-                        await pyfuse3.main(max_tasks=_WORKERS_MAX)
-                nursery.cancel_scope.cancel()
-
-            nursery.start_soon(serve)
-            # In a thread, because it asks the very filesystem that this thread serves; then the mount answers.
-            await trio.to_thread.run_sync(_set_read_ahead, options.mountpoint)
-            _tell_what_is_missing(options.mountpoint)
-            task_status.started()
-            try:
-                await trio.sleep_forever()
-            finally:
-                # Cancelled from outside: while requests are still answered, so that the kernel can write its pages.
-                with trio.move_on_after(_FLUSH_AT_END_S, shield=True):
-                    await _unmount(options.mountpoint)
-                serving.cancel()
+        await _serve_kernel(options, taken, task_status)
     finally:
         pyfuse3.close(unmount=True)
+
+
+async def _serve_kernel(
+    options: MountOptions, taken: AbstractAsyncContextManager[None], task_status: "trio.TaskStatus[None]"
+) -> None:
+    """Until the filesystem is unmounted; when this is cancelled, it is."""
+    async with trio.open_nursery() as nursery:
+        serving = trio.CancelScope(shield=True)
+
+        async def serve() -> None:
+            with serving:
+                async with taken:
+                    await pyfuse3.main(max_tasks=_WORKERS_MAX)
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(serve)
+        # In a thread, because it asks the very filesystem that this thread serves; then the mount answers.
+        await trio.to_thread.run_sync(_set_read_ahead, options.mountpoint)
+        _tell_what_is_missing(options.mountpoint)
+        task_status.started()
+        try:
+            await trio.sleep_forever()
+        finally:
+            # Cancelled from outside: while requests are still answered, so that the kernel can write its pages.
+            with trio.move_on_after(_FLUSH_AT_END_S, shield=True):
+                await _unmount(options.mountpoint)
+            serving.cancel()
 
 
 def _begin(options: MountOptions, operations: Operations) -> None:

@@ -32,6 +32,9 @@ class Shim:
     def opened(self):
         return 0
 
+    def looked_up(self):
+        return 0
+
     def detach(self):
         self.take = None
 
