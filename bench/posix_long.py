@@ -17,7 +17,7 @@ from harness.exerciser import SIZE_BYTES_MAX, Exerciser, swarm
 
 _EXAMPLES, _STEPS = 20, 100  # of one round; each round has a seed of its own
 _OPERATIONS = 2_000  # of one piece of the exerciser
-_SIZES_BYTES = (60_000, 60_000, 300_000, 300_000, SIZE_BYTES_MAX)  # within the inode, a few units, a few chunks
+_SIZES_BYTES = (3_000, 60_000, 60_000, 300_000, 300_000, SIZE_BYTES_MAX)  # in the inode; across its bound; chunks
 
 
 def main() -> None:

@@ -142,8 +142,12 @@ class FileData:
 
     @property
     def inline(self) -> bytes | None:
-        """All bytes of a small file that is clean here; None where they are not known, or it is none."""
-        return self._contents.inline if self._contents.is_inline and not self.is_dirty else None
+        """All bytes of a small file that is clean here; None where they are not known, it is none, or it ends with a
+        hole, which is not among them."""
+        contents = self._contents
+        if not contents.is_inline or contents.inline is None or self.is_dirty:
+            return None
+        return contents.inline if len(contents.inline) == contents.inode.size_bytes else None
 
     def is_complete(self, inode: Inode) -> bool:
         """True if all is known that an open for ``inode`` would bring: for a small file, its bytes."""

@@ -11,6 +11,7 @@ import mmap
 import os
 import random
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -28,8 +29,10 @@ from harness.libc import (
 
 SIZE_BYTES_MAX = 6_000_000
 _LENGTHS = (1, 100, 4_096, 70_000, 300_000, 1_500_000)
-_OFTEN = ("write", "read", "truncate", "read_map", "write_map", "reopen", "sync", "append", "punch", "zero", "allocate",
-          "copy_within", "holes")  # fmt: skip
+_OFTEN = (
+    "write", "read", "truncate", "read_map", "write_map", "reopen", "read_closed", "sync", "append", "punch", "zero",
+    "allocate", "copy_within", "holes",
+)  # fmt: skip
 _SELDOM = ("copy_from", "replace")  # these make and remove a second file: each takes as long as ten others
 
 
@@ -70,7 +73,7 @@ class Exerciser:
         self._operations: list[Callable[[], None]] = [
             *[self.write] * 3, *[self.read] * 3, self.truncate, self.read_map, self.write_map, self.reopen, self.sync,
             self.append, self.punch, self.zero, self.allocate, self.copy_within, self.copy_from, self.holes,
-            self.replace,
+            self.replace, self.read_closed,
         ]  # fmt: skip
         self._weights = [weights.get(operation.__name__, 1) for operation in self._operations]
 
@@ -233,6 +236,21 @@ class Exerciser:
     def reopen(self) -> None:
         os.close(self._fd)
         self._fds[self._here] = os.open(self._path, os.O_RDWR)
+
+    def read_closed(self) -> None:
+        """Nobody has it open, and it is opened for reading again and again: an open that need not ask anybody."""
+        for fd in self._fds:
+            os.close(fd)
+        for _ in range(self._chance.randrange(1, 4)):
+            fd = os.open(self._path, os.O_RDONLY)
+            offset, length = self._offset(), self._length()
+            if self._chance.random() < 0.7:
+                self._same(os.pread(fd, length, offset), offset, length)
+            assert os.fstat(fd).st_size == len(self._shadow), (os.fstat(fd).st_size, len(self._shadow))
+            os.close(fd)
+            if self._chance.random() < 0.3:
+                time.sleep(0.05)  # the close is told
+        self._fds = [os.open(path, os.O_RDWR) for path in self._paths]
 
     def sync(self) -> None:
         os.fsync(self._fd)

@@ -68,6 +68,16 @@ async def test_what_is_not_read_whole_or_not_released_yet_is_not_offered(cluster
         assert one.compiled.opens == {}
 
 
+@pytest.mark.parametrize("data", [b"", b"bytes"])
+async def test_a_file_that_ends_with_a_hole_is_not_taken_to_end_before_it(cluster, data):
+    async with cluster.client() as one:
+        ino = await one.write_file(b"f", data)
+        await one.vfs.setattr(SetAttr(ROOT, ino, size_bytes=5_000))
+        await offered(one, b"f")
+        assert ino not in one.compiled.data, "its inline bytes are not all of it"
+        assert await one.read_file(b"f") == data.ljust(5_000, b"\0")
+
+
 @pytest.mark.parametrize("flags", [os.O_RDONLY, os.O_WRONLY, os.O_RDWR])
 async def test_an_open_that_python_answers_takes_it_back(cluster, flags):
     async with cluster.client() as one:
