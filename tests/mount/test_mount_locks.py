@@ -349,23 +349,6 @@ def test_a_restarted_leader_is_told_the_locks(cluster: Cluster, file: Path, same
     assert not refused("fcntl", same, "ex")
 
 
-def test_a_killed_mount_gives_its_locks_back_when_its_session_ends(cluster: Cluster, mnt: Path):
-    doomed = cluster.mount("doomed")
-    (mnt / "f").write_bytes(b"x")
-    with holder(doomed / mnt.name / "f", "fcntl"), holder(doomed / mnt.name / "f", "flock"):
-        assert refused("fcntl", mnt / "f", "ex")
-        assert refused("flock", mnt / "f", "ex")
-        process = cluster._mounts.pop("doomed")
-        process.kill()
-        process.wait()
-        began = time.monotonic()
-        with holder(mnt / "f", "fcntl", wait=False) as waiting:
-            wait_until(lambda: not refused("flock", mnt / "f", "ex"), "the session has ended", 40)
-            assert waiting.stdout.readline() == "locked\n"
-        assert time.monotonic() - began > 10, "within its TTL it may come back"
-    subprocess.run(["umount", "-l", doomed], check=True)
-
-
 def test_a_mount_that_lost_its_session_does_not_go_on_under_the_lock(cluster: Cluster, mnt: Path):
     point = cluster.mount("evicted")
     try:

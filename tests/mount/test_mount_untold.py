@@ -4,7 +4,6 @@ import errno
 import fcntl
 import mmap
 import os
-import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -135,28 +134,6 @@ def test_mounted_again_to_be_written_it_still_is_not(cluster: Cluster, mnt: Path
     assert failing(lambda: (ro / "new").write_bytes(b"x")) == errno.EROFS
     assert failing((ro / "f").unlink) == errno.EROFS
     assert (ro / "f").read_bytes() == b"bytes"
-
-
-def test_cut_off_past_its_lease_it_serves_nothing_old(cluster: Cluster, mnt: Path, ro: Path):
-    """The mount stands still; its session ends, and the file changes. Then it goes on."""
-    (mnt / "f").write_bytes(b"first")
-    assert (ro / "f").read_bytes() == b"first"
-    process = cluster._mounts["untold"]
-    with open(ro / "f", "rb", buffering=0) as held:
-        before = os.fstat(held.fileno())
-        os.kill(process.pid, signal.SIGSTOP)
-        try:
-            began = time.monotonic()
-            (mnt / "f").write_bytes(b"other")  # waits until the session has ended
-            os.utime(mnt / "f", ns=(before.st_atime_ns, before.st_mtime_ns))
-            assert time.monotonic() - began > 1
-            reader = subprocess.Popen(["cat", ro / "f"], stdout=subprocess.PIPE)
-            time.sleep(1)
-            assert reader.poll() is None, "nothing is answered from memory"
-        finally:
-            os.kill(process.pid, signal.SIGCONT)
-        assert reader.communicate(timeout=60)[0] == b"other"
-        assert os.pread(held.fileno(), 100, 0) == b"other"
 
 
 def test_a_new_leader(cluster: Cluster, mnt: Path, ro: Path):

@@ -8,7 +8,7 @@ import os
 import tempfile
 from pathlib import Path
 
-SEEDS = range(int(os.environ.get("SHOAL_SIM_FIRST", "0")), int(os.environ.get("SHOAL_SIM_SEEDS", "20")))
+SEEDS = range(int(os.environ.get("SHOAL_SIM_FIRST", "0")), int(os.environ.get("SHOAL_SIM_SEEDS", "12")))
 
 
 def simulated_disk() -> Path:

@@ -21,6 +21,7 @@ from sim.check_registers import RegisterCall, check_registers, is_linearizable
 from sim.check_store import check_store
 from sim.check_witness import check_witness
 from sim.checks import Promises, check_log_matching, check_members_step
+from sim.hunt import hunt
 from sim.machines import fresh_store
 
 ROOT = m.ROOT_CREDENTIALS
@@ -314,3 +315,24 @@ def test_a_read_that_is_cut_short_by_an_error_is_no_end_of_file(monkeypatch):
     with pytest.raises(OSError, match="cannot be read"):
         data_workload.blocks(0, 0, 2)
     assert data_workload.blocks(0, 0, 2) == b"x" * data_workload.BLOCK + bytes(data_workload.BLOCK)
+
+
+# --- looking for planted mistakes -----------------------------------------------------------------------------
+def test_a_mistake_that_no_history_shows_is_reported_and_a_hint_is_only_where_to_begin() -> None:
+    tried: list[int] = []
+
+    def history(seed: int, shows: int) -> None:
+        tried.append(seed)
+        if seed == shows:
+            raise Broken("shown")
+        raise AssertionError("an error of its own is no find")
+
+    hunt("shown by the first one", lambda seed: history(seed, 3), 5, first=3)
+    assert tried == [3]
+    tried.clear()
+    hunt("shown by another", lambda seed: history(seed, 1), 5, first=3)
+    assert tried == [3, 0, 1]
+    tried.clear()
+    with pytest.raises(pytest.fail.Exception, match="went unnoticed in 5 histories; 5 of them ended by themselves"):
+        hunt("shown by none", lambda seed: history(seed, 7), 5, first=3)
+    assert sorted(tried) == list(range(5))

@@ -11,6 +11,7 @@ import pytest
 from sim.broken import Broken
 from sim.file_histories import FileCall, LogCall, check_log, check_registers
 from sim.file_world import CAUSES, simulate_files
+from sim.hunt import hunt
 from sim.planted_leases import MISTAKES
 
 SEEDS = range(int(os.environ.get("SHOAL_SIM_FIRST", "0")), int(os.environ.get("SHOAL_SIM_SEEDS", "6")))
@@ -43,16 +44,11 @@ def test_with_nothing_broken_nothing_fails_and_nothing_is_excused():
 def test_a_planted_mistake_is_found(name: str, monkeypatch: pytest.MonkeyPatch):
     plant, causes = MISTAKES[name]
     plant(monkeypatch)
-    crashes = 0
-    for seed in range(PLANTED_SEEDS):
-        try:
-            simulate_files(seed, PLANTED_SECONDS, causes, calm_s=1.0)
-        except Broken as error:
-            print(f"{name}: found by history {seed + 1}: {str(error)[:120]}")
-            return
-        except Exception:
-            crashes += 1
-    pytest.fail(f"{name} went unnoticed in {PLANTED_SEEDS} histories; {crashes} of them ended by themselves")
+
+    def history(seed: int) -> None:
+        simulate_files(seed, PLANTED_SECONDS, causes, calm_s=1.0)
+
+    hunt(name, history, PLANTED_SEEDS)
 
 
 def test_there_are_enough():
