@@ -2,11 +2,23 @@
 
 In a directory that this mount fills alone (`fs/new_files.py`) nobody else can see a file before this mount was asked
 for it. So close(2) of a new file need not wait for its commit, and the commits of all files that are closed meanwhile
-travel as one request and become one log entry. Whoever looks at the file has it committed first: a stat here, anybody
-elsewhere. fsync, also of the directory, waits as ever (docs/leases.md, docs/decisions/0016-closes.md).
+travel as one request and become one log entry. Files that do not fit into their inodes are put on the chunkservers
+first, all of them at the same time, and are told of with their extents. Whoever looks at the file has it committed
+first: a stat here, anybody elsewhere. fsync, also of the directory, waits as ever (docs/leases.md,
+docs/decisions/0016-closes.md).
 
-Batches follow one another, in the order of the closes: what a crash of this mount leaves of the files that were closed
-in a directory is the first so many, and what it takes was closed at most CLOSE_MS and the time of one commit before.
+Steps of a batch, and what is left when this mount dies before the next one:
+
+1. ``PUT`` the chunks of all files that have any. *Left: chunks that no file uses; collected as garbage. No file.*
+2. ``CREATE``, each with its bytes or its extents and receipts, in one request. *Left: the files, whole; those whose
+   command was in a log entry. A file that is refused for its chunks (StaleReceipt) is not made; it is told of without,
+   its chunks are stored again and committed alone.*
+3. Drop the bytes. *Nothing is left to do.*
+
+What is told again because an answer was lost: `fs/new_files.py`. Batches follow one another, in the order of the
+closes: what a crash of this mount leaves of the files that were closed in a directory is the first so many, but for
+those of one batch that wait for chunkservers; what it takes was closed at most CLOSE_MS and the time of two batches
+before.
 """
 
 import logging
@@ -17,12 +29,20 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from shoalfs.fs.committer import Whole
 from shoalfs.fs.file import FileData
 from shoalfs.fs.making import Making
+from shoalfs.fs.new_files import Held
 from shoalfs.fs.parallel import settle_all
-from shoalfs.transport.errors import LayoutConflict, ShoalError
+from shoalfs.transport.errors import ChunkNotReserved, LayoutConflict, ShoalError, StaleReceipt
 from shoalfs.transport.ids import InodeId
-from shoalfs.transport.limits import CHANGES_TOGETHER_MAX, CLOSE_MS, CLOSED_BYTES_MAX, CLOSED_FILES_MAX
+from shoalfs.transport.limits import (
+    CHANGES_TOGETHER_MAX,
+    CLOSE_MS,
+    CLOSED_BYTES_MAX,
+    CLOSED_FILES_MAX,
+    CLOSED_WAITING_BYTES_MAX,
+)
 
 if TYPE_CHECKING:
     from shoalfs.mds.messages import Inode
@@ -31,6 +51,8 @@ log = logging.getLogger("shoal.fs.closing")
 
 _PAUSE_S: Final = CLOSE_MS / 1000
 _AGAIN_S: Final = 1.0  # between attempts while commits fail
+_TRIED_ALONE: Final = (LayoutConflict, StaleReceipt, ChunkNotReserved)
+"""What a file can be refused for that its own commit mends: it finds out what has changed, and stores again."""
 
 
 @dataclass(slots=True)
@@ -44,8 +66,8 @@ class _Closed:
 class Closing:
     """``commit`` commits one file, and that it exists; ``released`` is called afterwards, once for each handle that was
     released meanwhile. A file whose commit fails stays, and is tried again: for everybody else it is open and written
-    to. Bounded: CLOSED_FILES_MAX wait, and as many are under way; what failed is bounded by what may be dirty.
-    :meth:`run` must be running."""
+    to. Bounded: CLOSED_FILES_MAX or CLOSED_WAITING_BYTES_MAX wait, besides those whose closes wait with them, and as
+    many are under way; what failed is bounded by what may be dirty. :meth:`run` must be running."""
 
     def __init__(
         self,
@@ -59,6 +81,7 @@ class Closing:
         # In the order of their closes. Invariant: a file is in at most one of the two.
         self._waiting: dict[InodeId, _Closed] = {}
         self._under_way: dict[InodeId, _Closed] = {}
+        self._waiting_bytes = 0  # of those that were added since the last batch began
         self._landed = trio.Event()  # of what is under way
         self._work = trio.Event()
         self._hurry = trio.Event()
@@ -67,22 +90,27 @@ class Closing:
         # A commit failed, and none has succeeded since. A close that waits for its commit can return the error.
         self._failing = False
 
-    def has_room(self, file: FileData) -> bool:
-        """Whether the close of this file may be left to :meth:`add`."""
-        return (
-            not self._failing
-            and not self.ended
-            and len(self._waiting) < CLOSED_FILES_MAX
-            and file.size_bytes <= CLOSED_BYTES_MAX
-            and file.ino not in self._under_way
-        )
+    @property
+    def _is_full(self) -> bool:
+        return len(self._waiting) >= CLOSED_FILES_MAX or self._waiting_bytes >= CLOSED_WAITING_BYTES_MAX
 
-    def add(self, file: FileData) -> None:
-        """The file is closed: commit it soon."""
-        self._waiting.setdefault(file.ino, _Closed(file))
+    def takes(self, file: FileData) -> bool:
+        """Whether the close of this file may be left to :meth:`add`."""
+        is_small = file.size_bytes <= CLOSED_BYTES_MAX
+        return not self._failing and not self.ended and is_small and file.ino not in self._under_way
+
+    async def add(self, file: FileData) -> None:
+        """The file is closed: commit it soon. Returns at once; if so many wait already, when it is committed. Raises
+        why it could not be."""
+        was_full = self._is_full
+        if file.ino not in self._waiting:
+            self._waiting[file.ino] = _Closed(file)
+            self._waiting_bytes += file.size_bytes
         self._work.set()
-        if len(self._waiting) >= CLOSED_FILES_MAX:
+        if self._is_full:
             self._hurry.set()
+        if was_full and (error := await self.settle((file.ino,))) is not None:
+            raise error
 
     def take_over(self, ino: InodeId) -> bool:
         """A handle on the file is released: if the file waits, the handle counts as open until the commit is done."""
@@ -107,6 +135,11 @@ class Closing:
 
     def __contains__(self, ino: InodeId) -> bool:
         return self._find(ino) is not None
+
+    def is_due(self, ino: InodeId) -> bool:
+        """The file is about to be committed for the first time."""
+        closed = self._find(ino)
+        return closed is not None and not closed.tries and not self.ended
 
     def _find(self, ino: InodeId) -> _Closed | None:
         return self._waiting.get(ino) or self._under_way.get(ino)
@@ -144,7 +177,7 @@ class Closing:
 
     async def _commit_waiting(self) -> None:
         self._hurry = trio.Event()
-        self._under_way, self._waiting = self._waiting, {}
+        self._under_way, self._waiting, self._waiting_bytes = self._waiting, {}, 0
         done = self._under_way
         try:
             failures = dict(await self._commit_all([closed.file for closed in done.values()]))
@@ -166,34 +199,55 @@ class Closing:
                 self._released(file)
 
     async def _commit_all(self, files: Sequence[FileData]) -> list[tuple[FileData, ShoalError]]:
-        """Those that fit into their inodes many in a request, the others each for itself. Returns the failures."""
+        """Many in a request, those that cannot be told so each for itself. Returns the failures."""
         failures: list[tuple[FileData, ShoalError]] = []
         for start in range(0, len(files), CHANGES_TOGETHER_MAX):
             some = files[start : start + CHANGES_TOGETHER_MAX]
-            small = {
+            wholes = {
                 file: whole
                 for file in some
-                if self._making.new_files.can_tell(file.ino) and (whole := file.begin_whole()) is not None
+                if self._making.new_files.can_fill(file.ino) and (whole := file.begin_whole()) is not None
             }
-            others = [file for file in some if file not in small]
-            for file, error in await self._commit_small(small) if small else ():
-                if isinstance(error, LayoutConflict):
-                    others.append(file)  # fewer bytes fit into an inode than when it was made
+            alone = [file for file in some if file not in wholes]
+            for file, error in await self._commit_wholes(wholes):
+                if error is None or isinstance(error, _TRIED_ALONE):
+                    alone.append(file)
                 else:
                     failures.append((file, error))
             for file, result in zip(
-                others, await settle_all([partial(self._commit, file) for file in others]), strict=True
+                alone, await settle_all([partial(self._commit, file) for file in alone]), strict=True
             ):
                 if isinstance(result, ShoalError):
                     failures.append((file, result))
         return failures
 
-    async def _commit_small(self, files: Mapping[FileData, bytes]) -> list[tuple[FileData, ShoalError]]:
-        """Files that their :meth:`FileData.begin_whole` has been called for."""
-        told: Mapping[InodeId, Inode | ShoalError] = {}
+    async def _commit_wholes(self, wholes: Mapping[FileData, Whole]) -> list[tuple[FileData, ShoalError | None]]:
+        """Files that their :meth:`FileData.begin_whole` has been called for: those that fit into their inodes, which
+        wait for no chunkserver, and then the others. Returns those that are not committed, and why; None: somebody else
+        has told of them meanwhile."""
+        told: dict[InodeId, Inode | ShoalError] = {}
+        small = {file.ino: Held(whole.data) for file, whole in wholes.items() if whole.data is not None}
+        large = {file: whole for file, whole in wholes.items() if whole.data is None}
         try:
-            told = await self._making.tell_together({file.ino: whole for file, whole in files.items()})
+            if small:
+                told |= await self._making.tell_together(small)
+            if large:
+                told |= await self._store_and_tell(large)
         finally:
-            for file, whole in files.items():
+            for file, whole in wholes.items():
                 file.end_whole(whole, told.get(file.ino))
-        return [(file, error) for file in files if isinstance(error := told[file.ino], ShoalError)]
+        results = [(file, told.get(file.ino)) for file in wholes]
+        return [(file, result) for file, result in results if result is None or isinstance(result, ShoalError)]
+
+    async def _store_and_tell(self, wholes: Mapping[FileData, Whole]) -> dict[InodeId, "Inode | ShoalError"]:
+        """First the chunks of all, then one request that tells of all. What became of each; nothing of those that
+        somebody else has told of meanwhile."""
+        told: dict[InodeId, Inode | ShoalError] = {}
+        held: dict[InodeId, Held] = {}
+        stored = await settle_all([partial(file.store_whole, whole) for file, whole in wholes.items()])
+        for file, one in zip(wholes, stored, strict=True):
+            if isinstance(one, ShoalError):
+                told[file.ino] = one
+            elif self._making.new_files.can_fill(file.ino):
+                held[file.ino] = one
+        return told | await self._making.tell_together(held) if held else told

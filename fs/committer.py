@@ -10,6 +10,10 @@ Steps of a commit, and what is left when this client dies before the next one:
    very many extents are written over. *Left: the file with the first so many commits; each is all or nothing.*
 4. Drop the bytes. *Nothing is left to do.*
 
+A file that this mount has made, and of which the metadata service does not know, is told of with what it holds, many
+of them at a time (`fs/closing.py`): :meth:`Committer.whole` says what that is, and 3 is then ``CREATE``. *Left before
+it: the chunks, as after 1; and no file.*
+
 A commit whose answer never came may have happened. It is repeated with the next flush: linking the same chunk
 to the same place once more changes nothing, because this file's later writes are still behind it in the
 backlog.
@@ -18,20 +22,27 @@ backlog.
 import errno
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from itertools import pairwise
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 import trio
 
 from shoalfs.fs.contents import Contents
 from shoalfs.fs.fetcher import Fetcher
+from shoalfs.fs.new_files import Held
 from shoalfs.fs.parallel import all_of
 from shoalfs.fs.ports import Buffer, Metadata
 from shoalfs.fs.units import Backlog, Unit, give_up_refused, syncs_needed
 from shoalfs.fs.uploader import Uploader
 from shoalfs.mds.messages import CommitExtents, CommitInline, Committed, Extent, Inode, Op, Patch, Receipt
 from shoalfs.transport.errors import ChunkNotReserved, LayoutConflict, PosixError, ShoalError, StaleReceipt
-from shoalfs.transport.limits import COMMIT_ATTEMPTS_MAX, EXTENTS_PER_COMMIT_MAX, FILE_SIZE_BYTES_MAX
+from shoalfs.transport.limits import (
+    COMMIT_ATTEMPTS_MAX,
+    CREATE_EXTENTS_MAX,
+    EXTENTS_PER_COMMIT_MAX,
+    FILE_SIZE_BYTES_MAX,
+)
 
 if TYPE_CHECKING:
     from shoalfs.transport.ids import ChunkId, TargetId
@@ -95,21 +106,37 @@ class Committer:
         if durable:
             await self._sync_committed()
 
-    def whole(self) -> bytes | None:
-        """All bytes of a file of which nothing is committed yet, if they fit into its inode."""
+    def whole(self) -> "Whole | None":
+        """All that a file holds of which nothing is committed yet, if that can be told with the file itself."""
         inode = self._contents.inode
-        is_new = self._contents.inline == b"" and inode.data_version == 1
-        if not is_new or self._in_flight or not self._fits_inline(self._backlog.end_bytes):
+        if self._contents.inline != b"" or inode.data_version != 1 or inode.size_bytes:
             return None
-        whole = bytearray(self._backlog.end_bytes)
-        for offset, view in self._backlog.read(0, len(whole)):
-            whole[offset : offset + len(view)] = view
-        return bytes(whole)
+        units = self._backlog.units
+        if not self._fits_inline(self._backlog.end_bytes):
+            return Whole(units) if _can_be_told(units) else None
+        if self._in_flight:
+            return None
+        data = bytearray(self._backlog.end_bytes)
+        for offset, view in self._backlog.read(0, len(data)):
+            data[offset : offset + len(view)] = view
+        return Whole(units, bytes(data))
 
-    def committed_whole(self, whole: bytes, created: Inode) -> None:
-        """The file was made with what :meth:`whole` said, and nothing was taken for a commit since."""
-        self._contents.committed_inline(Committed(created, 0, previous_data_version=1), (Patch(0, whole),))
-        self._backlog.drop(self._backlog.units)
+    async def store_whole(self, whole: "Whole") -> Held:
+        """Put what does not fit into the inode on the chunkservers. Raises ShoalError: some of it may be stored."""
+        await self._store_all([*whole.units], durable=False)
+        return Held(extents=_extents(whole.units), receipts=_receipts(whole.units))
+
+    def committed_whole(self, whole: "Whole", created: Inode) -> None:
+        """The file was made with what :meth:`store_whole` said."""
+        reply = Committed(created, 0, previous_data_version=1)
+        if whole.data is None:
+            self._contents.committed_extents(reply, _extents(whole.units))
+            self._remember(whole.units, durable=False)
+        elif whole.data:
+            self._contents.committed_inline(reply, (Patch(0, whole.data),))
+        else:
+            self._contents.learn(created)
+        self._backlog.drop(whole.units)  # what was taken since lies over it, and stays
 
     async def append(self, data: Buffer, *, durable: bool) -> int:
         """Put ``data`` at the end of the file in one commit of its own, and return where it landed. Raises
@@ -298,6 +325,24 @@ def divide(extents: Sequence[Extent], reply: Committed) -> tuple[tuple[Extent, .
         done = (*done, first.part(first.offset_bytes, at))
         left = (first.part(at, first.end_bytes), *left[1:])
     return done, left
+
+
+class Whole(NamedTuple):
+    """What a new file holds: the units that were written, and all their bytes if these fit into the inode."""
+
+    units: tuple[Unit, ...]
+    data: bytes | None = None
+
+
+def _can_be_told(units: Sequence[Unit]) -> bool:
+    """A file can be made with these: they are few pieces, one behind the other."""
+    parts = [part for unit in units for part in unit.parts]
+    in_order = all(one.end_bytes <= other.offset_bytes for one, other in pairwise(parts))
+    return 0 < len(parts) <= CREATE_EXTENTS_MAX and all(unit.parts for unit in units) and in_order
+
+
+def _extents(units: Iterable[Unit]) -> tuple[Extent, ...]:
+    return tuple(extent for unit in units for extent in unit.extents())
 
 
 def _receipts(units: Iterable[Unit]) -> tuple[Receipt, ...]:

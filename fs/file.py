@@ -23,11 +23,12 @@ import msgspec
 import trio
 
 from shoalfs.fs.budget import DirtyBudget
-from shoalfs.fs.committer import Committer
+from shoalfs.fs.committer import Committer, Whole
 from shoalfs.fs.contents import Contents
 from shoalfs.fs.dirty import Dirty
 from shoalfs.fs.extents import Span, first_data, first_hole
 from shoalfs.fs.fetcher import Fetcher
+from shoalfs.fs.new_files import Held
 from shoalfs.fs.parallel import all_of, settle_all
 from shoalfs.fs.ports import Buffer, Metadata
 from shoalfs.fs.readahead import Readahead
@@ -283,10 +284,10 @@ class FileData:
             self._take(self._dirty.take_all())
             await self._committer.commit(durable=durable or self._syncs_long)
 
-    def begin_whole(self) -> bytes | None:
-        """All bytes of a file that the metadata service does not know, to be told with the file itself, if they fit
-        into its inode. :meth:`end_whole` must follow, by the same task; until then nobody else commits anything of the
-        file. None: it has to be flushed."""
+    def begin_whole(self) -> Whole | None:
+        """All that a file holds of which the metadata service does not know, to be told with the file itself.
+        :meth:`end_whole` must follow, by the same task; until then nobody else commits anything of the file. None: it
+        has to be flushed."""
         if self._lost is not None:
             return None
         try:
@@ -299,14 +300,16 @@ class FileData:
             self._lock.release()
         return whole
 
-    def end_whole(self, whole: bytes, result: Inode | ShoalError | None) -> None:
-        """The file was made with these bytes, or could not be. None: nobody knows, and it will be tried again."""
+    async def store_whole(self, whole: Whole) -> Held:
+        """Put what does not fit into the inode on the chunkservers. What to tell of the file. Raises ShoalError."""
+        return await self._committer.store_whole(whole)
+
+    def end_whole(self, whole: Whole, result: Inode | ShoalError | None) -> None:
+        """The file was made with this, or could not be. None: nobody knows, and it will be tried again."""
         if isinstance(result, ShoalError):
             self._turn_failed(result, of_all=True)
-        elif result is not None and whole:
-            self._committer.committed_whole(whole, result)
         elif result is not None:
-            self.refresh(result)
+            self._committer.committed_whole(whole, result)
         self._recharge()
         self._lock.release()
 

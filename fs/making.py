@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 from shoalfs.fs.effects import names_of
 from shoalfs.fs.handles import Handles
 from shoalfs.fs.leases import LeaseCache, Name
-from shoalfs.fs.new_files import NewFiles, bytes_of, can_be_made
+from shoalfs.fs.new_files import Held, NewFiles, bytes_of, can_be_made
 from shoalfs.fs.ports import Files, Kernel
 from shoalfs.mds import messages as m
 from shoalfs.mds.client import MdsClient
@@ -47,6 +47,8 @@ class Making:
         self.on_closed: Callable[[InodeId], None] = lambda ino: None
         # Returns once the bytes of those of these files that are closed are committed, or have been tried to.
         self.settle_closed: Callable[[Iterable[InodeId]], Awaitable[object]] = _nothing_is_closed
+        # Whether the file is closed and about to be told of with what it holds.
+        self.is_due: Callable[[InodeId], bool] = lambda ino: False
         self._cache = cache
         self._handles = handles
         self._kernel = kernel
@@ -128,8 +130,8 @@ class Making:
     async def tell_with_bytes(self, request: m.CommitInline) -> m.Committed | None:
         """Tell of a file together with the first bytes that are committed to it. None: it cannot be done. Raises
         ShoalError."""
-        data = bytes_of(request)
-        created = None if data is None else await self.new_files.tell(request.ino, data)
+        held = bytes_of(request)
+        created = None if held is None else await self.new_files.tell(request.ino, held)
         if created is None:
             return None
         return m.Committed(created.inode, request.patches[0].offset_bytes, previous_data_version=1)
@@ -144,10 +146,14 @@ class Making:
             return False
         return True
 
-    async def tell_together(self, files: Mapping[InodeId, bytes]) -> dict[InodeId, m.Inode | ShoalError]:
+    async def tell_older(self, age_ms: int) -> None:
+        """Tell of files that were made so long ago and are still open. Raises as :meth:`NewFiles.tell_these`."""
+        await self.new_files.tell_these([ino for ino in self.new_files.older(age_ms) if not self.is_due(ino)])
+
+    async def tell_together(self, files: Mapping[InodeId, Held]) -> dict[InodeId, m.Inode | ShoalError]:
         """Tell of files, at most CHANGES_TOGETHER_MAX, of which nobody else is telling, each with all that it holds: of
         each, what it is like now, or why it is not told. Cancelled: what the leader may know is told again."""
-        requests = [self.new_files.begin_telling(ino, data) for ino, data in files.items()]
+        requests = [self.new_files.begin_telling(ino, held) for ino, held in files.items()]
         told: dict[InodeId, m.Inode | ShoalError] = {}
         try:
             for request, result in zip(requests, await self._mutate(m.Op.CREATE, requests, m.Created), strict=True):
@@ -164,8 +170,8 @@ class Making:
         (created,) = await self._mutate(m.Op.CREATE, (request,), m.Created)
         if isinstance(created, ShoalError):
             raise created
-        if self._files is not None and not request.data:
-            self._files.told(created.inode)  # with bytes it is the answer to a commit, which tells
+        if self._files is not None and not request.data and not request.extents:
+            self._files.told(created.inode)  # with what it holds it is the answer to a commit, which tells
         self._consider_lease(request.ino)
         return created
 

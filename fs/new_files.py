@@ -2,15 +2,16 @@
 
 In a directory on which this mount has the write lease nobody else is told a name, or that there is none, before this
 mount was asked for what it has made there (docs/leases.md). So a new file gets one of the inode numbers that are
-reserved for the session, and the leader is told of it when it matters to anybody: with the bytes of a small file when
-it is closed, in one command; before anything is asked or changed that concerns its name or its number; when somebody
+reserved for the session, and the leader is told of it when it matters to anybody: with what it holds when it is
+closed, in one command; before anything is asked or changed that concerns its name or its number; when somebody
 else looks into the directory; and after NEW_FILE_MS at the latest.
 
 **Invariant**: every file here is in a directory of which this mount holds the write lease, or is being asked for what
 it made there, or has lost its session.
 
 Told once, forgotten: whether a command was applied is never in doubt for long, because telling of the same file again
-changes nothing (`mds/ops/create.py`).
+changes nothing (`mds/ops/create.py`). A file that was told of together with what it held, and nobody knows whether that
+was applied, may have been written to since: it is told of again without, and what it holds is committed by itself.
 """
 
 import errno
@@ -18,7 +19,7 @@ import stat
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 import trio
@@ -36,11 +37,23 @@ _CHANGES_DIRECTORY: Final = m.SetAttr | m.SetXattr | m.RemoveXattr | m.ReadDir
 """Of a directory: who may make files in it, or what they are like, or which there are."""
 
 
+class Held(NamedTuple):
+    """What a new file holds: its bytes, or the extents that have them, with the receipts of their chunks."""
+
+    data: bytes = b""
+    extents: tuple[m.Extent, ...] = ()
+    receipts: tuple[m.Receipt, ...] = ()
+
+
+NOTHING: Final = Held()
+
+
 @dataclass(slots=True, eq=False)
 class _New:
     request: m.Create
     made_ns: int
     telling: trio.Event | None = None  # it is being told; set when that has ended
+    filling: bool = False  # it is, or was and failed, together with what it holds
 
 
 class NewFiles:
@@ -116,14 +129,14 @@ class NewFiles:
 
     # --- telling -----------------------------------------------------------------------------------------------------
 
-    async def tell(self, ino: InodeId, data: bytes = b"") -> m.Created | None:
-        """Have the leader know of the file, which holds ``data``. None: it knows already. Raises ShoalError. Cancelled:
-        it may know, and will be told again."""
+    async def tell(self, ino: InodeId, held: Held = NOTHING) -> m.Created | None:
+        """Have the leader know of the file, which holds this. None: it knows already, or that cannot be told
+        (:meth:`can_fill`). Raises ShoalError. Cancelled: it may know, and will be told again."""
         while (new := self._files.get(ino)) is not None and new.telling is not None:
             await new.telling.wait()
-        if new is None:
+        if new is None or (held != NOTHING and new.filling):
             return None
-        request = self.begin_telling(ino, data)
+        request = self.begin_telling(ino, held)
         result: m.Created | ShoalError | None = None
         try:
             result = await self._tell(request)
@@ -134,18 +147,23 @@ class NewFiles:
             self.end_telling(ino, result)
         return result
 
-    def can_tell(self, ino: InodeId) -> bool:
-        """The leader does not know of the file, and is not being told."""
+    def can_fill(self, ino: InodeId) -> bool:
+        """The leader does not know of the file, and is not being told; and nobody has tried to tell it what the file
+        holds."""
         new = self._files.get(ino)
-        return new is not None and new.telling is None
+        return new is not None and new.telling is None and not new.filling
 
-    def begin_telling(self, ino: InodeId, data: bytes = b"") -> m.Create:
-        """The command that tells of the file, which holds ``data``; for one of which :meth:`can_tell` holds.
-        :meth:`end_telling` must follow."""
+    def begin_telling(self, ino: InodeId, held: Held = NOTHING) -> m.Create:
+        """The command that tells of the file, which holds this; if it holds anything, only one of which
+        :meth:`can_fill` holds. Nobody else is telling. :meth:`end_telling` must follow."""
         new = self._files[ino]
         assert new.telling is None, ino
         new.telling = trio.Event()
-        return msgspec.structs.replace(new.request, data=data) if data else new.request
+        if held == NOTHING:
+            return new.request
+        assert not new.filling, ino
+        new.filling = True
+        return msgspec.structs.replace(new.request, **held._asdict())
 
     def end_telling(self, ino: InodeId, result: m.Created | ShoalError | None) -> None:
         """None: nobody knows what became of it, and it will be told again."""
@@ -169,10 +187,10 @@ class NewFiles:
     async def tell_all(self) -> None:
         await self.tell_these(list(self._files))
 
-    async def tell_older(self, age_ms: int) -> None:
-        """Those that were made so long ago. Raises as :meth:`tell_these`."""
+    def older(self, age_ms: int) -> list[InodeId]:
+        """Those that were made so long ago."""
         made_ns = time.time_ns() - age_ms * 1_000_000
-        await self.tell_these([ino for ino, new in self._files.items() if new.made_ns <= made_ns])
+        return [ino for ino, new in self._files.items() if new.made_ns <= made_ns]
 
     async def tell_these(self, inos: list[InodeId]) -> None:
         """They travel together. What is refused for good is lost, and its file says so. Raises what the last one did
@@ -246,7 +264,7 @@ def can_be_made(directory: m.Inode, request: m.Create, map_: m.ClusterMap) -> bo
     return not any(pool.closing_epoch and pool.id == directory.pool for pool in map_.pools)
 
 
-def bytes_of(request: m.CommitInline) -> bytes | None:
+def bytes_of(request: m.CommitInline) -> Held | None:
     """What a file holds that was empty before this commit; None if that cannot be said."""
     if request.append:
         return None
@@ -254,4 +272,4 @@ def bytes_of(request: m.CommitInline) -> bytes | None:
     for patch in request.patches:
         data.extend(bytes(max(0, patch.offset_bytes - len(data))))
         data[patch.offset_bytes : patch.offset_bytes + len(patch.data)] = patch.data
-    return bytes(data) or None
+    return Held(bytes(data)) if data else None

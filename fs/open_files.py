@@ -373,8 +373,8 @@ class OpenFiles:
         if number >= OPENED_NATIVELY and not self._handles.has(number):
             return  # nothing was done with it
         file = self._handles.file(number).file
-        if not self._durable_close and self._is_mine(file.ino) and self.closing.has_room(file):
-            self.closing.add(file)
+        if not self._durable_close and self._is_mine(file.ino) and self.closing.takes(file):
+            await self.closing.add(file)
             return
         await self._commit_file(file, durable=self._durable_close)
         self.closing.committed()

@@ -122,7 +122,7 @@ class OwnDirectories:
 
     async def _tell_old(self) -> None:
         try:
-            await self._metadata.new_files.tell_older(NEW_FILE_MS)
+            await self._metadata.making.tell_older(NEW_FILE_MS)
         except ShoalError as error:
             log.warning("new files could not be told of: %s", error)
 

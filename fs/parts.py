@@ -59,6 +59,7 @@ class Parts:
         coherent.making.on_made = self._own.made
         coherent.making.on_closed = self.releases.add
         coherent.making.settle_closed = self.vfs.closing.settle
+        coherent.making.is_due = self.vfs.closing.is_due
 
     async def run(self) -> None:
         """Until cancelled. :meth:`end` afterwards: then nobody commits anything any more."""

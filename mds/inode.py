@@ -100,7 +100,7 @@ def make(
         uid=uid,
         gid=gid,
         now_ns=now_ns,
-        pool=_pool_below(txn, parent),
+        pool=pool_below(txn, parent),
         nlink=2 if is_dir else 1,
         rdev=rdev,
         size_bytes=size_bytes,
@@ -116,7 +116,7 @@ def make(
     return inode
 
 
-def _pool_below(txn: ReadTxn, parent: Inode) -> PoolId:
+def pool_below(txn: ReadTxn, parent: Inode) -> PoolId:
     """The pool of what is made in a directory. One that is closing (mds/ops/set_pool.py) is handed down no more, so
     that those who have it only become fewer; the root's takes its place."""
     if records.POOL.require(txn, keys.pool(parent.pool)).closing_epoch:

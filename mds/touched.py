@@ -70,8 +70,11 @@ def _child(txn: ReadTxn, parent: InodeId, name: bytes) -> InodeId | None:
 def _create(txn: ReadTxn, request: m.Create, found: Touched) -> None:
     """An open with O_CREAT of a file that is there changes nothing, but it matters that it stays so until then."""
     found.names.add((request.parent, request.name))
-    if _child(txn, request.parent, request.name) is None:
+    child = _child(txn, request.parent, request.name)
+    if child is None:
         found.inodes.add(request.parent)
+    elif child == request.ino:
+        found.inodes.add(child)  # it may be told of with what it holds for the first time
 
 
 def _make(_: ReadTxn, request: m.Mknod | m.Mkdir | m.Symlink, found: Touched) -> None:

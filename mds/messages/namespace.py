@@ -53,8 +53,9 @@ class Create(Message, frozen=True):
     """Make a regular file. Exists already: EEXIST if ``exclusive``, else that file is returned unchanged.
 
     ``ino``: the number that it gets, of those reserved for the session; it has shown the file to its programs already
-    (docs/leases.md). Then ``data`` is what it holds, at most the inline bytes of such a file; and if the name leads to
-    this very inode, this was done before, and is done."""
+    (docs/leases.md). Then ``data`` is what it holds, at most the inline bytes of such a file; or ``extents`` are, in
+    order and without overlaps, at most CREATE_EXTENTS_MAX, of chunks for which ``receipts`` speak as in CommitExtents.
+    If the name leads to this very inode, this was done before, and is done."""
 
     who: Credentials
     parent: InodeId
@@ -64,6 +65,8 @@ class Create(Message, frozen=True):
     umask: int = 0  # taken off the mode unless the directory has a default access control list
     ino: InodeId = InodeId(0)  # 0: the next one
     data: bytes = b""
+    extents: tuple[Extent, ...] = ()
+    receipts: tuple[Receipt, ...] = ()
 
 
 class Created(Message, frozen=True):

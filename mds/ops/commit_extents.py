@@ -11,6 +11,8 @@ with another one: as if it had sent that much. An append is never divided; it wa
 
 import errno
 from collections import defaultdict
+from collections.abc import Sequence
+from itertools import pairwise
 
 import msgspec
 
@@ -24,8 +26,13 @@ from shoalfs.mds.txn import ReadTxn, Txn
 from shoalfs.transport.checksum import CHUNK_HASH_BYTES, chunk_hash
 from shoalfs.transport.errors import BadMessage, ChunkNotReserved, LayoutConflict, PosixError, StaleReceipt
 from shoalfs.transport.fragments import fragment_hash
-from shoalfs.transport.ids import ChunkId, SessionId, TargetId, chunk_pg, chunk_sequence
-from shoalfs.transport.limits import CHUNK_BYTES_MAX, EXTENTS_PER_COMMIT_MAX, FILE_SIZE_BYTES_MAX
+from shoalfs.transport.ids import ChunkId, InodeId, PoolId, SessionId, TargetId, chunk_pg, chunk_sequence
+from shoalfs.transport.limits import (
+    CHUNK_BYTES_MAX,
+    CREATE_EXTENTS_MAX,
+    EXTENTS_PER_COMMIT_MAX,
+    FILE_SIZE_BYTES_MAX,
+)
 
 
 def commit_extents(txn: Txn, context: Context, request: CommitExtents) -> Committed:
@@ -61,6 +68,40 @@ def commit_extents(txn: Txn, context: Context, request: CommitExtents) -> Commit
     inodes.store(txn, written)
     first_bytes = placed[0].offset_bytes if placed else base_bytes
     return Committed(written, first_bytes, inode.data_version, left, left_from_bytes)
+
+
+def check_first(
+    txn: ReadTxn, session: SessionId, pool: PoolId, placed: Sequence[Extent], receipts: tuple[Receipt, ...]
+) -> None:
+    """Whether a file of ``pool`` may be made with these extents (CREATE). Raises what COMMIT_EXTENTS does; StaleReceipt
+    also for a chunk of another pool: the directory's was about to be removed, and who stored it did not know."""
+    if len(placed) > CREATE_EXTENTS_MAX:
+        raise BadMessage(f"a file is made with at most {CREATE_EXTENTS_MAX} extents")
+    if any(one.end_bytes > other.offset_bytes for one, other in pairwise(placed)):
+        raise BadMessage("the extents that a file is made with lie one behind the other")
+    request = CommitExtents(InodeId(0), tuple(placed), receipts)
+    _check_extents(request, list(placed), 0)
+    _check_chunks(txn, session, request)
+    for extent in placed:
+        if records.GROUP.require(txn, keys.group(chunk_pg(extent.chunk))).pool != pool:
+            raise StaleReceipt(f"chunk {extent.chunk} is not in pool {pool}, where the file is")
+
+
+def link_first(txn: Txn, context: Context, inode: Inode, placed: Sequence[Extent]) -> Inode:
+    """Link extents that :func:`check_first` has let pass into a file that holds nothing yet."""
+    edit = extents.Edit(txn, inode, context.bounds.rows_max)
+    for extent in placed:
+        edit.put(extent)
+    written = inodes.content_changed(
+        inode,
+        context.now_ns,
+        size_bytes=placed[-1].end_bytes,
+        storage=Storage.EXTENTS,
+        **edit.settle(context.now_ns),
+        **privileges.dropped(txn, inode),
+    )
+    inodes.store(txn, written)
+    return written
 
 
 def _has_room(

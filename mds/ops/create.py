@@ -1,4 +1,8 @@
-"""CREATE: make a regular file, or find the one that has the name. As open(2) with O_CREAT."""
+"""CREATE: make a regular file, or find the one that has the name. As open(2) with O_CREAT.
+
+A session that makes files by itself (docs/leases.md) tells of them here, each with what it holds: with its bytes, or
+with its extents. Both are checked before anything is written: a file that is refused for its chunks does not exist.
+"""
 
 import errno
 import stat
@@ -7,6 +11,7 @@ from shoalfs.mds import dentry, keys, records
 from shoalfs.mds import inode as inodes
 from shoalfs.mds.messages import CommitInline, Create, Created, Inode, Patch
 from shoalfs.mds.ops import make_entry
+from shoalfs.mds.ops.commit_extents import check_first, link_first
 from shoalfs.mds.ops.commit_inline import commit_inline
 from shoalfs.mds.ops.context import Context
 from shoalfs.mds.txn import ReadTxn, Txn
@@ -17,6 +22,10 @@ from shoalfs.transport.limits import INLINE_BYTES_MAX
 def create(txn: Txn, context: Context, request: Create) -> Created:
     """Permission to open a file that exists already is not checked here: that is the open that follows."""
     who = request.who
+    if request.data and request.extents:
+        raise BadMessage("a file has its bytes in the inode or in chunks")
+    if not request.ino and (request.data or request.extents):
+        raise BadMessage("a file that is made with bytes has a number")
     inodes.check_credentials(who)
     parent = dentry.search(txn, who, request.parent)
     dentry.check_name(request.name)
@@ -24,7 +33,10 @@ def create(txn: Txn, context: Context, request: Create) -> Created:
         raise PosixError(errno.EEXIST if request.exclusive else errno.EISDIR)
     found = dentry.find(txn, parent, request.name)
     if found is not None and request.ino == found.ino:
-        return Created(_filled(txn, context, request, inodes.load(txn, found.ino)), created=True)
+        child = inodes.load(txn, found.ino)
+        if _is_empty(child):
+            check_first(txn, context.session, child.pool, request.extents, request.receipts)
+        return Created(_filled(txn, context, request, child), created=True)
     if found is not None:
         if request.exclusive or request.ino:
             raise PosixError(errno.EEXIST)
@@ -39,10 +51,9 @@ def create(txn: Txn, context: Context, request: Create) -> Created:
 
 
 def _check_number(txn: ReadTxn, context: Context, request: Create, parent: Inode) -> None:
-    """The number is free and the session's to give, and the bytes will find room: checked before the first write."""
+    """The number is free and the session's to give, the bytes will find room, and the chunks are there: checked before
+    the first write."""
     if not request.ino:
-        if request.data:
-            raise BadMessage("a file that is made with bytes has a number")
         return
     row = records.SESSION.load(txn, keys.session(context.session))
     if row is None or not any(first <= request.ino < end for first, end in row.inodes):
@@ -51,10 +62,20 @@ def _check_number(txn: ReadTxn, context: Context, request: Create, parent: Inode
         raise PosixError(errno.EEXIST, f"inode {request.ino} exists under another name")
     if len(request.data) > min(parent.inline_bytes_max, INLINE_BYTES_MAX):
         raise LayoutConflict("the file is too large for the metadata")
+    check_first(txn, context.session, inodes.pool_below(txn, parent), request.extents, request.receipts)
+
+
+def _is_empty(child: Inode) -> bool:
+    """Nobody has put anything into it."""
+    return child.data_version == 1
 
 
 def _filled(txn: Txn, context: Context, request: Create, child: Inode) -> Inode:
-    """The file with the bytes that it is made with, once."""
-    if not request.data or child.data_version > 1:
+    """The file with what it is made with, once."""
+    if not _is_empty(child):
         return child
-    return commit_inline(txn, context, CommitInline(child.ino, (Patch(0, request.data),))).inode
+    if request.extents:
+        return link_first(txn, context, child, request.extents)
+    if request.data:
+        return commit_inline(txn, context, CommitInline(child.ino, (Patch(0, request.data),))).inode
+    return child

@@ -272,7 +272,7 @@ def _disk_form(server: Server) -> Any:
 def _writer_form(writer: Writer) -> Any:
     stored = writer.unit.stored if writer.unit is not None else None
     return (
-        writer.state, writer.offset, writer.durable, writer.unsure, writer.chunk, sorted(writer.waiting),
+        writer.state, writer.offset, writer.durable, writer.makes, writer.unsure, writer.chunk, sorted(writer.waiting),
         sorted(map(_encode, writer.receipts)), stored is not None, sorted(writer.undurable.items()),
         sorted(writer.late), writer.map,
     )  # fmt: skip

@@ -148,7 +148,9 @@ class History:
             writer.ino = chance.choice(free)
             if chance.random() < 0.1:
                 writer.map = world.md.map()
-            world.start_write(writer, chance.randrange(SLOTS) * WRITE_BYTES, durable=chance.random() < 0.5)
+            makes = chance.random() < 0.2 and len(self.files) < FILES_MAX
+            offset, durable = chance.randrange(SLOTS) * WRITE_BYTES, not makes and chance.random() < 0.5
+            world.start_write(writer, offset, durable=durable, makes=makes)
         elif writer.state == "storing":
             target = chance.choice(writer.waiting)
             if chance.random() < 0.1:
@@ -158,7 +160,11 @@ class History:
         elif writer.late and chance.random() < 0.3:
             world.arrive_late(writer, chance.randrange(len(writer.late)))
         else:
-            self.met["commit"] += world.commit(writer, answered=chance.random() < 0.95)
+            done = world.commit(writer, answered=chance.random() < 0.95)
+            self.met["commit"] += done
+            if done and writer.makes:
+                self.files.append(writer.ino)
+                self.met["made"] += 1
 
     def on_files(self) -> None:
         world, chance = self.world, self.chance

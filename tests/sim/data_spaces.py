@@ -23,6 +23,8 @@ class Part:
 PARTS: dict[str, Part] = {
     "two writers": Part(Bounds(writes=2, passes=1)),
     "old receipts": Part(Bounds(writers=1, writes=1, durable=(False,), crashes=1, passes=0), 2_000),
+    "made": Part(Bounds(writers=1, writes=1, makes=True, crashes=1, passes=0), 2_000),
+    "made again": Part(Bounds(writers=1, writes=1, makes=True, lost=1, passes=0), 2_000, 1),
     "old map": Part(Bounds("moved", min_ack=1, writers=1, writes=1, durable=(False,), crashes=1, passes=0), 2_000),
     "repeated commit": Part(Bounds(writes=2, lost=1, passes=0), 2_000),
     "slow writer": Part(Bounds(writers=1, writes=1, slow=1, passes=1)),

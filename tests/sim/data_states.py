@@ -47,6 +47,7 @@ class Bounds:
     fences: int = 0
     removals: int = 0
     passes: int = 4  # how often time passes
+    makes: bool = False  # each write is of a new file, which is told of with its extent
     liar: int = 0  # number of a server whose disk lies
 
     def __post_init__(self) -> None:
@@ -106,7 +107,9 @@ class DataStates:
             return
         # Writers are alike until the first has begun: it is always the same one.
         if writer.state == "idle" and left["writes"] and (number == 0 or left["writes"] < self.bounds.writes):
-            for offset in self.bounds.offsets:
+            if self.bounds.makes:
+                yield "make", number
+            for offset in () if self.bounds.makes else self.bounds.offsets:
                 yield from (("start", number, offset, durable) for durable in self.bounds.durable)
         for target in writer.waiting:
             yield "put", number, target
@@ -288,6 +291,13 @@ def _start(world: DataWorld, number: int, offset: int, durable: bool) -> DataWor
     return world
 
 
+def _make(world: DataWorld, number: int) -> DataWorld:
+    world = fork(world, [MD, world.writers[number]])
+    world.budget["writes"] -= 1
+    world.start_write(world.writers[number], 0, durable=False, makes=True)
+    return world
+
+
 def _put(world: DataWorld, number: int, target: TargetId, answered: bool = True) -> DataWorld:
     server = world.by_id(target)
     world = fork(world, [server, world.writers[number]])
@@ -415,6 +425,7 @@ _SPENT = frozenset(
 )
 _EVENTS: dict[str, Callable[..., DataWorld]] = {
     "start": _start,
+    "make": _make,
     "put": _put,
     "put unanswered": lambda world, number, target: _put(world, number, target, answered=False),
     "give up put": _give_up_put,

@@ -237,15 +237,18 @@ class DataWorld:
         self.writers.append(Writer(session, self.ino, self.md.map()))
         return self.writers[-1]
 
-    def start_write(self, writer: Writer, offset: int, *, durable: bool) -> bool:
-        """Choose and reserve a chunk. False: it sees no group that takes it, or it was fenced."""
-        writer.begin(offset, durable=durable)
+    def start_write(self, writer: Writer, offset: int, *, durable: bool, makes: bool = False) -> bool:
+        """Choose and reserve a chunk; ``makes``: and a number, for a new file. False: it sees no group that takes it,
+        or it was fenced."""
+        writer.begin(offset, durable=durable, makes=makes)
         group = writer.choose(offset // WRITE_BYTES)
         if group is None:
             writer.map = self.md.map()
             return False
         try:
             reserved = self.md.do(m.ReserveChunks(1), session=writer.session)
+            if makes:
+                writer.ino = self.md.do(m.ReserveInodes(1), session=writer.session).first_ino
         except SessionGone:
             writer.state = "gone"
             return False
@@ -312,7 +315,8 @@ class DataWorld:
         except PosixError:
             writer.rest()  # the file is gone
             return False
-        promises.check_linked(self, chunk, durable=writer.durable)
+        if not (writer.makes and writer.unsure):  # told again, it may have been applied long ago
+            promises.check_linked(self, chunk, durable=writer.durable)
         if not answered:
             writer.unsure = True
             return False

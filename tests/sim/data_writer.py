@@ -14,7 +14,7 @@ from shoalfs.mds import messages as m
 from shoalfs.transport import erasure
 from shoalfs.transport.checksum import chunk_hash
 from shoalfs.transport.errors import TargetDown
-from shoalfs.transport.ids import ChunkId, InodeId, PoolId, SessionId, TargetId, chunk_id, chunk_pg
+from shoalfs.transport.ids import ROOT_INODE, ChunkId, InodeId, PoolId, SessionId, TargetId, chunk_id, chunk_pg
 from shoalfs.transport.limits import REPLICAS_MAX
 from sim.data_server import digest
 
@@ -50,7 +50,8 @@ def pieces_of(data: bytes, pool: m.Pool) -> Pieces:
 @dataclass
 class Writer:
     """``state``: idle -> storing -> stored -> idle, or gone for good. ``waiting``: targets that were sent the chunk and
-    have not answered. ``undurable``: as in fs/committer.py."""
+    have not answered. ``undurable``: as in fs/committer.py. ``makes``: the file is new, and the metadata service is
+    told of it with the extents (fs/closing.py)."""
 
     session: SessionId
     ino: InodeId
@@ -63,6 +64,7 @@ class Writer:
     waiting: tuple[TargetId, ...] = ()
     receipts: tuple[m.Receipt, ...] = ()
     undurable: dict[ChunkId, tuple[TargetId, ...]] = field(default_factory=dict)
+    makes: bool = False
     unsure: bool = False  # a commit was not answered: it is repeated soon
     late: tuple[tuple[TargetId, ChunkId], ...] = ()  # requests that may still arrive, though nobody waits for them
 
@@ -72,9 +74,9 @@ class Writer:
         twin.undurable = dict(self.undurable)
         return twin
 
-    def begin(self, offset: int, *, durable: bool) -> None:
+    def begin(self, offset: int, *, durable: bool, makes: bool = False) -> None:
         assert self.state == "idle"
-        self.offset, self.durable = offset, durable
+        self.offset, self.durable, self.makes = offset, durable, makes
 
     def choose(self, index: int) -> m.PlacementGroup | None:
         """Where it goes, as far as this client knows."""
@@ -111,11 +113,14 @@ class Writer:
         self.unit.stored = Stored(self.chunk, pieces.chunk_hash, self.receipts, pieces.fragments)
         self.state = "stored"
 
-    def commit(self) -> m.CommitExtents:
+    def commit(self) -> m.CommitExtents | m.Create:
         assert self.unit is not None
         assert self.unit.stored is not None
-        extents = tuple(self.unit.extents())
-        return m.CommitExtents(self.ino, extents, self.unit.stored.receipts, durable=self.durable)
+        extents, receipts = tuple(self.unit.extents()), self.unit.stored.receipts
+        if self.makes:
+            who, name = m.ROOT_CREDENTIALS, b"made %d" % self.ino
+            return m.Create(who, ROOT_INODE, name, 0o644, True, ino=self.ino, extents=extents, receipts=receipts)
+        return m.CommitExtents(self.ino, extents, receipts, durable=self.durable)
 
     def committed(self) -> None:
         assert self.unit is not None

@@ -7,7 +7,7 @@ one that could not be called back comes late. To its own mount it was there mean
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -51,7 +51,8 @@ def check_names(calls: Sequence[NameCall]) -> int:
 
 
 def _name_unknown(history: Sequence[NameCall]) -> None:
-    """Inodes that were seen and that nobody says to have made are those of makes whose answer never came."""
+    """Inodes that were seen and that nobody says to have made are those of makes whose answer never came. The others of
+    these may have made a file, too, that somebody removed before it was seen."""
     made = {call.ino for call in history if call.kind == "make"}
     lost = sorted((c for c in history if c.kind == "make" and c.ino is None), key=lambda call: call.began)
     for call in sorted(history, key=lambda call: call.began):
@@ -60,6 +61,8 @@ def _name_unknown(history: Sequence[NameCall]) -> None:
                 raise Broken(f"nobody made inode {call.ino}: {_line(call)}")
             lost.pop(0).ino = call.ino
             made.add(call.ino)
+    for number, call in enumerate(lost, 1):
+        call.ino = InodeId(-number)
 
 
 def _with_exceptions(history: Sequence[NameCall]) -> list[NameCall]:
@@ -93,7 +96,7 @@ def _is_beside(call: NameCall, make: NameCall) -> bool:
 
 def _fits(history: Sequence[NameCall]) -> bool:
     seen = {call.ino for call in history if call.kind == "see"}
-    calls = [c for c in history if c.ended < math.inf or c.kind == "remove" or (c.kind == "make" and c.ino in seen)]
+    calls = [c for c in history if c.ended < math.inf or c.kind == "remove" or _may_have_made(c, seen)]
     calls.sort(key=lambda call: call.began)
     must = sum(1 << n for n, call in enumerate(calls) if call.ended < math.inf)
     tried: set[tuple[int, InodeId | None]] = set()
@@ -116,6 +119,10 @@ def _fits(history: Sequence[NameCall]) -> bool:
             for after in _after(call, ino):
                 stack.append((done | 1 << n, after))
     return False
+
+
+def _may_have_made(call: NameCall, seen: Collection[InodeId | None]) -> bool:
+    return call.kind == "make" and call.ino is not None and (call.ino in seen or call.ino < 0)
 
 
 def _after(call: NameCall, ino: InodeId | None) -> Sequence[InodeId | None]:

@@ -9,6 +9,7 @@ that what a session made is not made when it has ended.
 import errno
 import math
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import trio
@@ -27,6 +28,7 @@ from sim.name_histories import Kind, NameCall, check_names
 DIRECTORY = b"d"
 NAMES = ("a", "b", "c")
 _FILL = 12
+LARGE = b"large" * 6_000  # more than fits into an inode
 _TURN_S = 3.5
 
 
@@ -78,6 +80,15 @@ class NameWorld(FileWorld):
             inode = records.INODE.load(txn, keys.inode(call.ino))
         if inode is not None and inode.size_bytes != size_bytes:
             raise Broken(f"closed and synced with {size_bytes} bytes, {inode.size_bytes} are there: {call}")
+
+    def filled(self, inos: Sequence[InodeId], size_bytes: int) -> None:
+        """Files of so many bytes were closed, and their directory synced afterwards."""
+        self.counts["filled"] += len(inos)
+        with self.group.store.read() as txn:
+            for ino in inos:
+                inode = records.INODE.load(txn, keys.inode(ino))
+                if inode is None or inode.size_bytes != size_bytes:
+                    raise Broken(f"closed and synced with {size_bytes} bytes: {inode or ino}")
 
     def _note_truth(self) -> None:
         now = trio.current_time() if self.mounts else 0.0
@@ -157,11 +168,19 @@ class NameProgram(Running):
 
     async def _fill(self) -> None:
         """So many files, one after the other, that the mount asks for the directory."""
+        data, session, filled = self.chance.choice((b"", b"data", LARGE)), self.mount.session.session, []
         for _ in range(_FILL):
             self._filled += 1
             name = b"%d-%d-%d" % (self.mount.session.session, id(self) % 1_000, self._filled)
-            _, number, _ = await self.mount.vfs.create(ROOT, self.world.directory, name, 0o644, os.O_RDWR)
+            inode, number, _ = await self.mount.vfs.create(ROOT, self.world.directory, name, 0o644, os.O_RDWR)
+            if data:
+                await self.mount.vfs.write(number, 0, data)
             await self.mount.close(number)
+            filled.append(inode.ino)
+        if self.chance.random() < 0.5:
+            await self.mount.vfs.fsyncdir(self.mount.vfs.opendir(ROOT, self.world.directory))
+            if self.mount.session.session == session:
+                self.world.filled(filled, len(data))
         await trio.sleep(0.02)
 
     async def _make(self, name: str) -> None:
@@ -178,19 +197,21 @@ class NameProgram(Running):
         await self.mount.kernel.answered()
         self.world.made(call, inode.ino)
         self._open.append((call, number))
+        if self.chance.random() < 0.5:
+            await self._close(len(self._open) - 1)  # before it is told of for its age
 
-    async def _close(self) -> None:
+    async def _close(self, which: int | None = None) -> None:
         if not self._open:
             return
-        call, number = self._open.pop(self.chance.randrange(len(self._open)))
-        data = b"data" if self.chance.random() < 0.5 else b""
+        call, number = self._open.pop(self.chance.randrange(len(self._open)) if which is None else which)
+        data = self.chance.choice((b"", b"", b"data", LARGE))
         if data:
             await self.mount.vfs.write(number, 0, data)
         await self.mount.close(number)
         draw = self.chance.random()
-        if draw < 0.15:
+        if draw < 0.35:
             await self._look_twice(call)
-        elif draw < 0.5:
+        elif draw < 0.6:
             await self.mount.vfs.fsyncdir(self.mount.vfs.opendir(ROOT, self.world.directory))
             if self.mount.session.session == call.session:
                 self.world.synced(call, len(data))

@@ -14,7 +14,7 @@ from shoalfs.chunkserver.membership import Membership
 from shoalfs.mds import brake, evictions, heartbeats, keys, reads, records, repairs, rounds, trash_list, upkeep
 from shoalfs.mds.evictions import Evictions
 from shoalfs.mds.messages import ChunkClass, TargetState
-from shoalfs.mds.ops import add_garbage, change_group, commit_extents, mend, register_target, set_target_state
+from shoalfs.mds.ops import add_garbage, change_group, commit_extents, create, mend, register_target, set_target_state
 from shoalfs.mds.ops.table import OPERATIONS
 from shoalfs.mds.repairs import Repairs
 from shoalfs.mds.targets import GarbageWindow
@@ -124,6 +124,24 @@ def clients_bring_their_receipts_up_to_date(stack: ExitStack) -> None:
             unit.stored = unit.stored._replace(receipts=fresh)
 
     stack.enter_context(patch.object(data_writer, "give_up_refused", give_up_refused))
+
+
+@bug("made")
+def files_are_made_whatever_their_receipts_say(stack: ExitStack) -> None:
+    def make(check: Any) -> Any:
+        def check_first(txn: Any, session: Any, pool: Any, placed: Any, receipts: Any) -> None:
+            now = {r.target: records.TARGET.require(txn, keys.target(r.target)).epoch for r in receipts}
+            fresh = tuple(msgspec.structs.replace(r, target_epoch=now[r.target]) for r in receipts)
+            check(txn, session, pool, placed, fresh)
+
+        return check_first
+
+    replaced(stack, create, "check_first", make)
+
+
+@bug("made again")
+def a_file_that_is_told_of_again_is_filled_again(stack: ExitStack) -> None:
+    stack.enter_context(patch.object(create, "_is_empty", lambda child: True))
 
 
 # --- membership and epochs --------------------------------------------------------------------------------------------

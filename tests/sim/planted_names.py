@@ -3,8 +3,10 @@ takes one rule out, and name_world.py must find it."""
 
 from typing import Any
 
+from shoalfs.fs.file import FileData
 from shoalfs.fs.leases import UNKNOWN
 from shoalfs.fs.making import Making
+from shoalfs.fs.new_files import NOTHING
 from shoalfs.fs.vfs import Vfs
 from shoalfs.mds import coherence, service
 from shoalfs.mds import messages as m
@@ -97,6 +99,15 @@ def times_are_told_before_the_commit_that_sets_them(patch: Patch) -> None:
         return self._seen(await self._metadata.getattr(ino))
 
     patch.setattr(Vfs, "getattr", getattr_)
+
+
+@mistake
+def files_in_chunks_are_told_of_without_them(patch: Patch) -> None:
+    async def store_whole(self: Any, whole: Any) -> Any:
+        await self._committer.store_whole(whole)
+        return NOTHING
+
+    patch.setattr(FileData, "store_whole", store_whole)
 
 
 @mistake

@@ -46,6 +46,7 @@ def test_with_nothing_broken_nothing_fails_and_much_is_made_without_asking():
         "made here",
         "made there",
         "synced",
+        "filled",
         "looked at twice",
         "checked",
         "make",
@@ -87,6 +88,15 @@ def test_a_file_that_is_not_seen_is_found():
     with pytest.raises(Broken):
         check_names([made, call(2, "see", 3, 4, None)])
     assert check_names([made, call(2, "see", 1.5, 4, None), call(2, "see", 5, 6, 7)])
+
+
+def test_a_make_that_was_never_answered_may_have_made_what_is_removed():
+    lost = call(1, "make", 1, float("inf"))
+    assert check_names([lost, call(2, "remove", 5, 6), call(2, "see", 7, 8, None)])
+    with pytest.raises(Broken):
+        check_names([call(1, "make", 7, float("inf")), call(2, "remove", 5, 6)])
+    with pytest.raises(Broken):
+        check_names([lost, call(2, "remove", 5, 6), call(2, "remove", 7, 8)])
 
 
 def test_what_is_lost_with_a_session_is_excused_to_it_alone():
