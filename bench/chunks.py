@@ -2,9 +2,9 @@
 
     python bench/chunks.py [--dir DIR] [--seconds S] [--streams N]
 
-Prints MB/s for 4 MiB chunks and operations per second for 4 KiB chunks; `durable` answers after fdatasync. Reads come
-from the page cache: what is measured is this code, not the disk. One process serves and asks, so the figures over the
-socket hold the client's share of the processor, too.
+Prints MB/s for 4 MiB chunks, operations per second for 100 KiB and 4 KiB, and the processor time of each; `durable`
+answers after fdatasync. Reads come from the page cache: what is measured is this code, not the disk. One process serves
+and asks, so the figures over the socket hold the client's share of the processor, too.
 """
 
 import argparse
@@ -40,10 +40,11 @@ CLUSTER = secrets.token_bytes(16)
 Work = Callable[[int], Awaitable[object]]
 
 
-async def rate(work: Work, numbers: "itertools.count[int]", seconds: float, streams: int) -> tuple[int, float]:
-    """Run ``work`` with rising numbers in ``streams`` tasks: how often it ran, and for how many seconds."""
+async def rate(work: Work, numbers: "itertools.count[int]", seconds: float, streams: int) -> tuple[int, float, float]:
+    """Run ``work`` with rising numbers in ``streams`` tasks: how often it ran, for how many seconds, and how many of a
+    processor that took."""
     done = 0
-    start = time.perf_counter()
+    start, used = time.perf_counter(), time.process_time()
 
     async def stream() -> None:
         nonlocal done
@@ -54,7 +55,7 @@ async def rate(work: Work, numbers: "itertools.count[int]", seconds: float, stre
     async with trio.open_nursery() as nursery:
         for _ in range(streams):
             nursery.start_soon(stream)
-    return done, time.perf_counter() - start
+    return done, time.perf_counter() - start, time.process_time() - used
 
 
 async def measure(
@@ -62,7 +63,7 @@ async def measure(
 ) -> None:
     data = os.urandom(size)
     digest = chunk_hash(block_hashes([data]))
-    first = {4 * KIB: 1 << 32, 4 * MIB: 1 << 33}[size]
+    first = {4 * KIB: 1 << 32, 4 * MIB: 1 << 33, 100 * KIB: 1 << 34}[size]
     stored = itertools.count(first)
     for durable in (False, True):
         work = partial(put, data, digest, durable)
@@ -79,10 +80,13 @@ async def measure(
     report(name, "get, one at a time", size, *await rate(fetch, cycle, args.seconds, 1))
 
 
-def report(name: str, what: str, size: int, count: int, seconds: float) -> None:
-    per_second = count / seconds
+def report(name: str, what: str, size: int, count: int, seconds: float, cpu_s: float) -> None:
+    per_second, cpu_us = count / seconds, 1e6 * cpu_s / count
     rate_text = f"{per_second * size / 1e6:8.0f} MB/s" if size >= MIB else f"{per_second:8.0f} /s  "
-    print(f"{name:14} {size // KIB:5} KiB  {what:20} {rate_text}  {1e6 / per_second:8.0f} us each", flush=True)
+    print(
+        f"{name:14} {size // KIB:5} KiB  {what:20} {rate_text}  {1e6 / per_second:8.0f} us each {cpu_us:8.0f} us CPU",
+        flush=True,
+    )
 
 
 async def bench(directory: str, args: argparse.Namespace) -> None:
@@ -110,7 +114,7 @@ async def bench(directory: str, args: argparse.Namespace) -> None:
         async def get(size: int, digest: bytes, number: int) -> None:
             await target.get(ChunkId(number), 0, size)
 
-        for size in (4 * MIB, 4 * KIB):
+        for size in (4 * MIB, 100 * KIB, 4 * KIB):
             await measure("target", size, put, get, args)
         async with trio.open_nursery() as nursery:
             carriers, address = Carriers.standard(), f"unix:{directory}/socket"
@@ -149,7 +153,7 @@ async def bench_socket(carriers: Carriers, target: m.Target, args: argparse.Name
                 length_bytes=size,
             )
 
-        for size in (4 * MIB, 4 * KIB):
+        for size in (4 * MIB, 100 * KIB, 4 * KIB):
             await measure("unix socket", size, put, get, args)
 
 
