@@ -246,7 +246,8 @@ class Segments:
             yield fd
         finally:
             with self._lock:
-                self._release(fd)
+                unused = self._release(fd)
+            self._close(unused)
 
     def _acquire(self, number: int) -> int:
         unsealed = self._unsealed.get(number)
@@ -261,22 +262,30 @@ class Segments:
             raise FileNotFoundError(errno.ENOENT, f"segment {number} is gone")
         self._users[fd] = self._users.get(fd, 0) + 1
         if len(self._fds) > SEGMENT_FILES_OPEN_MAX:
-            self._discard(self._fds.popitem(last=False)[1])
+            self._close(self._discard(self._fds.popitem(last=False)[1]))
         return fd
 
-    def _release(self, fd: int) -> None:
+    def _release(self, fd: int) -> int | None:
+        """Returns what is to be closed."""
         self._users[fd] -= 1
-        if not self._users[fd]:
-            del self._users[fd]
-            if fd in self._discarded:
-                self._discarded.remove(fd)
-                self._disk.close(fd)
+        if self._users[fd]:
+            return None
+        del self._users[fd]
+        if fd not in self._discarded:
+            return None
+        self._discarded.remove(fd)
+        return fd
 
-    def _discard(self, fd: int) -> None:
-        """Close the descriptor now, or when its last reader leaves."""
-        if fd in self._users:
-            self._discarded.add(fd)
-        else:
+    def _discard(self, fd: int) -> int | None:
+        """Returns the descriptor if it is to be closed now; else it is when its last reader leaves."""
+        if fd not in self._users:
+            return fd
+        self._discarded.add(fd)
+        return None
+
+    def _close(self, fd: int | None) -> None:
+        """Of a file that is removed this frees its room, which may take seconds: not while others wait for the lock."""
+        if fd is not None:
             self._disk.close(fd)
 
     # --- the end -----------------------------------------------------------------------------------------------------
@@ -291,10 +300,15 @@ class Segments:
             if number not in self._sealed:
                 return False
             self._sealed.remove(number)
-            self._disk.unlink(self.file(number, sealed=True))
+            name = self.file(number, sealed=True)
             fd = self._fds.pop(number, None)
-            if fd is not None:
-                self._discard(fd)
+            if fd is None:
+                fd = self._disk.open(name)  # so that its room is freed by the close, not by the unlink
+            try:
+                self._disk.unlink(name)
+            finally:
+                unused = self._discard(fd)
+        self._close(unused)
         return True
 
     def close(self) -> None:

@@ -282,12 +282,13 @@ class ChunkStore:
             with self._syncing():
                 for number in sorted(touched):
                     self._segments.sync_in_place_change(number)
+            for (_, row), verdict in zip(rows, verdicts, strict=True):
+                if not verdict:
+                    self._punch(row)  # not below: whoever stores something waits for the index, and this may take long
             with self._index.write() as changes:
                 for (chunk, row), verdict in zip(rows, verdicts, strict=True):
                     if verdict:
                         changes.set_aside(row.segment, row.position_bytes, verdict)
-                    else:
-                        self._punch(row)
                     changes.drop(chunk, row)
             self._remove_empty({row.segment for _, row in rows})
         self.counters["deletes"] += len(rows)

@@ -190,7 +190,7 @@ class Exerciser:
         try:
             data = os.lseek(self._fd, offset, os.SEEK_DATA)
         except OSError as error:
-            assert error.errno == errno.ENXIO
+            assert error.errno == errno.ENXIO, error
             data = max(offset, len(self._shadow))
         else:
             hole = os.lseek(self._fd, data, os.SEEK_HOLE)

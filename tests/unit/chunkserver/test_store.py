@@ -432,6 +432,48 @@ def test_threads_put_and_sync_side_by_side(make_rig):
     assert rig.rows() == rows
 
 
+def test_while_deleted_data_is_punched_out_others_are_stored(rig, monkeypatch):
+    """Thousands of chunks are deleted with one order, and a filesystem may take long to free their room."""
+    rig.put(1, b"old")
+    punch, put = rig.store._punch, []
+
+    def slow(row):
+        other = threading.Thread(target=lambda: put.append(rig.put(2, b"new")), daemon=True)
+        other.start()
+        other.join(5)
+        assert put, "it waits for the deletion"
+        punch(row)
+
+    monkeypatch.setattr(rig.store, "_punch", slow)
+    rig.store.delete([ChunkId(1)])
+    assert put
+    assert [chunk for chunk, _ in rig.store.chunks_after(ChunkId(0), 10)] == [2]
+
+
+@pytest.mark.parametrize("was_read", [False, True])
+def test_while_the_room_of_a_removed_segment_is_freed_others_are_read(make_rig, monkeypatch, was_read):
+    """Closing the last descriptor of a file without a name frees it. The whole chunkserver once waited for that."""
+    rig = make_rig(segment_bytes_max=1 << 16)
+    for chunk in range(1, 4):
+        rig.put(chunk, content(chunk, 60_000))
+        rig.store.sync_round()
+    if was_read:
+        rig.get(1)
+    close, read = rig.disk.close, []
+
+    def slow(fd):
+        other = threading.Thread(target=lambda: read.append(rig.get(3)), daemon=True)
+        other.start()
+        other.join(5)
+        close(fd)
+
+    monkeypatch.setattr(rig.disk, "close", slow)
+    rig.store.delete([ChunkId(1)])
+    monkeypatch.undo()
+    assert read == [content(3, 60_000)]
+    assert "00000001.seg" not in rig.segment_names()
+
+
 def test_a_segment_that_is_filled_while_it_is_found_empty_is_not_removed(make_rig, monkeypatch):
     """Between the look at the index and the removal, another thread stores a chunk there and seals the segment."""
     rig = make_rig(segment_bytes_max=20_000)
