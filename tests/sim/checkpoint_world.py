@@ -29,7 +29,7 @@ from shoalfs.mds import messages as m
 from shoalfs.mds.entry import encode_entry
 from shoalfs.mds.messages import ROOT_CREDENTIALS as ROOT
 from shoalfs.transport.errors import PosixError, ShoalError
-from shoalfs.transport.ids import ROOT_INODE, InodeId, TargetId
+from shoalfs.transport.ids import ROOT_INODE, InodeId, SessionId, TargetId
 from sim.broken import Broken
 from sim.check_registers import RegisterCall, is_linearizable
 from sim.file_histories import LogCall
@@ -104,6 +104,9 @@ class CheckpointWorld(FileWorld):
         self.servers.restart(target, lose=True)
         request = m.RegisterTarget(bytes([target]) * 16, f"node{target}", f"memory:c{target}", 1 << 40)
         self.group.apply(encode_entry(int(trio.current_time() * 1e9), [(0, command(request, seq=0))]))
+
+    def has_ended(self, session: SessionId) -> bool:
+        return session not in self._sessions
 
     async def _read_all(self) -> None:
         """At the end every mount loads the checkpoint, and sees the log."""
@@ -181,6 +184,7 @@ class Job(Program):
             if inode is None:
                 call.ended = trio.current_time()
                 return
+            session = self.mount.session.session
             try:
                 number = await self.mount.open(inode.ino, os.O_RDONLY)
             except PosixError as error:
@@ -191,6 +195,8 @@ class Job(Program):
         try:
             content, _ = await self.mount.read(inode.ino, number)
         except PosixError as error:
+            if error.errno == errno.ESTALE and self.world.has_ended(session):
+                raise  # with it ended what it had open, and another save has replaced the file since
             # Chunkservers always answer here: what cannot be read is on no disk any more.
             raise Broken(f"bytes of the checkpoint are lost: inode {inode.ino}: {error!r}") from error
         finally:
