@@ -121,7 +121,8 @@ class Starting:
         self.identity = itself
 
     def wait_ready(self, timeout_s: float) -> None:
-        """Return when it serves. Raises ShoalError with what it said, or that it said nothing, otherwise."""
+        """Return when it serves. Raises ShoalError with what it said, or that it said nothing, otherwise; then it has
+        ended, and whoever starts it again does not find it running."""
         try:
             said = self._listen(timeout_s)
         finally:
@@ -132,8 +133,12 @@ class Starting:
             stop(self.identity, _KILL_PATIENCE_S)
             raise ShoalError(f"{self._what}: not ready after {timeout_s:g} s: ended it: read {self._log_path}")
         line = said.decode(errors="replace").strip().removeprefix("shoal: ")
-        if not line:
+        try:
+            status = self.process.wait(_KILL_PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            stop(self.identity, _KILL_PATIENCE_S)
             status = self.process.wait()
+        if not line:
             line = f"ended with status {status} before it was ready"
         raise ShoalError(f"{self._what}: {line}: read {self._log_path}")
 

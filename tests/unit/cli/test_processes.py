@@ -72,6 +72,7 @@ def test_a_process_that_says_why_it_does_not_start(tmp_path):
     starting = processes.Starting("mds-1", ["mds", "run", "--config", "/no/such/file"], log)
     with pytest.raises(ShoalError) as caught:
         starting.wait_ready(30)
+    assert not processes.is_running(starting.identity), "who starts it again must not find it"
     starting.process.wait()
     assert str(caught.value) == (
         f"mds-1: configuration: /no/such/file: no such file: create it, or leave --config out: read {log}"
