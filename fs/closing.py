@@ -123,7 +123,10 @@ class Closing:
     def failed(self, file: FileData) -> None:
         """The commit that its close waited for has failed, and now the handle is released: it counts as open until a
         commit succeeds."""
-        self._waiting.setdefault(file.ino, _Closed(file)).handles += 1
+        closed = self._find(file.ino)
+        if closed is None:
+            closed = self._waiting[file.ino] = _Closed(file)
+        closed.handles += 1
         self._failing = True
         self._work.set()
 

@@ -15,7 +15,7 @@ from typing import Final
 import trio
 
 from shoalfs.chunkserver.client import ChunkClient
-from shoalfs.fs import fuse_wait
+from shoalfs.fs import fuse_wait, mountinfo
 from shoalfs.fs.coherent import Coherent
 from shoalfs.fs.credentials import CredentialsCache
 from shoalfs.fs.data_path import DataPath
@@ -228,15 +228,22 @@ async def _answer_kernel(
         handles.node_of = root.node
         if native.shim is not None and kernel.keeps_names:
             native.shim.keep_names(entry_timeout_s, attr_timeout_s)
-        await _serve_kernel(options, taken, task_status)
+        await _serve_kernel(options, taken, operations.begun, task_status)
     finally:
         pyfuse3.close(unmount=True)
 
 
 async def _serve_kernel(
-    options: MountOptions, taken: AbstractAsyncContextManager[None], task_status: "trio.TaskStatus[None]"
+    options: MountOptions,
+    taken: AbstractAsyncContextManager[None],
+    begun: trio.Event,
+    task_status: "trio.TaskStatus[None]",
 ) -> None:
-    """Until the filesystem is unmounted; when this is cancelled, it is."""
+    """Until the filesystem is unmounted; when this is cancelled, it is. ``begun``: the kernel has said hello.
+
+    Nothing in this process may ask the filesystem that it serves, in whatever thread: a thread that waits for an answer
+    is not ended by SIGKILL, so neither are the process and, for whoever looks there, the mount point.
+    """
     async with trio.open_nursery() as nursery:
         serving = trio.CancelScope(shield=True)
 
@@ -247,8 +254,8 @@ async def _serve_kernel(
             nursery.cancel_scope.cancel()
 
         nursery.start_soon(serve)
-        # In a thread, because it asks the very filesystem that this thread serves; then the mount answers.
-        await trio.to_thread.run_sync(_set_read_ahead, options.mountpoint)
+        await begun.wait()
+        _set_read_ahead(options.mountpoint)
         _tell_what_is_missing(options.mountpoint)
         task_status.started()
         try:
@@ -273,7 +280,7 @@ def _begin(options: MountOptions, operations: Operations) -> None:
 
 async def _unmount(mountpoint: str) -> None:
     """Unmount as a person would. A mount that is in use is left to its end: its users get errors."""
-    if not await trio.to_thread.run_sync(os.path.ismount, mountpoint):
+    if mountinfo.mounted_at(mountpoint, mountinfo.mounts()) is None:
         return
     done = await trio.run_process(["fusermount3", "-u", mountpoint], check=False, capture_stderr=True)
     if done.returncode:
@@ -292,7 +299,7 @@ def _fuse_descriptor() -> int:
 
 
 def _tell_what_is_missing(mountpoint: str) -> None:
-    """Called when the kernel has asked for something, so that the compiled part has seen the session begin."""
+    """Called when the kernel has said hello, so that the compiled part has seen the session begin."""
     if native.shim is None or native.shim.granted() is None:
         log.warning(
             "%s: the compiled part (fs/native) is not there: locks hold on this machine only; fallocate, holes, clones "
@@ -303,8 +310,10 @@ def _tell_what_is_missing(mountpoint: str) -> None:
 
 def _set_read_ahead(mountpoint: str) -> None:
     """Let the kernel ask for 1 MiB at a time when it reads ahead: measured, a third less processor time per byte."""
-    device = os.stat(mountpoint, follow_symlinks=False).st_dev
-    path = f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb"
+    mounted = mountinfo.mounted_at(mountpoint, mountinfo.mounts())
+    if mounted is None:
+        return  # it was unmounted already
+    path = f"/sys/class/bdi/{mounted.device}/read_ahead_kb"
     try:
         with open(path, "w", encoding="ascii") as file:
             file.write(str(_READ_AHEAD_KIB))

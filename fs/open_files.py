@@ -243,7 +243,7 @@ class OpenFiles:
 
     def hold_known(self, ino: InodeId) -> None:
         """The kernel knows the file, of whose opens it does not tell. It may have forgotten it a moment ago: then the
-        must not be told that it is closed, after it has heard with an acknowledgement that it is open."""
+        leader must not be told that it is closed, after it has heard with an acknowledgement that it is open."""
         self._handles.hold(ino)
         if self._releases.take_back(ino):
             self._handles.registered.add(ino)

@@ -9,6 +9,8 @@ import logging
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+import trio
+
 from shoalfs.fs import fuse_wire as wire
 from shoalfs.fs.credentials import CredentialsCache
 from shoalfs.fs.file_locks import FileLocks
@@ -93,6 +95,7 @@ class Operations(pyfuse3.Operations):
         attr_timeout_s: float,
     ) -> None:
         super().__init__()
+        self.begun = trio.Event()  # the kernel has said hello
         self._keeps_names = keeps_names
         self._ino = root.inode
         self._known = known
@@ -101,6 +104,9 @@ class Operations(pyfuse3.Operations):
         self._credentials = credentials
         self._entry_timeout_s = entry_timeout_s
         self._attr_timeout_s = attr_timeout_s
+
+    def init(self) -> None:
+        self.begun.set()
 
     # --- packing -----------------------------------------------------------------------------------------------------
 
@@ -340,8 +346,7 @@ class Operations(pyfuse3.Operations):
                 if entry.damaged:
                     packed = self._pack_type(inode)
                 else:
-                    if self._known is not None:
-                        await self._known.before_attributes(inode)
+                    await self._before_attributes(inode)
                     packed = self._pack_entry(ino, entry.name, inode)
                 if not pyfuse3.readdir_reply(token, entry.name, packed, entry.cookie):
                     return

@@ -85,11 +85,7 @@ class ChunkReader:
             return await self._read_fragments(extent, start, end)
         return await self._read(Piece(extent.chunk, None, extent.chunk_bytes, extent.chunk_hash), start, end)
 
-    async def fetch_many(
-        self,
-        extents: Iterable[Extent],
-        came: Callable[[ChunkId, memoryview], None] = lambda chunk, data: None,
-    ) -> None:
+    async def fetch_many(self, extents: Iterable[Extent], came: Callable[[ChunkId, memoryview], None]) -> None:
         """Bring small chunks into the cache, many with each request; ``came`` is told of each. A hint: what is large, a
         fragment, here already, or cannot be had from whoever is asked first is left to whoever reads it."""
         of_target: dict[TargetId, dict[ChunkId, Piece]] = {}

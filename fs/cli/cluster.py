@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Final, TypeVar
 
 import typer
 
-from shoalfs.fs.cli import mountinfo
+from shoalfs.fs import mountinfo
 from shoalfs.fs.cli.embedded import peers
 from shoalfs.fs.cli.state import StateDir
 from shoalfs.transport.config import Address, Config, TlsTable, load

@@ -10,6 +10,7 @@ from typing import Annotated, Final
 
 import typer
 
+from shoalfs.fs import mountinfo
 from shoalfs.fs.cli import mountpoint, processes
 from shoalfs.fs.cli.cluster import StateOption
 from shoalfs.fs.cli.output import say
@@ -53,7 +54,7 @@ def _unmount_all(directory: StateDir) -> None:
     """Take off every mount of this cluster, also those made by `shoal mount`. One that is dead or does not
     answer is taken out of sight: nothing can be saved there any more."""
     sockets = f"unix:{directory.at('sock')}/"
-    for mount in reversed(mountpoint.mounts()):
+    for mount in reversed(mountinfo.mounts()):
         if mount.is_shoal and any(address.startswith(sockets) for address in mount.mds):
             answers = mountpoint.condition(mount.point) is mountpoint.Condition.SHOAL
             mountpoint.unmount(mount.point, lazy=not answers)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shoalfs.fs.cli import mountinfo, mountpoint
+from shoalfs.fs import mountinfo
+from shoalfs.fs.cli import mountpoint
 from shoalfs.fs.cli.cluster import ConfigOption, MdsOption, Operator, StateOption, call, locate
 from shoalfs.fs.cli.output import Format, OutputOption, console, print_json, print_table, size
 from shoalfs.transport.errors import PosixError, UserError
@@ -46,7 +47,7 @@ def info(
     state: StateOption = None,
 ) -> None:
     """Show a path's inode, where its bytes are, and on which targets. A symlink is not followed."""
-    mount, inside = locate_path(path, mountpoint.mounts())
+    mount, inside = locate_path(path, mountinfo.mounts())
     held = call(locate(mds, config, state, mount), lambda operator: ask(operator, os.fsencode(inside)))
     exact = as_json(path, held)
     if output is Format.JSON:

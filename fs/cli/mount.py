@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Final
 import msgspec
 import typer
 
-from shoalfs.fs.cli import mountinfo, mountpoint, processes
+from shoalfs.fs import mountinfo
+from shoalfs.fs.cli import mountpoint, processes
 from shoalfs.fs.cli.cluster import ConfigOption, StateOption, locate
 from shoalfs.fs.cli.down import FLUSH_S
 from shoalfs.fs.cli.output import say
@@ -97,7 +98,7 @@ def umount(
 ) -> None:
     """Unmount."""
     point = mountpoint.absolute(mnt)
-    mounted = mountinfo.mounted_at(point, mountpoint.mounts())
+    mounted = mountinfo.mounted_at(point, mountinfo.mounts())
     if mounted is None:
         raise UserError(f"umount: {point}: nothing is mounted there: see with `findmnt -t fuse.shoalfs` what is")
     if not mounted.is_shoal:

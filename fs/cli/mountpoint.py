@@ -13,7 +13,7 @@ import time
 from queue import Empty, SimpleQueue
 from typing import Final
 
-from shoalfs.fs.cli import mountinfo
+from shoalfs.fs import mountinfo
 from shoalfs.transport.errors import ShoalError, UserError
 
 ANSWER_S: Final = 10.0  # for a mount to list its root; a cluster that fails over takes a few seconds
@@ -32,13 +32,6 @@ class Condition(enum.Enum):
     SILENT = "mounted, but it does not answer"
 
 
-def mounts() -> list[mountinfo.Mount]:
-    """What is mounted now, as this process sees it."""
-    # Bytes outside UTF-8 keep their place in paths; a line is never lost for them.
-    with open(mountinfo.PATH, encoding="utf-8", errors="surrogateescape") as file:
-        return mountinfo.parse(file.read())
-
-
 def absolute(path: str) -> str:
     """``path`` as mountinfo spells it. The last part is not asked for its kind: a dead mount answers no
     question."""
@@ -49,7 +42,7 @@ def absolute(path: str) -> str:
 def condition(point: str) -> Condition:
     """In which state ``point`` (absolute) is. Waits at most ANSWER_S for a filesystem that is mounted
     there."""
-    mounted = mountinfo.mounted_at(point, mounts())
+    mounted = mountinfo.mounted_at(point, mountinfo.mounts())
     try:
         names = _list(point)
     except FileNotFoundError:
@@ -149,7 +142,7 @@ def wait_answers(point: str, timeout_s: float) -> None:
     give_up = time.monotonic() + timeout_s
     why = "nothing is mounted"
     while time.monotonic() < give_up:
-        mounted = mountinfo.mounted_at(point, mounts())
+        mounted = mountinfo.mounted_at(point, mountinfo.mounts())
         if mounted is not None and mounted.is_shoal:
             try:
                 _list(point)

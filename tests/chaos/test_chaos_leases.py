@@ -234,3 +234,20 @@ def test_mounts_agree_again_at_once_after_the_metadata_service_was_killed(cluste
         assert time.monotonic() - began < TTL_S, "both have reported: nobody waits for a lease to end"
         cluster.umount("other")
         cluster.fsck()
+
+
+def test_a_mount_that_is_ended_while_nobody_answers_it_can_be_killed(cluster: Cluster):
+    """A thread of it that waits for an answer of the mount itself waits for ever, and SIGKILL does not end it."""
+    other = cluster.mount("other")
+    mount = cluster._mounts.pop("other")
+    (node,) = [record.process.pid for record in cluster.records() if record.name == "mds-1"]
+    os.kill(node, signal.SIGSTOP)
+    try:
+        time.sleep(TTL_S + 1)  # the kernel believes nothing any more that it was told
+        mount.terminate()
+        time.sleep(0.5)
+        mount.kill()
+        mount.wait(10)
+    finally:
+        os.kill(node, signal.SIGCONT)
+        subprocess.run(["umount", "-l", str(other)], check=False, timeout=10)

@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 
 from harness.commands import run_command
+from shoalfs.fs import mountinfo
 from shoalfs.fs.cli import fsck, mountpoint, processes
 from shoalfs.fs.cli.cluster import call, locate
 from shoalfs.fs.cli.state import RunRecord, StateDir
@@ -205,7 +206,7 @@ class Cluster:
     def _mounted(self) -> list[str]:
         """What is mounted under our directory, the last made first."""
         inside = f"{self.root}/"
-        return [mount.point for mount in reversed(mountpoint.mounts()) if mount.point.startswith(inside)]
+        return [mount.point for mount in reversed(mountinfo.mounts()) if mount.point.startswith(inside)]
 
 
 def attach_logs(report: pytest.TestReport) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from harness.cluster import COMMAND_S, Cluster
 from harness.refusals import failing
-from shoalfs.fs.cli import mountinfo, mountpoint
+from shoalfs.fs import mountinfo
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mount(8) takes root")
 
@@ -44,7 +44,7 @@ def helper() -> Iterator[None]:
 @contextmanager
 def mounted(cluster: Cluster, options: str) -> Iterator[Path]:
     """One more mount with these options, made by mount(8) with our helper, and taken off by umount(8)."""
-    (source,) = [mount.mds for mount in mountpoint.mounts() if mount.point == str(cluster.point)]
+    (source,) = [mount.mds for mount in mountinfo.mounts() if mount.point == str(cluster.point)]
     point = Path(tempfile.mkdtemp(prefix="option-", dir=cluster.root))
     try:
         command = ["mount", "-t", "shoal", ",".join(source), str(point), "-o", options]
@@ -105,13 +105,13 @@ def test_a_mount_that_is_read_only(mnt: Path, cluster: Cluster):
             lambda: os.setxattr(point / "file", "user.a", b""),
         ):
             assert failing(call) == errno.EROFS
-        options = {mount.point: mount for mount in mountpoint.mounts()}[str(point)]
+        options = {mount.point: mount for mount in mountinfo.mounts()}[str(point)]
         assert options.is_shoal
 
 
 @pytest.mark.parametrize("options", ["subdir=/absent", "nonsense", "attr-timeout-ms=soon"])
 def test_a_wrong_option_is_one_line(cluster: Cluster, tmp_path: Path, options: str):
-    (source,) = [mount.mds for mount in mountpoint.mounts() if mount.point == str(cluster.point)]
+    (source,) = [mount.mds for mount in mountinfo.mounts() if mount.point == str(cluster.point)]
     helper = Path(sys.executable).with_name("mount.shoal")
     done = subprocess.run(
         [str(helper), ",".join(source), str(tmp_path), "-o", options],
@@ -124,4 +124,4 @@ def test_a_wrong_option_is_one_line(cluster: Cluster, tmp_path: Path, options: s
     assert done.returncode in (1, 32)
     assert len(done.stderr.splitlines()) == 1, done.stderr
     assert options.partition("=")[0].replace("-", "_") in done.stderr.replace("-", "_")
-    assert mountinfo.mounted_at(str(tmp_path), mountpoint.mounts()) is None
+    assert mountinfo.mounted_at(str(tmp_path), mountinfo.mounts()) is None

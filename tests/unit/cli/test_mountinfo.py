@@ -2,7 +2,7 @@
 
 import pytest
 
-from shoalfs.fs.cli import mountinfo
+from shoalfs.fs import mountinfo
 from shoalfs.fs.cli.info import locate_path
 from shoalfs.transport.errors import UserError
 
@@ -74,9 +74,8 @@ def test_info_finds_the_mount_of_a_path_and_refuses_others(tmp_path):
 
 
 def test_this_machine_can_be_read():
-    from shoalfs.fs.cli import mountpoint
 
-    assert mountinfo.mount_of("/proc/self", mountpoint.mounts()).fstype == "proc"
+    assert mountinfo.mount_of("/proc/self", mountinfo.mounts()).fstype == "proc"
 
 
 def test_a_mount_of_a_directory_of_the_cluster():

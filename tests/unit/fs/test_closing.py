@@ -234,33 +234,6 @@ async def test_outside_of_own_directories_each_waits(cluster, nothing_by_itself)
         assert (await one.session.read(m.GETATTR, m.GetAttr(ino))).body.inode.size_bytes == 4
 
 
-async def test_after_a_commit_that_failed_a_close_tells_the_error(cluster, monkeypatch):
-    async with alone(cluster) as (one, directory):
-        await one.vfs.closing.settle()
-
-        async def full(op, requests, reply):
-            return [PosixError(errno.ENOSPC, "the metadata service is full") for _ in requests]
-
-        with monkeypatch.context() as patch:
-            patch.setattr(one.coherent.making, "_mutate", full)
-            await one.write_file(b"first", b"data", directory)
-            await one.vfs.closing.settle()
-            with pytest.raises(PosixError) as error:
-                await one.write_file(b"second", b"data", directory)
-            assert error.value.errno == errno.ENOSPC
-        await one.write_file(b"third", b"data", directory)
-        async with cluster.client() as two:
-            assert await two.read_file(b"third", directory) == b"data"
-            assert await two.read_file(b"first", directory) == b"data", "what failed is tried again, and not lost"
-        await one.own(directory)
-        await one.vfs.closing.settle()
-        monkeypatch.setattr("shoalfs.fs.closing._PAUSE_S", 3600.0)
-        sent = requests(one)
-        for number in range(5):
-            await one.write_file(b"f%d" % number, b"data", directory)
-        assert not sent, "they wait again"
-
-
 @pytest.fixture
 async def failing(cluster, monkeypatch):
     """A mount, its own directory, and a switch: while it is on, the metadata service is full."""
@@ -282,6 +255,27 @@ async def failing(cluster, monkeypatch):
         monkeypatch.setattr(making, "_mutate", full)
         monkeypatch.setattr(metadata, "mutate", full_one)
         yield one, directory, is_full
+
+
+async def test_after_a_commit_that_failed_a_close_tells_the_error(cluster, failing, monkeypatch):
+    one, directory, is_full = failing
+    await one.write_file(b"first", b"data", directory)
+    await one.vfs.closing.settle()
+    with pytest.raises(PosixError) as error:
+        await one.write_file(b"second", b"data", directory)
+    assert error.value.errno == errno.ENOSPC
+    is_full[0] = False
+    await one.write_file(b"third", b"data", directory)
+    async with cluster.client() as two:
+        assert await two.read_file(b"third", directory) == b"data"
+        assert await two.read_file(b"first", directory) == b"data", "what failed is tried again, and not lost"
+    await one.own(directory)
+    await one.vfs.closing.settle()
+    monkeypatch.setattr("shoalfs.fs.closing._PAUSE_S", 3600.0)
+    sent = requests(one)
+    for number in range(5):
+        await one.write_file(b"f%d" % number, b"data", directory)
+    assert not sent, "they wait again"
 
 
 async def test_what_failed_is_open_and_written_to_until_it_succeeds(cluster, failing, monkeypatch):
@@ -327,6 +321,20 @@ async def test_a_close_that_told_the_error_leaves_the_file_open_until_it_succeed
     await wait_until(lambda: not one.handles.holders(ino))
     async with cluster.client() as two:
         assert await two.read_file(b"second", directory) == b"data"
+
+
+async def test_a_release_that_fails_while_the_file_is_under_way_is_counted_with_it(failing):
+    one, directory, _ = failing
+    ino, number = await one.make(b"f", directory)
+    await one.vfs.write(number, 0, b"data")
+    file = one.data_path.find(ino)
+    closing = one.vfs.closing
+    closing.failed(file)
+    closing._under_way, closing._waiting = closing._waiting, {}
+    closing.failed(file)
+    assert not closing._waiting
+    assert closing._under_way[ino].handles == 2
+    closing._under_way.clear()
 
 
 async def test_a_success_has_what_failed_tried_at_once(failing, monkeypatch):

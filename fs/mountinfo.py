@@ -1,4 +1,5 @@
-"""Which filesystems are mounted where: /proc/self/mountinfo as values. Pure, see proc(5).
+"""Which filesystems are mounted where: /proc/self/mountinfo as values, see proc(5). Nobody is asked who
+may not answer: a mount that is dead or stands still is told like any other.
 
 A mount of ours is known by its source, ``shoalfs:<address>[,<address>...]``: the metadata service's
 addresses, which is how a command finds the cluster that a path belongs to.
@@ -41,6 +42,13 @@ class Mount:
     def subdir(self) -> str:
         """The directory of the cluster that is the root of a shoalfs mount: "" or "/path"."""
         return self.source.partition(_SUBDIR)[2].rstrip("/")
+
+
+def mounts() -> list[Mount]:
+    """What is mounted now, as this process sees it."""
+    # Bytes outside UTF-8 keep their place in paths; a line is never lost for them.
+    with open(PATH, encoding="utf-8", errors="surrogateescape") as file:
+        return parse(file.read())
 
 
 def parse(text: str) -> list[Mount]:
