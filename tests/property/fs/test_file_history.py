@@ -315,8 +315,10 @@ class History:
                 offsets |= {"offset_bytes": rest.offset_bytes + done, "length_bytes": rest.length_bytes - done}
                 rest = msgspec.structs.replace(rest, **offsets)
 
+        behind = self.behind
         try:
             await self.change(clone_all, cloned)
+            self.behind |= behind and not length  # nothing was done, so nothing was learned
         except LayoutConflict:
             assert len(self.committed) <= INLINE < at + length or self.inode().storage == m.Storage.INLINE
         self.excused |= set() if self.file.needs_fsync else self.linked()
@@ -538,3 +540,7 @@ async def test_commit_whose_answer_was_lost_and_whose_chunk_was_collected_since(
     await history.flush(0, 0)
     assert not history.pending
     assert history.cluster.content(history.ino) == history.committed
+
+
+def test_a_clone_of_nothing_does_not_tell_of_what_others_changed() -> None:
+    run([("write", 0, 1), ("flush", 0, 1), ("b_write", 0, 1), ("clone", 0, 1), ("read", 0, 1)])
