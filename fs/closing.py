@@ -99,18 +99,43 @@ class Closing:
         is_small = file.size_bytes <= CLOSED_BYTES_MAX
         return not self._failing and not self.ended and is_small and file.ino not in self._under_way
 
+    @property
+    def is_failing(self) -> bool:
+        """Closes wait for their commits, and return why they failed."""
+        return self._failing or self.ended
+
+    @property
+    def room(self) -> int:
+        """So many closes need not wait."""
+        return 0 if self._is_full else CLOSED_FILES_MAX - len(self._waiting)
+
+    def hurry(self) -> None:
+        """What waits has waited long enough."""
+        self._hurry.set()
+
     async def add(self, file: FileData) -> None:
         """The file is closed: commit it soon. Returns at once; if so many wait already, when it is committed. Raises
         why it could not be."""
         was_full = self._is_full
-        if file.ino not in self._waiting:
-            self._waiting[file.ino] = _Closed(file)
-            self._waiting_bytes += file.size_bytes
-        self._work.set()
+        self._put(file)
         if self._is_full:
             self._hurry.set()
         if was_full and (error := await self.settle((file.ino,))) is not None:
             raise error
+
+    def adopt(self, file: FileData) -> None:
+        """The file was closed, and its handle released, while nobody here knew of it."""
+        if self.takes(file):
+            self._put(file)
+            self.take_over(file.ino)
+        else:
+            self.failed(file)
+
+    def _put(self, file: FileData) -> None:
+        if file.ino not in self._waiting:
+            self._waiting[file.ino] = _Closed(file)
+            self._waiting_bytes += file.size_bytes
+        self._work.set()
 
     def take_over(self, ino: InodeId) -> bool:
         """A handle on the file is released: if the file waits, the handle counts as open until the commit is done."""

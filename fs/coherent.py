@@ -50,7 +50,9 @@ class Coherent:
     """See the module. :meth:`begin` before anything else; :meth:`run` must be running."""
 
     def __init__(self, kernel: Kernel, handles: Handles, clock: Callable[[], float] = boot_time) -> None:
-        self.cache = LeaseCache(handles.withdraw, handles.withdraw_all, handles.withdraw_name)
+        self.cache = LeaseCache(
+            self._gone, handles.withdraw_all, handles.withdraw_name, lambda ino: self.making.revoke_native(ino)
+        )
         self.hits = 0  # questions answered here
         # Told of each name that had to be asked for, and of what was found: who prefetches draws conclusions.
         self.on_looked_up: Callable[[m.Credentials, InodeId, m.Inode | None], None] = lambda who, directory, inode: None
@@ -83,6 +85,10 @@ class Coherent:
         """Where programs write to, before the first does."""
         self._files = files
         self.making.attach(files)
+
+    def _gone(self, ino: InodeId) -> None:
+        self._handles.withdraw(ino)
+        self.making.changed_native(ino)
 
     # --- the lease clock ---------------------------------------------------------------------------------------------
 
@@ -133,7 +139,7 @@ class Coherent:
     def known(self, ino: InodeId) -> m.Inode | None:
         """The inode, if it is known here and may be believed."""
         inode = self.cache.inode(ino) if self.left_s() else None
-        return inode if inode is None else self.new_files.view(inode)
+        return inode if inode is None else self.making.view(inode)
 
     def keeps_name(self, directory: InodeId, name: bytes, ino: InodeId | None) -> bool:
         """True if it is known here that the name leads to ``ino`` (None: that it does not exist)."""
@@ -161,7 +167,7 @@ class Coherent:
             if found.leased and found.inode is not None:
                 self._learn(asking, found.inode)
         self.on_looked_up(who, parent, found.inode)
-        return found.inode if found.inode is None else self.new_files.view(found.inode)
+        return found.inode if found.inode is None else self.making.view(found.inode)
 
     async def getattr(self, ino: InodeId) -> m.Inode:
         """The attributes. Raises ShoalError."""
@@ -173,7 +179,7 @@ class Coherent:
             entry = (await self._repeated(m.GETATTR, m.GetAttr(ino, self.session))).body
             if entry.leased:
                 self._learn(asking, entry.inode)
-            return self.new_files.view(entry.inode)
+            return self.making.view(entry.inode)
 
     async def readdir(self, request: m.ReadDir) -> m.Listing:
         """A page of a listing, always from the leader; what it brings is kept. Raises ShoalError."""
@@ -408,6 +414,7 @@ class Coherent:
     def kept_writes(self) -> tuple[InodeId, ...]:
         """Files of which something is kept under a write lease, and directories in which files were made: what a new
         leader has to know."""
+        self.making.revoke_native(None)
         files = self._files
         dirty = (ino for ino in self.cache.writes | self._owed if files is not None and files.is_dirty(ino))
         # Of a directory that is being given back, too: nobody else may look into it before we have told.
@@ -422,6 +429,8 @@ class Coherent:
         if request.everything:
             self.drop_everything()
             return m.Invalidated()
+        for directory in {*request.directories, *request.inodes, *(parent for parent, _ in request.names)}:
+            self.making.revoke_native(directory)
         concerned = tuple(ino for ino in request.inodes if self._handles.holders(ino))
         waiting = [ino for ino in concerned if self._handles.has_waiting_write(ino)]
         concerned = tuple(ino for ino in concerned if ino not in waiting)
@@ -442,6 +451,7 @@ class Coherent:
 
     def drop_everything(self) -> None:
         """The leases are gone, or may be."""
+        self.making.revoke_native(None)
         self._valid = False
         inodes = self.cache.inodes()
         self.cache.drop_all()

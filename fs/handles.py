@@ -199,7 +199,7 @@ class Handles:
         return number
 
     def adopt(self, number: int, handle: FileHandle) -> None:
-        """Something is done with a file that was opened natively."""
+        """Something is done with a file that was opened, or made, natively."""
         handle.lost = handle.file.ino in self._lost
         self._files[number] = handle
 

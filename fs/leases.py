@@ -57,17 +57,19 @@ class Asking:
 class LeaseCache:
     """See the module. ``on_gone`` is told of each inode that is not known any more, or as another than before, in the
     step in which that happens; ``on_all_gone`` stands for all of them. ``on_name_gone`` is told of names in the same
-    way; None stands for all of the directory."""
+    way; None stands for all of the directory. ``on_write_gone`` is told of each write lease before it is dropped."""
 
     def __init__(
         self,
         on_gone: Callable[[InodeId], None] = lambda ino: None,
         on_all_gone: Callable[[], None] = lambda: None,
         on_name_gone: Callable[[InodeId, bytes | None], None] = lambda directory, name: None,
+        on_write_gone: Callable[[InodeId], None] = lambda ino: None,
     ) -> None:
         self._on_gone = on_gone
         self._on_name_gone = on_name_gone
         self._on_all_gone = on_all_gone
+        self._on_write_gone = on_write_gone
         self._inodes: dict[InodeId, Inode] = {}
         # Of each directory whose names are leased: what is known of them; None is a name that does not exist.
         self._names: dict[InodeId, dict[bytes, InodeId | None]] = {}
@@ -97,6 +99,13 @@ class LeaseCache:
         if found is UNKNOWN and directory in self._complete and name not in self._complete[directory]:
             return None if len(name) <= NAME_BYTES_MAX else UNKNOWN
         return found
+
+    def names_in(self, directory: InodeId) -> list[bytes] | None:
+        """All names that are in the directory, or may be; None if that is not known."""
+        doubtful = self._complete.get(directory)
+        if doubtful is None:
+            return None
+        return [*doubtful, *(name for name, ino in self._names[directory].items() if ino is not None)]
 
     def inodes(self) -> list[InodeId]:
         return list(self._inodes)
@@ -189,6 +198,7 @@ class LeaseCache:
 
     def drop_write(self, ino: InodeId) -> None:
         """The write lease on ``ino`` is called back, and so is one that is on its way."""
+        self._on_write_gone(ino)
         for asking in self._asking:
             asking.writes.add(ino)
         self.writes.discard(ino)

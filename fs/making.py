@@ -6,6 +6,7 @@ be made so, and what has to be told before a request goes out (docs/leases.md).
 
 import errno
 import logging
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 from shoalfs.fs.effects import names_of
 from shoalfs.fs.handles import Handles
 from shoalfs.fs.leases import LeaseCache, Name
-from shoalfs.fs.new_files import Held, NewFiles, bytes_of, can_be_made
+from shoalfs.fs.new_files import Held, Made, NewFiles, bytes_of, can_be_made
 from shoalfs.fs.ports import Files, Kernel
 from shoalfs.mds import messages as m
 from shoalfs.mds.client import MdsClient
@@ -49,18 +50,24 @@ class Making:
         self.settle_closed: Callable[[Iterable[InodeId]], Awaitable[object]] = _nothing_is_closed
         # Whether the file is closed and about to be told of with what it holds.
         self.is_due: Callable[[InodeId], bool] = lambda ino: False
+        # What the compiled part has made in the directory is taken over when this returns (`fs/native_making.py`).
+        self.take_native: Callable[[InodeId], None] = lambda directory: None
+        # The same, and it makes nothing more there; None: anywhere.
+        self.revoke_native: Callable[[InodeId | None], None] = lambda directory: None
+        # The inode is not known any more, or as another than before.
+        self.changed_native: Callable[[InodeId], None] = lambda ino: None
         self._cache = cache
         self._handles = handles
         self._kernel = kernel
         self._mutate = mutate
         self._left_s = left_s
-        self._session: MdsClient
+        self.session: MdsClient
         self._files: Files | None = None
         # Names that mutations of this mount are changing. Invariant: no zero entries.
         self._changing: Counter[Name] = Counter()
 
     def begin(self, session: MdsClient) -> None:
-        self._session = session
+        self.session = session
 
     def attach(self, files: Files) -> None:
         """Where programs write to, before the first does."""
@@ -73,12 +80,20 @@ class Making:
         Raises ShoalError."""
         if not self._may_make(request):
             return None
-        ino = await self._session.inode_number()
+        ino = await self.session.inode_number()
         if not self._may_make(request):
             return None  # others did something while we waited for a number
         directory = self._cache.inode(request.parent)
         assert directory is not None
-        inode = self.new_files.make(directory, request, ino)
+        self.changed_native(request.parent)
+        return self._make(directory, request, ino, time.time_ns())
+
+    def adopt(self, directory: m.Inode, made: Made) -> m.Inode:
+        """The compiled part has made this file in this directory."""
+        return self._make(directory, made.request(directory.ino), InodeId(made.ino), made.made_ns)
+
+    def _make(self, directory: m.Inode, request: m.Create, ino: InodeId, now_ns: int) -> m.Inode:
+        inode = self.new_files.make(directory, request, ino, now_ns)
         asking = self._cache.ask()
         self._cache.moved_name(asking, request.parent, request.name, ino)
         self._cache.learn_inode(asking, inode)
@@ -89,16 +104,39 @@ class Making:
 
     async def prepare(self) -> None:
         """Have numbers for new files. Raises ShoalError."""
-        await self._session.reserve_inodes()
+        await self.session.reserve_inodes()
 
     def _may_make(self, request: m.Create) -> bool:
         """The directory is written to by this mount alone, all its names are known, and this is none of them."""
-        if request.parent not in self._cache.writes or not self._left_s() or len(self.new_files) >= NEW_FILES_MAX:
-            return False
-        directory = self._cache.inode(request.parent)
+        directory = self.may_make_in(request.parent)
         name = (request.parent, request.name)
         is_free = self._cache.name(*name) is None and name not in self._changing
-        return directory is not None and is_free and can_be_made(directory, request, self._session.map)
+        return directory is not None and is_free and can_be_made(directory, request.mode, self.session.map)
+
+    def may_make_in(self, ino: InodeId) -> m.Inode | None:
+        """The directory, if it is written to by this mount alone."""
+        if ino not in self._cache.writes or not self._left_s() or len(self.new_files) >= NEW_FILES_MAX:
+            return None
+        return self._cache.inode(ino)
+
+    def names_in(self, directory: InodeId) -> list[bytes] | None:
+        """All names that are in the directory, or may be; None if that is not known."""
+        names = self._cache.names_in(directory)
+        if names is not None:
+            names += [name for parent, name in self._changing if parent == directory]
+        return names
+
+    def viewed(self, directory: InodeId) -> m.Inode | None:
+        """The directory as :meth:`view` shows it, if it is known here; what the compiled part has made is not looked
+        at."""
+        inode = self._cache.inode(directory) if self._left_s() else None
+        return None if inode is None else self.new_files.view(inode)
+
+    def view(self, inode: m.Inode) -> m.Inode:
+        """A directory as it is with the files that were made in it here."""
+        if inode.is_dir:
+            self.take_native(inode.ino)
+        return self.new_files.view(inode)
 
     @contextmanager
     def changing(self, requests: Sequence[Message]) -> Iterator[None]:
@@ -190,6 +228,7 @@ class Making:
         log.error("inode %d was made here, and the metadata service refuses it: %s", ino, error)
         self._cache.drop(inodes=(ino,))
         self._cache.drop_write(ino)
+        self.revoke_native(None)  # what its directory is like with it
         self._kernel.forget_names()
         if self._files is not None:
             self._files.refuse(ino, PosixError(errno.EIO, str(error)))

@@ -25,6 +25,7 @@ from shoalfs.fs.fuse_binding import native, pyfuse3
 from shoalfs.fs.handles import Handles
 from shoalfs.fs.kernel_cache import KernelCache
 from shoalfs.fs.known_files import KnownFiles
+from shoalfs.fs.making import Making
 from shoalfs.fs.native_ops import NativeOps
 from shoalfs.fs.operations import Operations
 from shoalfs.fs.pages import KernelPages
@@ -172,6 +173,7 @@ async def _serve(
         kernel,
         pages=pages,
         durable_close=options.durable_close,
+        native=None if options.untold else native.shim,
         chunk_bytes_max=min(SCAN_CHUNK_BYTES_MAX, options.cache_bytes // 2),
     )
     vfs, known = parts.vfs, None
@@ -182,7 +184,8 @@ async def _serve(
         nursery.start_soon(parts.run)
         nursery.start_soon(kernel.run)
         try:
-            await _answer_kernel(options, vfs, kernel, FileLocks(session.locks, vfs), handles, known, task_status)
+            locks = FileLocks(session.locks, vfs)
+            await _answer_kernel(options, vfs, kernel, locks, handles, known, coherent.making, task_status)
         finally:
             with trio.move_on_after(_FLUSH_AT_END_S, shield=True):
                 await parts.end()
@@ -196,6 +199,7 @@ async def _answer_kernel(
     locks: FileLocks,
     handles: Handles,
     known: KnownFiles | None,
+    making: Making,
     task_status: "trio.TaskStatus[None]",
 ) -> None:
     """Take requests from the kernel until the filesystem is unmounted, from outside or because this is cancelled."""
@@ -218,7 +222,17 @@ async def _answer_kernel(
             native.shim.refuse_opens()
         shared = None if options.no_lock else locks
         ranges = FileRanges(handles, vfs.statfs, vfs.getattr)
-        ops = NativeOps(native.shim, vfs, shared, ranges, credentials, root, known, attr_timeout_s=attr_timeout_s)
+        ops = NativeOps(
+            native.shim,
+            vfs,
+            shared,
+            ranges,
+            credentials,
+            root,
+            known,
+            last=lambda: making.revoke_native(None),
+            attr_timeout_s=attr_timeout_s,
+        )
         taken = ops.running()
     _begin(options, operations)
     try:

@@ -48,7 +48,8 @@ Handler = Callable[[wire.Request], Awaitable[bytes]]
 
 
 class NativeOps:
-    """One method per operation. ``locks`` None: the kernel keeps them, for this machine."""
+    """One method per operation. ``locks`` None: the kernel keeps them, for this machine. ``last`` is called before the
+    compiled part forgets everything."""
 
     def __init__(
         self,
@@ -60,9 +61,11 @@ class NativeOps:
         root: Root = _WHOLE,
         known: KnownFiles | None = None,
         *,
+        last: Callable[[], None] = lambda: None,
         attr_timeout_s: float,
     ) -> None:
         self._shim = shim
+        self._last = last
         self._vfs = vfs
         self._locks = locks
         self._ranges = ranges
@@ -102,6 +105,8 @@ class NativeOps:
                 nursery.cancel_scope.cancel()
         log.info("%d files were opened by the compiled part", self._shim.opened())
         log.info("%d names were looked up by the compiled part", self._shim.looked_up())
+        log.info("%d files were made by the compiled part", self._shim.made())
+        self._last()
         self._shim.detach()
 
     def _take(self, opcode: int, unique: int, ino: int, uid: int, gid: int, pid: int, body: bytes) -> bool:

@@ -15,6 +15,7 @@ was applied, may have been written to since: it is told of again without, and wh
 """
 
 import errno
+import os
 import stat
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -46,6 +47,29 @@ class Held(NamedTuple):
 
 
 NOTHING: Final = Held()
+
+
+class Made(NamedTuple):
+    """A file that the compiled part made: the fields of `take_made` in `fs/native/makes.c`."""
+
+    parent_node: int
+    name: bytes
+    ino: InodeId
+    handle: int
+    mode: int
+    umask: int
+    flags: int
+    uid: int
+    gid: int
+    is_closed: bool
+    made_ns: int
+    written_ns: int
+    data: bytes
+
+    def request(self, parent: InodeId) -> m.Create:
+        """What a program asked for. Whoever it was needs none of his groups to make a file there."""
+        who = m.Credentials(self.uid, self.gid, ())
+        return m.Create(who, parent, self.name, self.mode, exclusive=bool(self.flags & os.O_EXCL), umask=self.umask)
 
 
 @dataclass(slots=True, eq=False)
@@ -97,10 +121,9 @@ class NewFiles:
 
     # --- making ------------------------------------------------------------------------------------------------------
 
-    def make(self, directory: m.Inode, request: m.Create, ino: InodeId) -> m.Inode:
+    def make(self, directory: m.Inode, request: m.Create, ino: InodeId, now_ns: int) -> m.Inode:
         """Make a file as the leader would (`mds/inode.py`), with this number, in a directory for which
         :func:`can_be_made` holds."""
-        now_ns = time.time_ns()
         self._files[ino] = _New(msgspec.structs.replace(request, ino=ino), now_ns)
         self._by_name[request.parent, request.name] = ino
         self._in.setdefault(request.parent, {})[ino] = None
@@ -256,10 +279,10 @@ def _is_final(error: ShoalError) -> bool:
     return isinstance(error, BadMessage) or (isinstance(error, PosixError) and error.errno not in _FOR_NOW)
 
 
-def can_be_made(directory: m.Inode, request: m.Create, map_: m.ClusterMap) -> bool:
-    """Whether what the file will be like is plain to see: no list of access rights to inherit, no set-id bit, which
-    some users may not give, no pool that is being removed."""
-    if directory.default_acl or (directory.mode | request.mode) & _SPECIAL:
+def can_be_made(directory: m.Inode, mode: int, map_: m.ClusterMap) -> bool:
+    """Whether what a file with these permissions will be like is plain to see: no list of access rights to inherit, no
+    set-id bit, which some users may not give, no pool that is being removed."""
+    if directory.default_acl or (directory.mode | mode) & _SPECIAL:
         return False
     return not any(pool.closing_epoch and pool.id == directory.pool for pool in map_.pools)
 

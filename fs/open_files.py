@@ -23,6 +23,7 @@ from shoalfs.fs.coherent import Coherent, FetchedFile
 from shoalfs.fs.data_path import DataPath
 from shoalfs.fs.file import FileData
 from shoalfs.fs.handles import OPENED_NATIVELY, FileHandle, Handles
+from shoalfs.fs.new_files import Made
 from shoalfs.fs.pages import KernelPages
 from shoalfs.fs.ports import Buffer, Kernel
 from shoalfs.fs.releases import Releases
@@ -113,6 +114,18 @@ class OpenFiles:
         file.refresh(inode, b"")
         self._handles.hold(file.ino)
         return inode, self._add(file, flags), _caching(flags, keep=False)
+
+    def adopt_made(self, made: Made, inode: m.Inode) -> None:
+        """The compiled part has made this file: as if it had been made, written and perhaps closed here."""
+        file = self._data_path.file(inode)
+        file.refresh(inode, b"")
+        self._handles.hold(file.ino)
+        if made.data:
+            file.fill(made.data, made.written_ns)
+        if made.is_closed:
+            self.closing.adopt(file)
+        else:
+            self._handles.adopt(made.handle, self._handle(file, made.flags))
 
     async def open(self, who: m.Credentials, ino: InodeId, flags: int) -> tuple[int, Caching]:
         """Open an existing file. Returns the handle, and what the kernel may cache. If the file changed since the
@@ -218,15 +231,16 @@ class OpenFiles:
             self._handles.registered.add(ino)
 
     def _add(self, file: FileData, flags: int) -> int:
+        return self._handles.add_file(self._handle(file, flags))
+
+    def _handle(self, file: FileData, flags: int) -> FileHandle:
         access = flags & os.O_ACCMODE
-        return self._handles.add_file(
-            FileHandle(
-                file,
-                read=access != os.O_WRONLY,
-                write=access != os.O_RDONLY,
-                append=bool(flags & os.O_APPEND),
-                sync=bool(flags & (os.O_SYNC | os.O_DSYNC)),
-            )
+        return FileHandle(
+            file,
+            read=access != os.O_WRONLY,
+            write=access != os.O_RDONLY,
+            append=bool(flags & os.O_APPEND),
+            sync=bool(flags & (os.O_SYNC | os.O_DSYNC)),
         )
 
     def has_handle(self, number: int) -> bool:

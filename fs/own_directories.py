@@ -8,7 +8,7 @@ and when somebody else wants to look into it (then the leader calls it back, and
 import logging
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import trio
 
@@ -18,6 +18,9 @@ from shoalfs.mds import messages as m
 from shoalfs.transport.errors import ShoalError
 from shoalfs.transport.ids import InodeId
 from shoalfs.transport.limits import DIRECTORIES_WRITTEN_MAX, NEW_FILE_MS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 log = logging.getLogger("shoal.fs.own_directories")
 
@@ -40,6 +43,8 @@ class OwnDirectories:
     """:meth:`run` must be running. Bounded: DIRECTORIES_WRITTEN_MAX leases, as many candidates."""
 
     def __init__(self, metadata: Coherent, releases: Releases) -> None:
+        # Told of each directory that this mount fills alone, again and again as long as it does.
+        self.on_own: Callable[[InodeId], None] = lambda directory: None
         self._metadata = metadata
         self._releases = releases
         self._candidates: OrderedDict[InodeId, _Candidate] = OrderedDict()
@@ -54,8 +59,7 @@ class OwnDirectories:
         if directory in self._own:
             self._own[directory] = now
             self._own.move_to_end(directory)
-            self._work.set()
-            return
+            return  # as long as there are any, they are looked at
         candidate = self._candidates.get(directory)
         if candidate is None or now - candidate.since > _WITHIN_S:
             not_before = 0.0 if candidate is None else candidate.not_before
@@ -108,6 +112,7 @@ class OwnDirectories:
             if not metadata.cache.is_complete(directory):
                 async for _ in metadata.list_all(m.ROOT_CREDENTIALS, directory, _LISTED_MAX):
                     pass
+            self.on_own(directory)
         except ShoalError as error:
             log.debug("directory %d is not leased for writing: %s", directory, error)
 
@@ -133,6 +138,8 @@ class OwnDirectories:
                 self._forget(directory)  # it was called back
         elif trio.current_time() - used > _IDLE_S or not metadata.cache.is_complete(directory):
             await self._give_back(directory)
+        else:
+            self.on_own(directory)
 
     async def _give_back(self, directory: InodeId) -> None:
         """From here on nothing is made in it without asking. What was made is told first, and if that fails, once

@@ -8,6 +8,7 @@ import trio
 from shoalfs.fs.coherent import Coherent
 from shoalfs.fs.data_path import DataPath
 from shoalfs.fs.handles import Handles
+from shoalfs.fs.native_making import NativeMakes, NativeMaking
 from shoalfs.fs.own_directories import OwnDirectories
 from shoalfs.fs.pages import KernelPages
 from shoalfs.fs.ports import Kernel
@@ -32,6 +33,7 @@ class Parts:
         *,
         pages: KernelPages | None = None,
         durable_close: bool = False,
+        native: NativeMakes | None = None,
         chunk_bytes_max: int = SCAN_CHUNK_BYTES_MAX,
     ) -> None:
         self._coherent = coherent
@@ -60,6 +62,13 @@ class Parts:
         coherent.making.on_closed = self.releases.add
         coherent.making.settle_closed = self.vfs.closing.settle
         coherent.making.is_due = self.vfs.closing.is_due
+        self._native_making: NativeMaking | None = None
+        if native is not None and not durable_close:
+            making = NativeMaking(native, coherent.making, self.vfs, coherent.making.session, handles)
+            coherent.making.take_native, coherent.making.revoke_native = making.take, making.revoke
+            coherent.making.changed_native = making.changed
+            self._own.on_own = making.grant
+            self._native_making = making
 
     async def run(self) -> None:
         """Until cancelled. :meth:`end` afterwards: then nobody commits anything any more."""
@@ -75,6 +84,8 @@ class Parts:
         async with trio.open_nursery() as nursery:
             for part in parts:
                 nursery.start_soon(part.run)
+            if self._native_making is not None:
+                nursery.start_soon(self._native_making.run)
 
     async def end(self) -> None:
         """Commit what is dirty, durably, tell of what was made, and say what is closed. What fails is logged: it is

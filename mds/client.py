@@ -222,6 +222,18 @@ class MdsClient:
         self._next_ino += 1
         return InodeId(self._next_ino - 1)
 
+    def take_inode_numbers(self, count_max: int) -> tuple[int, int]:
+        """The first of the next reserved numbers, and how many there are from there on, at most so many: they are not
+        given to anybody else. There may be none."""
+        first = self._next_ino
+        self._next_ino = min(first + count_max, self._end_ino)
+        return first, self._next_ino - first
+
+    @property
+    def inode_range(self) -> int:
+        """The end of the newest range of reserved inode numbers."""
+        return self._end_ino
+
     async def reserve_inodes(self) -> None:
         """Have at least one number for :meth:`inode_number`. Raises as :meth:`mutate`."""
         async with self._reserving:

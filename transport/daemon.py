@@ -9,6 +9,7 @@ unwinds. A second signal ends the process at once.
 """
 
 import faulthandler
+import gc
 import logging
 import os
 import signal
@@ -21,6 +22,7 @@ if TYPE_CHECKING:  # trio is loaded when a server starts: `shoal --help` does no
 
 log = logging.getLogger("shoal.transport.daemon")
 
+_YOUNG_OBJECTS: Final = 10_000  # between two collections; those of a failed request are some hundred
 READY_FD: Final = "SHOAL_READY_FD"
 READY: Final = b"ready\n"
 
@@ -96,7 +98,17 @@ def run(serve: Callable[..., Awaitable[Any]], readiness: Readiness) -> None:
     """
     import trio
 
+    _collect_seldom()
     trio.run(_supervise, serve, readiness)
+
+
+def _collect_seldom() -> None:
+    """Look for cycles of garbage less often than a program that ends soon: what a server remembers is much, lives long
+    and has no cycles, and the collector goes through it again and again (docs/performance.md). What was imported is
+    never looked at."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_YOUNG_OBJECTS, 20, 20)
 
 
 async def _supervise(serve: Callable[..., Awaitable[Any]], readiness: Readiness) -> None:

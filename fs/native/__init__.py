@@ -7,14 +7,14 @@ sees to the order. ``SHOAL_WITHOUT_NATIVE=1`` leaves it out, for the tests of wh
 import importlib
 import os
 import sys
-from collections.abc import Callable
-from typing import Protocol, cast
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, cast
 
 WITHOUT = "SHOAL_WITHOUT_NATIVE"
 
 
 class Shim(Protocol):
-    """The functions of ``fuse_shim.c``, ``opens.c`` and ``names.c``; their docstrings are there."""
+    """The functions of ``fuse_shim.c``, ``opens.c``, ``names.c`` and ``makes.c``; their docstrings are there."""
 
     def install(
         self,
@@ -62,6 +62,24 @@ class Shim(Protocol):
     def keep_names(self, entry_s: float, attr_s: float, /) -> None: ...
 
     def looked_up(self) -> int: ...
+
+    def on_made(self, take: Callable[[int, bool], None], /) -> None: ...
+
+    def make_in(self, node: int, names: Sequence[bytes], uid: int, /) -> bool: ...
+
+    def make_no_more(self, node: int, /) -> None: ...
+
+    def describe(self, node: int, attributes: bytes | None, /) -> None: ...
+
+    def give_numbers(self, first: int, count: int, /) -> None: ...
+
+    def numbers_left(self) -> int: ...
+
+    def take_made(self, node: int, /) -> list[tuple[Any, ...]]: ...
+
+    def take_closed(self, limit: int, before_ns: int, /) -> list[tuple[Any, ...]]: ...
+
+    def made(self) -> int: ...
 
 
 def _load() -> Shim | None:

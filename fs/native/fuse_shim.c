@@ -32,6 +32,7 @@
 #include <linux/fuse.h>
 
 #include "fuse_shim.h"
+#include "makes.h"
 #include "names.h"
 #include "opens.h"
 #include "serve.h"
@@ -178,12 +179,18 @@ bool answer_here(const void *message, size_t size)
         return true;
     switch (header.opcode) {
     case FUSE_LOOKUP:
-        return lookup_here(&header, body, size);
+        return lookup_here(&header, body, size) || deny_here(&header, body, size);
+    case FUSE_CREATE:
+        return make_here(&header, body, size);
     case FUSE_OPEN:
         return open_here(&header, body, size);
     case FUSE_FLUSH:
     case FUSE_RELEASE:
-        return close_here(&header, body, size);
+        return close_here(&header, body, size) || made_here(&header, body, size);
+    case FUSE_WRITE:
+    case FUSE_GETATTR:
+    case FUSE_GETXATTR:
+        return made_here(&header, body, size);
     case FUSE_READ:
         return read_here(&header, body, size);
     case FUSE_IOCTL: /* isatty(3) of every open() of Python up to 3.12 */
@@ -234,8 +241,11 @@ __attribute__((visibility("default"))) void fuse_session_process_buf(struct fuse
             begin_session(session, &header, body, size);
         else if (answer_here(buffer->mem, buffer->size))
             done = true;
-        else if (header.opcode < OPCODES && shim.taken[header.opcode] && shim.take && shim.fd >= 0)
-            done = offer(&header, body, size);
+        else {
+            makes_give(&header, body, size);
+            if (header.opcode < OPCODES && shim.taken[header.opcode] && shim.take && shim.fd >= 0)
+                done = offer(&header, body, size);
+        }
     }
     PyGILState_Release(lock);
     if (!done)
@@ -304,6 +314,7 @@ static PyObject *detach(PyObject *self, PyObject *args)
     shim.granted = 0;
     shim.last.len = 0;
     serve_end();
+    makes_end();
     opens_end();
     Py_CLEAR(shim.take);
     Py_RETURN_NONE;
@@ -400,6 +411,7 @@ static PyMethodDef methods[] = {
     {"granted", granted, METH_NOARGS, granted_doc},
     {"serve", serve, METH_VARARGS, serve_doc},
     {"idle", idle, METH_VARARGS, idle_doc},
+    MAKES_METHODS,
     OPENS_METHODS,
     NAMES_METHODS,
     {NULL, NULL, 0, NULL},

@@ -5,111 +5,49 @@
 #include <string.h>
 
 #include "fuse_shim.h"
+#include "name_table.h"
 #include "open_table.h"
 #include "opens.h"
 
-#define NAME_BYTES_MAX 255
-#define FIRST_SLOTS 1024
-
 struct offered_name {
-    uint64_t parent; /* as the kernel calls it */
+    struct named key;
     struct fuse_attr attr;
-    size_t length;
-    char bytes[]; /* no NUL behind them */
+    char bytes[];
 };
 
-/* A hash table with linear probing, as open_table.c; it is not larger than that one. Invariant: each name here is that of
- * an entry there, and no other entry has it. */
+/* Invariant: each name in the table is that of an entry in the other one (open_table.h), and no other entry has it. */
 static struct {
-    struct offered_name **slots; /* NULL: none yet */
-    size_t mask;
-    size_t count;
+    struct name_table table;
     double entry_s, attr_s; /* how long the kernel may keep an answer; 0: nothing is offered */
     uint64_t answered;
 } names;
 
-static size_t slot_of(uint64_t parent, const char *bytes, size_t length)
+static void let_go(struct named *key)
 {
-    uint64_t hash = 0xcbf29ce484222325u ^ parent; /* FNV-1a, draft-eastlake-fnv */
+    struct offered_name *name = (struct offered_name *)key;
+    struct open_entry *entry = open_table_find(name->attr.ino);
 
-    for (size_t i = 0; i < length; i++)
-        hash = (hash ^ (unsigned char)bytes[i]) * 0x100000001b3u;
-    return (size_t)(hash ^ hash >> 32) & names.mask;
-}
-
-static size_t home_of(const struct offered_name *name)
-{
-    return slot_of(name->parent, name->bytes, name->length);
-}
-
-/* The slot of the name, or the free one where it would be. There is always a free one. */
-static size_t locate(uint64_t parent, const char *bytes, size_t length)
-{
-    size_t at = slot_of(parent, bytes, length);
-
-    for (; names.slots[at]; at = (at + 1) & names.mask) {
-        const struct offered_name *one = names.slots[at];
-        if (one->parent == parent && one->length == length && !memcmp(one->bytes, bytes, length))
-            break;
-    }
-    return at;
-}
-
-static bool grow(void)
-{
-    size_t before = names.slots ? names.mask + 1 : 0;
-    size_t after = before ? 2 * before : FIRST_SLOTS;
-    struct offered_name **old = names.slots, **slots = calloc(after, sizeof *slots);
-
-    if (!slots)
-        return false;
-    names.slots = slots;
-    names.mask = after - 1;
-    for (size_t i = 0; i < before; i++)
-        if (old[i])
-            slots[locate(old[i]->parent, old[i]->bytes, old[i]->length)] = old[i];
-    free(old);
-    return true;
-}
-
-/* What is in the slot is gone, here and in the entry of its inode. */
-static void forget(size_t hole)
-{
-    struct open_entry *entry = open_table_find(names.slots[hole]->attr.ino);
-
-    if (entry && entry->name == names.slots[hole])
+    if (entry && entry->name == name)
         entry->name = NULL;
-    free(names.slots[hole]);
-    for (size_t at = (hole + 1) & names.mask; names.slots[at]; at = (at + 1) & names.mask) {
-        /* It may move into the hole unless it belongs behind it. */
-        if (((at - home_of(names.slots[at])) & names.mask) >= ((at - hole) & names.mask)) {
-            names.slots[hole] = names.slots[at];
-            hole = at;
-        }
-    }
-    names.slots[hole] = NULL;
-    names.count--;
+    free(name);
+}
+
+/* The name is gone, here and in the entry of its inode. */
+static void forget(struct named *key)
+{
+    name_table_remove(&names.table, key);
+    let_go(key);
 }
 
 void names_let_go(struct offered_name *name)
 {
     if (name)
-        forget(locate(name->parent, name->bytes, name->length));
+        forget(&name->key);
 }
 
 void names_forget_all(void)
 {
-    for (size_t i = 0; names.slots && i <= names.mask; i++) {
-        if (names.slots[i]) {
-            struct open_entry *entry = open_table_find(names.slots[i]->attr.ino);
-            if (entry)
-                entry->name = NULL;
-            free(names.slots[i]);
-        }
-    }
-    free(names.slots);
-    names.slots = NULL;
-    names.mask = names.count = 0;
+    name_table_clear(&names.table, let_go);
 }
 
 void names_end(void)
@@ -126,24 +64,34 @@ static void valid_for(double timeout_s, double left_s, uint64_t *seconds, uint32
     *nanoseconds = (uint32_t)((valid_s - (double)*seconds) * 1e9);
 }
 
+void names_valid_for(struct fuse_entry_out *answer, double left_s)
+{
+    valid_for(names.entry_s, left_s, &answer->entry_valid, &answer->entry_valid_nsec);
+    valid_for(names.attr_s, left_s, &answer->attr_valid, &answer->attr_valid_nsec);
+}
+
+void names_attributes_valid_for(struct fuse_attr_out *answer, double left_s)
+{
+    valid_for(names.attr_s, left_s, &answer->attr_valid, &answer->attr_valid_nsec);
+}
+
 bool lookup_here(const struct fuse_in_header *header, const void *body, size_t size)
 {
     const char *bytes = body, *end = memchr(body, 0, size);
     double left_s = opens_left_s();
     struct fuse_entry_out answer = {0};
-    size_t at;
+    struct named *found;
 
-    if (!names.count || !end || left_s <= 0)
+    if (!names.table.count || !end || left_s <= 0)
         return false;
-    at = locate(header->nodeid, bytes, (size_t)(end - bytes));
-    if (!names.slots[at])
+    found = name_table_find(&names.table, header->nodeid, bytes, (size_t)(end - bytes));
+    if (!found)
         return false;
-    answer.nodeid = names.slots[at]->attr.ino;
-    answer.attr = names.slots[at]->attr;
-    valid_for(names.entry_s, left_s, &answer.entry_valid, &answer.entry_valid_nsec);
-    valid_for(names.attr_s, left_s, &answer.attr_valid, &answer.attr_valid_nsec);
+    answer.attr = ((struct offered_name *)found)->attr;
+    answer.nodeid = answer.attr.ino;
+    names_valid_for(&answer, left_s);
     send_reply(header->unique, 0, &answer, sizeof answer);
-    forget(at);
+    forget(found);
     names.answered++;
     return true;
 }
@@ -162,7 +110,7 @@ PyObject *offer_name(PyObject *self, PyObject *args)
     Py_ssize_t length, size;
     struct offered_name *name;
     struct open_entry *entry;
-    size_t at;
+    struct named *before;
 
     (void)self;
     if (!PyArg_ParseTuple(args, "Ky#y#", &parent, &bytes, &length, &attributes, &size))
@@ -171,28 +119,24 @@ PyObject *offer_name(PyObject *self, PyObject *args)
         PyErr_SetString(PyExc_ValueError, "a name, and a struct fuse_attr");
         return NULL;
     }
-    if (names.entry_s <= 0 || ((!names.slots || 2 * (names.count + 1) > names.mask) && !grow()))
+    if (names.entry_s <= 0)
         Py_RETURN_FALSE;
     name = malloc(sizeof *name + (size_t)length);
     if (!name)
         Py_RETURN_FALSE;
-    name->parent = parent;
     memcpy(&name->attr, attributes, sizeof name->attr);
-    name->length = (size_t)length;
     memcpy(name->bytes, bytes, (size_t)length);
+    name->key = (struct named){.parent = parent, .length = (size_t)length, .bytes = name->bytes};
     entry = open_table_find(name->attr.ino);
-    if (!entry) {
+    if (entry)
+        names_let_go(entry->name); /* it has another, or this one with attributes of before */
+    before = name_table_find(&names.table, parent, bytes, (size_t)length);
+    if (entry && before)
+        forget(before); /* it led elsewhere */
+    if (!entry || !name_table_add(&names.table, &name->key)) {
         free(name);
         Py_RETURN_FALSE;
     }
-    names_let_go(entry->name); /* it has another, or this one with attributes of before */
-    at = locate(parent, bytes, (size_t)length);
-    if (names.slots[at]) { /* it led elsewhere */
-        forget(at);
-        at = locate(parent, bytes, (size_t)length);
-    }
-    names.slots[at] = name;
-    names.count++;
     entry->name = name;
     Py_RETURN_TRUE;
 }
@@ -204,16 +148,14 @@ PyObject *withdraw_name(PyObject *self, PyObject *args)
     unsigned long long parent;
     const char *bytes;
     Py_ssize_t length;
-    size_t at;
+    struct named *found;
 
     (void)self;
     if (!PyArg_ParseTuple(args, "Ky#", &parent, &bytes, &length))
         return NULL;
-    if (names.count) {
-        at = locate(parent, bytes, (size_t)length);
-        if (names.slots[at])
-            forget(at);
-    }
+    found = name_table_find(&names.table, parent, bytes, (size_t)length);
+    if (found)
+        forget(found);
     Py_RETURN_NONE;
 }
 

@@ -22,6 +22,10 @@ void names_let_go(struct offered_name *name);
 
 void names_forget_all(void);
 
+/* How long the kernel may keep the name and the attributes of this answer, if what is here may be believed for so long. */
+void names_valid_for(struct fuse_entry_out *answer, double left_s);
+void names_attributes_valid_for(struct fuse_attr_out *answer, double left_s);
+
 /* The session ends. */
 void names_end(void);
 

@@ -1,6 +1,6 @@
 """Drives the compiled part as the kernel would, through a socket instead of /dev/fuse; run in a process of its own.
 
-    python shim_driver.py SHIM.so
+    PYTHONPATH=tests python -m harness.shim_driver SHIM.so
 
 The parent runs it plainly and under AddressSanitizer. Prints "passed" at the end; anything else is a failure.
 """
@@ -17,6 +17,8 @@ import sys
 import threading
 import time
 from collections import Counter
+
+from harness.shim_driver_makes import check_makes
 
 HEADER = struct.Struct("=IIQQIIIHH")
 REPLY = struct.Struct("=IiQ")
@@ -551,6 +553,7 @@ def main(path: str) -> None:
     check_names(shim, session)
     check_table(shim, session)
     check_serving(shim, session)
+    check_makes(shim, session)
 
     shim.offer(7, True)
     shim.detach()

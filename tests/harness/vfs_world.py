@@ -1,7 +1,6 @@
 """A cluster in this process over the memory carrier, and mounts of it without a kernel: real services, real disks."""
 
 import os
-import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -9,13 +8,14 @@ from pathlib import Path
 
 import trio
 
+from harness.compiled_part import CompiledPart
 from shoalfs.chunkserver.client import ChunkClient
 from shoalfs.chunkserver.keeper import TargetOptions
 from shoalfs.chunkserver.server import ServerOptions
 from shoalfs.chunkserver.server import run as run_chunkserver
 from shoalfs.fs.coherent import Coherent
 from shoalfs.fs.data_path import DataPath
-from shoalfs.fs.handles import OPENED_NATIVELY, Handles
+from shoalfs.fs.handles import Handles
 from shoalfs.fs.parts import Parts
 from shoalfs.fs.releases import Releases
 from shoalfs.fs.vfs import Vfs
@@ -58,89 +58,6 @@ class Kernel:
 
     async def forgotten_pages(self, ino: InodeId) -> None:
         self.pages.append(ino)
-
-
-def node_of(attributes: bytes) -> int:
-    """The number in a struct fuse_attr."""
-    return int.from_bytes(attributes[:8], sys.byteorder)
-
-
-@dataclass
-class CompiledPart:
-    """What the compiled part looks up, opens and closes by itself (fs/native/opens.h, names.h), in Python."""
-
-    opens: dict[int, int] = field(default_factory=dict)  # of each inode that is offered
-    data: dict[int, bytes] = field(default_factory=dict)  # of those whose bytes are there
-    through: list[int] = field(default_factory=list)
-    names: dict[tuple[int, bytes], bytes] = field(default_factory=dict)  # attributes of what they lead to
-    number: int = OPENED_NATIVELY
-
-    def offer(self, node: int, keep: bool, data: bytes | memoryview | None = None, /) -> bool:
-        self.opens.setdefault(node, 0)
-        self.data.pop(node, None)
-        if data is not None:
-            self.data[node] = bytes(data)
-        return True
-
-    def withdraw(self, node: int, /) -> int:
-        self.data.pop(node, None)
-        self.names = {name: told for name, told in self.names.items() if node_of(told) != node}
-        return self.opens.pop(node, 0)
-
-    def offer_name(self, parent: int, name: bytes, attributes: bytes, /) -> bool:
-        node = node_of(attributes)
-        if node not in self.opens:
-            return False
-        self.names = {other: told for other, told in self.names.items() if node_of(told) != node}
-        self.names[parent, name] = attributes
-        return True
-
-    def withdraw_name(self, parent: int, name: bytes, /) -> None:
-        self.names.pop((parent, name), None)
-
-    def withdraw_names(self) -> None:
-        self.names.clear()
-
-    def lookup(self, parent: int, name: bytes) -> bytes | None:
-        """struct fuse_attr of the inode that it leads to; None: Python has to be asked."""
-        return self.names.pop((parent, name), None)
-
-    def read_through(self) -> list[int]:
-        through, self.through = self.through, []
-        return through
-
-    def read(self, ino: InodeId) -> bytes | None:
-        """All of an open file; None: Python has to be asked."""
-        if not self.opens.get(ino) or ino not in self.data:
-            return None
-        self.through.append(ino)
-        return self.data[ino]
-
-    def withdraw_all(self) -> list[tuple[int, int]]:
-        opens, self.opens = self.opens, {}
-        self.data.clear()
-        self.names.clear()
-        return [(node, count) for node, count in opens.items() if count]
-
-    def any_open(self) -> bool:
-        return any(self.opens.values())
-
-    def believe_until(self, boottime_s: float, /) -> None:
-        pass
-
-    def open(self, ino: InodeId) -> int | None:
-        """The handle; None: Python has to be asked."""
-        if ino not in self.opens:
-            return None
-        self.opens[ino] += 1
-        self.number += 1
-        return self.number
-
-    def release(self, ino: InodeId) -> bool:
-        if not self.opens.get(ino):
-            return False
-        self.opens[ino] -= 1
-        return True
 
 
 @dataclass
@@ -220,7 +137,7 @@ class World:
         await self.mds_ended.wait()
 
     @asynccontextmanager
-    async def client(self) -> AsyncIterator[Client]:
+    async def client(self, *, durable_close: bool = False) -> AsyncIterator[Client]:
         compiled = CompiledPart()
         handles = Handles(native=compiled)
         lost: list[DataPath] = []
@@ -256,7 +173,7 @@ class World:
             data_path = DataPath(coherent, ChunkClient(network), is_open=handles.is_held)
             lost.append(data_path)
             coherent.attach(data_path)
-            parts = Parts(coherent, data_path, handles, kernel)
+            parts = Parts(coherent, data_path, handles, kernel, native=compiled, durable_close=durable_close)
             nursery.start_soon(parts.run)
             yield Client(parts.vfs, session, data_path, handles, kernel, coherent, parts.releases, compiled)
             nursery.cancel_scope.cancel()

@@ -18,8 +18,8 @@ def build(directory: Path, *extra: str) -> Path:
 
 def drive(path: Path, **environment: str) -> str:
     done = subprocess.run(
-        [sys.executable, shim_driver.__file__, str(path)],
-        env=os.environ | environment,
+        [sys.executable, "-m", shim_driver.__name__, str(path)],
+        env=os.environ | environment | {"PYTHONPATH": str(Path(shim_driver.__file__).parents[1])},
         capture_output=True,
         text=True,
         timeout=100,

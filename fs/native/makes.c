@@ -1,0 +1,687 @@
+#define _GNU_SOURCE
+#include "makes.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+
+#include "fuse_shim.h"
+#include "made_files.h"
+#include "name_table.h"
+#include "names.h"
+#include "opens.h"
+#include "serve.h"
+
+#define MADE_HERE ((uint64_t)1 << 62) /* set in the handle of every file that was made here */
+#define GRANTS_MAX 64
+#define GRANTED_NAMES_MAX (1 << 20)  /* of one directory; beyond, its files are made by Python */
+#define BLOCK_SIZE 65536             /* st_blksize, as fs/fuse_wire.py has it */
+#define ALL_FILES 0                  /* no node has this number */
+
+enum { TMPFILE = 51, STATX = 52 }; /* of headers newer than some */
+
+struct made_name {
+    struct named key;
+    struct made_file *file; /* that it leads to; NULL: nothing here, ask Python */
+    char bytes[];
+};
+
+struct grant {
+    uint64_t node;
+    uint32_t uid;            /* who may make files in it whatever groups he is in, besides root */
+    bool over;               /* nothing is made, or said not to exist, any more */
+    bool described;          /* the attributes are as they are */
+    struct fuse_attr attr;
+    struct name_table names; /* all that are in it or may be */
+};
+
+static struct {
+    struct grant grants[GRANTS_MAX];
+    size_t count;
+    struct made_files files;
+    bool begun;
+    uint64_t next, end; /* inode numbers to be used */
+    uint64_t handles;   /* also how many files were made */
+    PyObject *take;     /* owned; NULL: nothing was granted */
+} makes;
+
+static int64_t present_ns(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_REALTIME, &now);
+    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+/* --- names -------------------------------------------------------------------------------------------------------- */
+
+static struct grant *grant_of(uint64_t node)
+{
+    for (size_t i = 0; i < makes.count; i++)
+        if (makes.grants[i].node == node)
+            return &makes.grants[i];
+    return NULL;
+}
+
+static struct made_name *name_in(const struct grant *grant, const char *bytes, size_t length)
+{
+    return (struct made_name *)name_table_find(&grant->names, grant->node, bytes, length);
+}
+
+/* From now on the name is in the directory, or may be. NULL: no memory, or no room; then the grant is over. */
+static struct made_name *note_name(struct grant *grant, const char *bytes, size_t length)
+{
+    struct made_name *name = grant->names.count < GRANTED_NAMES_MAX ? calloc(1, sizeof *name + length) : NULL;
+
+    if (name) {
+        memcpy(name->bytes, bytes, length);
+        name->key = (struct named){.parent = grant->node, .length = length, .bytes = name->bytes};
+        if (name_table_add(&grant->names, &name->key))
+            return name;
+    }
+    free(name);
+    grant->over = true;
+    return NULL;
+}
+
+static void let_go(struct named *key)
+{
+    struct made_name *name = (struct made_name *)key;
+
+    if (name->file)
+        name->file->entry = NULL;
+    free(name);
+}
+
+static void forget_name(struct grant *grant, struct made_name *name)
+{
+    name_table_remove(&grant->names, &name->key);
+    let_go(&name->key);
+}
+
+/* The name at the beginning of these bytes, in *length of them. False: there is none that a file could have. */
+static bool parse_name(const char *bytes, size_t size, size_t *length)
+{
+    const char *end = memchr(bytes, 0, size);
+
+    if (!end || end == bytes || end - bytes > NAME_BYTES_MAX)
+        return false;
+    *length = (size_t)(end - bytes);
+    return !(bytes[0] == '.' && (*length == 1 || (*length == 2 && bytes[1] == '.')));
+}
+
+bool deny_here(const struct fuse_in_header *header, const void *body, size_t size)
+{
+    struct grant *grant = grant_of(header->nodeid);
+    struct fuse_entry_out answer = {0};
+    double left_s;
+    size_t length;
+
+    if (!grant || grant->over || !parse_name(body, size, &length) || name_in(grant, body, length))
+        return false;
+    left_s = opens_left_s();
+    if (left_s <= 0)
+        return false;
+    names_valid_for(&answer, left_s);
+    send_reply(header->unique, 0, &answer, sizeof answer);
+    return true;
+}
+
+/* --- files -------------------------------------------------------------------------------------------------------- */
+
+static void describe(const struct made_file *file, struct fuse_attr *attr)
+{
+    int64_t changed_ns = file->written_ns > file->made_ns ? file->written_ns : file->made_ns;
+
+    attr->ino = file->node;
+    attr->size = file->size;
+    attr->atime = (uint64_t)(file->made_ns / 1000000000);
+    attr->atimensec = (uint32_t)(file->made_ns % 1000000000);
+    attr->mtime = attr->ctime = (uint64_t)(changed_ns / 1000000000);
+    attr->mtimensec = attr->ctimensec = (uint32_t)(changed_ns % 1000000000);
+    attr->mode = S_IFREG | (file->mode & ~file->umask);
+    attr->nlink = 1;
+    attr->uid = file->uid;
+    attr->gid = file->gid;
+    attr->blksize = BLOCK_SIZE;
+}
+
+/* Of a request that makes a file as Python would, without looking at anything but the directory. */
+static bool is_plain(const struct grant *grant, const struct fuse_in_header *header, const struct fuse_create_in *asked)
+{
+    if (asked->flags & (O_APPEND | O_DIRECT | O_SYNC | O_DSYNC | __O_TMPFILE) || asked->mode & (S_ISUID | S_ISGID))
+        return false;
+    return (S_ISREG(asked->mode) || !(asked->mode & S_IFMT)) && (!header->uid || header->uid == grant->uid);
+}
+
+/* For the kernel each file that is made makes its directory's attributes old, and it wants them to check permissions. */
+static bool describe_directory(const struct fuse_in_header *header)
+{
+    const struct grant *grant = grant_of(header->nodeid);
+    struct fuse_attr_out answer = {0};
+    double left_s = opens_left_s();
+
+    if (!grant || grant->over || !grant->described || left_s <= 0)
+        return false;
+    names_attributes_valid_for(&answer, left_s);
+    answer.attr = grant->attr;
+    send_reply(header->unique, 0, &answer, sizeof answer);
+    return true;
+}
+
+static void count_made(struct grant *grant, int64_t made_ns)
+{
+    uint64_t seconds = (uint64_t)(made_ns / 1000000000);
+    uint32_t nanoseconds = (uint32_t)(made_ns % 1000000000);
+
+    grant->attr.size++;
+    if (seconds > grant->attr.mtime || (seconds == grant->attr.mtime && nanoseconds > grant->attr.mtimensec)) {
+        grant->attr.mtime = seconds;
+        grant->attr.mtimensec = nanoseconds;
+    }
+    if (seconds > grant->attr.ctime || (seconds == grant->attr.ctime && nanoseconds > grant->attr.ctimensec)) {
+        grant->attr.ctime = seconds;
+        grant->attr.ctimensec = nanoseconds;
+    }
+}
+
+bool make_here(const struct fuse_in_header *header, const void *body, size_t size)
+{
+    struct grant *grant = grant_of(header->nodeid);
+    struct fuse_create_in asked;
+    const char *bytes = (const char *)body + sizeof asked;
+    struct {
+        struct fuse_entry_out entry;
+        struct fuse_open_out open;
+    } answer = {0};
+    struct made_file *file;
+    struct made_name *name;
+    double left_s;
+    size_t length;
+
+    if (!grant || grant->over || size < sizeof asked || !parse_name(bytes, size - sizeof asked, &length))
+        return false;
+    memcpy(&asked, body, sizeof asked);
+    left_s = opens_left_s();
+    if (!is_plain(grant, header, &asked) || left_s <= 0 || !serve_is_able() || makes.next >= makes.end ||
+        !made_files_has_room(&makes.files, makes.next) || name_in(grant, bytes, length))
+        return false;
+    name = note_name(grant, bytes, length);
+    file = name ? made_files_add(&makes.files, makes.next, bytes, length) : NULL;
+    if (!file)
+        return false; /* a name for which there is no file: Python is asked about it */
+    name->file = file;
+    file->entry = name;
+    file->parent = header->nodeid;
+    file->handle = MADE_HERE | ++makes.handles;
+    file->mode = asked.mode & 07777;
+    file->umask = asked.umask;
+    file->flags = asked.flags;
+    file->uid = header->uid;
+    file->gid = header->gid;
+    file->made_ns = present_ns();
+
+    answer.entry.nodeid = file->node;
+    describe(file, &answer.entry.attr);
+    names_valid_for(&answer.entry, left_s);
+    answer.open.fh = file->handle;
+    if (send_reply(header->unique, 0, &answer, sizeof answer)) { /* nobody waits for it any more */
+        made_files_remove(&makes.files, file);
+        name->file = NULL;
+        forget_name(grant, name);
+        return true;
+    }
+    makes.next++;
+    count_made(grant, file->made_ns);
+    return true;
+}
+
+static bool write_here(const struct fuse_in_header *header, struct made_file *file, const void *body, size_t size)
+{
+    struct fuse_write_in asked;
+    struct fuse_write_out done = {0};
+
+    if (size < sizeof asked)
+        return false;
+    memcpy(&asked, body, sizeof asked);
+    if (asked.fh != file->handle || asked.write_flags & FUSE_WRITE_CACHE || asked.offset != file->size ||
+        asked.size != size - sizeof asked || (file->flags & O_ACCMODE) == O_RDONLY)
+        return false;
+    if (!made_files_write(&makes.files, file, (const char *)body + sizeof asked, asked.size))
+        return false;
+    file->written_ns = present_ns();
+    done.size = asked.size;
+    send_reply(header->unique, 0, &done, sizeof done);
+    return true;
+}
+
+/* It has no attribute that the kernel could ask for before it writes, or checks permissions. */
+static bool deny_attribute(const struct fuse_in_header *header, const void *body, size_t size)
+{
+    const char *name = (const char *)body + sizeof(struct fuse_getxattr_in);
+
+    if (size < sizeof(struct fuse_getxattr_in) || !memchr(name, 0, size - sizeof(struct fuse_getxattr_in)))
+        return false;
+    if (strncmp(name, "security.", 9) || !name[9])
+        return false;
+    send_reply(header->unique, ENODATA, NULL, 0);
+    return true;
+}
+
+/* While it is open: the times of one that is closed are those of its commit. They are asked for after each open with
+ * O_TRUNC. */
+static bool describe_here(const struct fuse_in_header *header, const struct made_file *file)
+{
+    struct fuse_attr_out answer = {0};
+    double left_s = opens_left_s();
+
+    if (file->closed || left_s <= 0)
+        return false;
+    if (!file->size) /* else the commit will bring other times */
+        names_attributes_valid_for(&answer, left_s);
+    describe(file, &answer.attr);
+    send_reply(header->unique, 0, &answer, sizeof answer);
+    return true;
+}
+
+bool made_here(const struct fuse_in_header *header, const void *body, size_t size)
+{
+    struct made_file *file = made_files_find(&makes.files, header->nodeid);
+    uint64_t handle;
+
+    if (header->opcode == FUSE_GETATTR)
+        return file ? describe_here(header, file) : describe_directory(header);
+    if (!file)
+        return false;
+    if (header->opcode == FUSE_WRITE)
+        return write_here(header, file, body, size);
+    if (header->opcode == FUSE_GETXATTR)
+        return deny_attribute(header, body, size);
+    if (size < sizeof handle)
+        return false;
+    memcpy(&handle, body, sizeof handle); /* the first field of FLUSH and RELEASE */
+    if (handle != file->handle || file->closed)
+        return false;
+    if (header->opcode == FUSE_RELEASE)
+        made_files_close(&makes.files, file);
+    send_reply(header->unique, 0, NULL, 0);
+    return true;
+}
+
+/* --- what is Python's --------------------------------------------------------------------------------------------- */
+
+static const char *behind(const void *body, size_t *size, size_t fixed)
+{
+    if (*size < fixed) {
+        *size = 0;
+        return body;
+    }
+    *size -= fixed;
+    return (const char *)body + fixed;
+}
+
+/* The request may bring this name into the directory. */
+static void may_appear(struct grant *grant, const char *bytes, size_t size)
+{
+    size_t length;
+
+    if (grant && !grant->over && parse_name(bytes, size, &length) && !name_in(grant, bytes, length))
+        note_name(grant, bytes, length);
+}
+
+/* The request is about this name, and may bring it in if there is none. True: about the file in *node. */
+static bool about_name(struct grant *grant, const char *bytes, size_t size, bool appears, uint64_t *node)
+{
+    const struct made_name *name;
+    size_t length;
+
+    if (!grant || !parse_name(bytes, size, &length))
+        return false;
+    name = name_in(grant, bytes, length);
+    if (!name && appears)
+        may_appear(grant, bytes, size);
+    if (!name || !name->file)
+        return false;
+    *node = name->file->node;
+    return true;
+}
+
+/* Renaming: both directories may have files here, and so may a directory that is replaced. */
+static void note_rename(uint32_t opcode, const void *body, size_t size)
+{
+    size_t fixed = opcode == FUSE_RENAME ? sizeof(struct fuse_rename_in) : sizeof(struct fuse_rename2_in);
+    const char *names = behind(body, &size, fixed), *end = memchr(names, 0, size);
+    uint64_t directory;
+
+    if (!end)
+        return;
+    memcpy(&directory, body, sizeof directory); /* the first field of both requests */
+    may_appear(grant_of(directory), end + 1, size - (size_t)(end + 1 - names));
+}
+
+/* Whether Python has to take something before it carries out this request: what, in *node; a file, all files of a
+ * directory, or ALL_FILES. */
+static bool concerned(const struct fuse_in_header *header, const void *body, size_t size, uint64_t *node)
+{
+    struct grant *grant = grant_of(header->nodeid);
+
+    *node = header->nodeid;
+    if (header->opcode == FUSE_FORGET || header->opcode == FUSE_BATCH_FORGET || header->opcode == FUSE_INTERRUPT)
+        return false;
+    if (made_files_find(&makes.files, header->nodeid))
+        return true;
+    switch (header->opcode) {
+    case FUSE_LOOKUP:
+    case FUSE_UNLINK:
+        return about_name(grant, body, size, false, node);
+    case FUSE_SYMLINK:
+        return about_name(grant, body, size, true, node);
+    case FUSE_CREATE:
+        body = behind(body, &size, sizeof(struct fuse_create_in));
+        return about_name(grant, body, size, true, node);
+    case FUSE_MKNOD:
+        body = behind(body, &size, sizeof(struct fuse_mknod_in));
+        return about_name(grant, body, size, true, node);
+    case FUSE_MKDIR:
+        body = behind(body, &size, sizeof(struct fuse_mkdir_in));
+        return about_name(grant, body, size, true, node);
+    case FUSE_SETATTR:
+    case FUSE_SETXATTR:
+    case FUSE_REMOVEXATTR:
+        if (grant)
+            grant->over = true; /* it may become one in which Python makes no files either */
+        return grant;
+    case FUSE_GETATTR:
+    case STATX:
+    case FUSE_READDIR:
+    case FUSE_READDIRPLUS:
+    case FUSE_FSYNCDIR:
+        return grant;
+    case FUSE_INIT:
+    case FUSE_STATFS:
+    case FUSE_OPENDIR:
+    case FUSE_RELEASEDIR:
+    case FUSE_ACCESS:
+    case FUSE_GETXATTR:
+    case FUSE_LISTXATTR:
+    case FUSE_READLINK:
+    case TMPFILE: /* it gets a name by LINK */
+    case FUSE_OPEN: /* from here on: of a file that is not here */
+    case FUSE_READ:
+    case FUSE_WRITE:
+    case FUSE_FLUSH:
+    case FUSE_RELEASE:
+    case FUSE_FSYNC:
+    case FUSE_FALLOCATE:
+    case FUSE_LSEEK:
+    case FUSE_IOCTL:
+    case FUSE_POLL:
+    case FUSE_GETLK:
+    case FUSE_SETLK:
+    case FUSE_SETLKW:
+        return false;
+    case FUSE_LINK:
+        body = behind(body, &size, sizeof(struct fuse_link_in));
+        may_appear(grant, body, size);
+        break;
+    case FUSE_RENAME:
+    case FUSE_RENAME2:
+        note_rename(header->opcode, body, size);
+        break;
+    default:
+        break;
+    }
+    *node = ALL_FILES;
+    return true;
+}
+
+void makes_give(const struct fuse_in_header *header, const void *body, size_t size)
+{
+    uint64_t node;
+    struct grant *grant;
+    PyObject *done;
+
+    if ((!makes.count && !makes.files.count) || !concerned(header, body, size, &node))
+        return;
+    grant = grant_of(node);
+    done = PyObject_CallFunction(makes.take, "KO", (unsigned long long)node, grant && grant->over ? Py_True : Py_False);
+    if (!done) {
+        PyErr_Print();
+        Py_FatalError("files that were made without Python cannot be taken over");
+    }
+    Py_DECREF(done);
+}
+
+static void end_grant(struct grant *grant)
+{
+    name_table_clear(&grant->names, let_go);
+    *grant = makes.grants[--makes.count];
+}
+
+void makes_end(void)
+{
+    while (makes.count)
+        end_grant(&makes.grants[0]);
+    makes.next = makes.end = 0;
+    Py_CLEAR(makes.take);
+}
+
+/* --- what Python sees --------------------------------------------------------------------------------------------- */
+
+const char on_made_doc[] = "on_made(take)\n\n"
+                          "take(node, over) is called before a request goes to Python that concerns something that was made "
+                          "here: a file, all files of a directory, or (0) all. It has to call take_made(). over: that is a "
+                          "directory in which nothing is made any more, until it is granted again.";
+
+PyObject *on_made(PyObject *self, PyObject *args)
+{
+    PyObject *take;
+
+    (void)self;
+    if (!PyArg_ParseTuple(args, "O", &take))
+        return NULL;
+    Py_XSETREF(makes.take, Py_NewRef(take));
+    if (!makes.begun)
+        made_files_begin(&makes.files);
+    makes.begun = true;
+    Py_RETURN_NONE;
+}
+
+const char make_in_doc[] = "make_in(node, names, uid) -> bool\n\n"
+                          "From now on files are made here in this directory, by root and by this user, under names that are "
+                          "not in the sequence: that has all that are in the directory, or may be. False if there is no "
+                          "room, or it is granted already.";
+
+static bool note_names(struct grant *grant, PyObject *names)
+{
+    PyObject *all = PySequence_Fast(names, "names: a sequence of bytes");
+    bool done = all != NULL;
+
+    for (Py_ssize_t i = 0; done && i < PySequence_Fast_GET_SIZE(all); i++) {
+        char *bytes;
+        Py_ssize_t length;
+
+        done = !PyBytes_AsStringAndSize(PySequence_Fast_GET_ITEM(all, i), &bytes, &length) &&
+               (name_in(grant, bytes, (size_t)length) || note_name(grant, bytes, (size_t)length));
+    }
+    Py_XDECREF(all);
+    return done;
+}
+
+PyObject *make_in(PyObject *self, PyObject *args)
+{
+    unsigned long long node;
+    unsigned int uid;
+    PyObject *names;
+    struct grant *grant = &makes.grants[makes.count];
+
+    (void)self;
+    if (!PyArg_ParseTuple(args, "KOI", &node, &names, &uid))
+        return NULL;
+    if (!makes.take || makes.count == GRANTS_MAX || grant_of(node))
+        Py_RETURN_FALSE;
+    *grant = (struct grant){.node = node, .uid = uid};
+    makes.count++;
+    if (note_names(grant, names))
+        Py_RETURN_TRUE;
+    end_grant(grant);
+    if (PyErr_Occurred())
+        return NULL;
+    Py_RETURN_FALSE;
+}
+
+const char make_no_more_doc[] = "make_no_more(node)\n\nThe end of that. What was made there is to be taken.";
+
+PyObject *make_no_more(PyObject *self, PyObject *args)
+{
+    unsigned long long node;
+    struct grant *grant;
+
+    (void)self;
+    if (!PyArg_ParseTuple(args, "K", &node))
+        return NULL;
+    grant = grant_of(node);
+    if (grant)
+        end_grant(grant);
+    Py_RETURN_NONE;
+}
+
+const char describe_doc[] = "describe(node, attributes)\n\n"
+                           "The attributes of a granted directory, a struct fuse_attr, with all that Python knows of: what is "
+                           "made here comes on top. None: they are not known; Python is asked.";
+
+PyObject *describe_granted(PyObject *self, PyObject *args)
+{
+    unsigned long long node;
+    const char *attributes;
+    Py_ssize_t size;
+    struct grant *grant;
+
+    (void)self;
+    if (!PyArg_ParseTuple(args, "Kz#", &node, &attributes, &size))
+        return NULL;
+    if (attributes && size != sizeof grant->attr)
+        return PyErr_Format(PyExc_ValueError, "attributes: a struct fuse_attr");
+    grant = grant_of(node);
+    if (grant) {
+        grant->described = attributes != NULL;
+        if (attributes)
+            memcpy(&grant->attr, attributes, sizeof grant->attr);
+    }
+    Py_RETURN_NONE;
+}
+
+const char give_numbers_doc[] = "give_numbers(first, count)\n\n"
+                               "Inode numbers for files that are made here, instead of those that are left.";
+
+PyObject *give_numbers(PyObject *self, PyObject *args)
+{
+    unsigned long long first, count;
+
+    (void)self;
+    if (!PyArg_ParseTuple(args, "KK", &first, &count))
+        return NULL;
+    makes.next = first;
+    makes.end = first + count;
+    Py_RETURN_NONE;
+}
+
+const char numbers_left_doc[] = "numbers_left() -> int\n\nHow many of them were not used yet.";
+
+PyObject *numbers_left(PyObject *self, PyObject *args)
+{
+    (void)self;
+    (void)args;
+    return PyLong_FromUnsignedLongLong(makes.end - makes.next);
+}
+
+/* Puts the file into the list and takes it out here. False: an error is set, and the file stays. */
+static bool hand_over(PyObject *list, struct made_file *file)
+{
+    PyObject *one = Py_BuildValue(
+        "Ky#KKIIIIINLLy#", (unsigned long long)file->parent, file->name, (Py_ssize_t)file->length,
+        (unsigned long long)file->node, (unsigned long long)file->handle, (unsigned int)file->mode,
+        (unsigned int)file->umask, (unsigned int)file->flags, (unsigned int)file->uid, (unsigned int)file->gid,
+        PyBool_FromLong(file->closed), (long long)file->made_ns, (long long)file->written_ns,
+        file->data ? file->data : "", (Py_ssize_t)file->size);
+
+    if (!one || PyList_Append(list, one)) {
+        Py_XDECREF(one);
+        return false;
+    }
+    Py_DECREF(one);
+    if (file->entry)
+        file->entry->file = NULL; /* the name stays: Python is asked about it */
+    made_files_remove(&makes.files, file);
+    return true;
+}
+
+/* All of a list that are this file, or in this directory, at most so many, and made before. */
+static bool hand_over_some(PyObject *list, struct made_list *from, uint64_t node, Py_ssize_t limit, int64_t before_ns)
+{
+    struct made_file *file = TAILQ_FIRST(from);
+
+    while (file && PyList_GET_SIZE(list) < limit && file->made_ns < before_ns) {
+        struct made_file *next = TAILQ_NEXT(file, link);
+        bool is_meant = node == ALL_FILES || file->node == node || file->parent == node;
+
+        if (is_meant && !hand_over(list, file))
+            return false;
+        file = next;
+    }
+    return true;
+}
+
+const char take_made_doc[] = "take_made(node) -> list[tuple]\n\n"
+                            "This file, those of this directory, or (0) all are Python's from now on, closed ones first, in "
+                            "the order of their closes: (parent, name, node, handle, mode, umask, flags, uid, gid, closed, "
+                            "made_ns, written_ns, data) of each.";
+
+PyObject *take_made(PyObject *self, PyObject *args)
+{
+    unsigned long long node;
+    PyObject *list;
+
+    (void)self;
+    if (!PyArg_ParseTuple(args, "K", &node))
+        return NULL;
+    list = PyList_New(0);
+    if (list && makes.files.count &&
+        !(hand_over_some(list, &makes.files.closed, node, PY_SSIZE_T_MAX, INT64_MAX) &&
+          hand_over_some(list, &makes.files.open, node, PY_SSIZE_T_MAX, INT64_MAX)))
+        Py_CLEAR(list);
+    return list;
+}
+
+const char take_closed_doc[] = "take_closed(limit, before_ns) -> list[tuple]\n\n"
+                              "The same of at most so many that are closed, and of those besides that are open and were made "
+                              "before that time.";
+
+PyObject *take_closed(PyObject *self, PyObject *args)
+{
+    Py_ssize_t limit;
+    long long before_ns;
+    PyObject *list;
+
+    (void)self;
+    if (!PyArg_ParseTuple(args, "nL", &limit, &before_ns))
+        return NULL;
+    list = PyList_New(0);
+    if (list && makes.files.count &&
+        !(hand_over_some(list, &makes.files.closed, ALL_FILES, limit, INT64_MAX) &&
+          hand_over_some(list, &makes.files.open, ALL_FILES, PY_SSIZE_T_MAX, before_ns)))
+        Py_CLEAR(list);
+    return list;
+}
+
+const char made_doc[] = "made() -> int\n\nHow many files were made here.";
+
+PyObject *made(PyObject *self, PyObject *args)
+{
+    (void)self;
+    (void)args;
+    return PyLong_FromUnsignedLongLong(makes.handles);
+}
