@@ -21,7 +21,7 @@
 #define BLOCK_SIZE 65536             /* st_blksize, as fs/fuse_wire.py has it */
 #define ALL_FILES 0                  /* no node has this number */
 
-enum { TMPFILE = 51, STATX = 52 }; /* of headers newer than some */
+enum { TMPFILE = 51, STATX = 52, COPY_FILE_RANGE_64 = 53 }; /* of headers newer than some */
 
 struct made_name {
     struct named key;
@@ -371,8 +371,11 @@ static bool concerned(const struct fuse_in_header *header, const void *body, siz
     *node = header->nodeid;
     if (header->opcode == FUSE_FORGET || header->opcode == FUSE_BATCH_FORGET || header->opcode == FUSE_INTERRUPT)
         return false;
-    if (made_files_find(&makes.files, header->nodeid))
+    if (made_files_find(&makes.files, header->nodeid)) {
+        if (header->opcode == FUSE_COPY_FILE_RANGE || header->opcode == COPY_FILE_RANGE_64)
+            *node = ALL_FILES; /* the other file may be one as well */
         return true;
+    }
     switch (header->opcode) {
     case FUSE_LOOKUP:
     case FUSE_UNLINK:

@@ -11,13 +11,14 @@ import shutil
 import stat
 import struct
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from harness.trees import assert_same
 from harness.twins import ALICE, BOB, ROOT, USERS, Person
@@ -85,6 +86,17 @@ class Machine(RuleBasedStateMachine):
                 os.chmod(os.path.join(place, directory), 0o777)
         self._people = {user: Person(user, [f"{place}/p/q/r" for place in self._places]) for user in USERS}
         self._steps = 0
+
+    @initialize(whose=st.sampled_from([None, 0, 1000]))
+    def many_files_are_made_first(self, whose: int | None) -> None:
+        """So many that a mount has the directory to itself, and makes what follows by itself. None: not so."""
+        if whose is None:
+            return
+        for place in self._places:
+            os.chown(f"{place}/p/q/r", whose, -1)
+            for number in range(12):
+                Path(f"{place}/p/q/r/own{number}").write_bytes(b"x" * number)
+        time.sleep(0.05)
 
     def teardown(self) -> None:
         try:

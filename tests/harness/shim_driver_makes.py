@@ -13,7 +13,7 @@ FSYNC, SETXATTR, GETXATTR, LISTXATTR, REMOVEXATTR, FLUSH = 20, 21, 22, 23, 24, 2
 OPENDIR, READDIR, RELEASEDIR, FSYNCDIR, ACCESS, CREATE, BATCH_FORGET, RENAME2, TMPFILE, STATX = (
     *(27, 28, 29, 30, 34, 35, 42, 45, 51, 52),
 )
-COPY_FILE_RANGE, SYNCFS = 47, 50
+COPY_FILE_RANGE, SYNCFS, COPY_FILE_RANGE_64 = 47, 50, 53
 
 ATTR = struct.Struct("=QQQQQQIIIIIIIIII")
 ENTRY = struct.Struct("=QQQQII")
@@ -49,7 +49,7 @@ class Maker:
         self.python: list[tuple[int, int]] = []  # operation and node of what came to Python
         self.concerned: list[tuple[int, bool]] = []
         self.taken: list[tuple] = []
-        shim.install(lambda *request: self.python.append(request[:3:2]) or True, bytes(range(1, 53)), 0, 0)
+        shim.install(lambda *request: self.python.append(request[:3:2]) or True, bytes(range(1, 54)), 0, 0)
         shim.on_made(self._take)
 
     def _take(self, node: int, over: bool) -> None:
@@ -263,6 +263,11 @@ def _check_what_is_concerned(maker: Maker) -> None:
         maker.shim.take_made(ALL)
         return maker.create(name)[0]
 
+    for opcode in (COPY_FILE_RANGE, COPY_FILE_RANGE_64):
+        made = [fresh(b"copied %d" % opcode), maker.create(b"copied to %d" % opcode)[0]]
+        maker.taken.clear()
+        assert maker.asks_for(opcode, bytes(56), made[0]) == [(ALL, False)], "both"
+        assert [one[2] for one in maker.taken] == made
     everything, directory = [(ALL, False)], [(DIRECTORY, False)]
     of_a_file = (
         (UNLINK, b"%s\0"),
@@ -299,14 +304,12 @@ def _check_what_is_concerned(maker: Maker) -> None:
             (LINK, struct.pack("=Q", 99) + b"link\0"),
             (COPY_FILE_RANGE, bytes(56)),
             (SYNCFS, bytes(8)),
-            (53, b""),
         )
     ):
         fresh(b"all%d" % number)
         maker.shim.take_made(ALL)
         fresh(b"all again%d" % number)
-        if opcode < 53:
-            assert maker.asks_for(opcode, body, ELSEWHERE) == everything, opcode
+        assert maker.asks_for(opcode, body, ELSEWHERE) == everything, opcode
     for opcode in (FORGET, BATCH_FORGET, STATFS, OPENDIR, RELEASEDIR, ACCESS, GETXATTR, LISTXATTR, TMPFILE):
         fresh(b"no%d" % opcode)
         maker.concerned.clear()
