@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from shoalfs.fs.handles import OPENED_NATIVELY
+from shoalfs.fs.vfs import Vfs
+from shoalfs.mds.messages import ROOT_CREDENTIALS, Inode
 from shoalfs.transport.ids import InodeId
 
 MADE_NATIVELY = 1 << 62
@@ -132,6 +134,9 @@ class CompiledPart:
         self.opens[ino] -= 1
         return True
 
+    def believes(self) -> bool:
+        return self.believed()
+
     # --- making files ------------------------------------------------------------------------------------------------
 
     def on_made(self, take: Callable[[int, bool], None], /) -> None:
@@ -173,7 +178,7 @@ class CompiledPart:
     def create(self, parent: int, name: bytes, uid: int = 0, flags: int = os.O_RDWR) -> "MadeFile | None":
         """A new file; None: Python has to be asked."""
         grant = self.granted.get(parent)
-        if grant is None or grant.is_over or name in grant.names or uid not in (0, grant.uid) or not self.believed():
+        if grant is None or grant.is_over or name in grant.names or uid not in (0, grant.uid) or not self.believes():
             self.give_name(parent, name, appears=True)
             return None
         if not self.inodes or len(self.made) >= MADE_FILES_MAX:
@@ -207,7 +212,7 @@ class CompiledPart:
     def denies(self, parent: int, name: bytes) -> bool:
         """There is no such name. False: Python has to be asked."""
         grant = self.granted.get(parent)
-        if grant is None or grant.is_over or name in grant.names or not self.believed():
+        if grant is None or grant.is_over or name in grant.names or not self.believes():
             self.give_name(parent, name)
             return False
         return True
@@ -229,3 +234,52 @@ class CompiledPart:
                 self.give(made.node)
         if grant is not None and appears:
             grant.names.add(name)
+
+
+class Programs:
+    """What programs do to files of one mount, by way of the compiled part: it answers, or takes the request to
+    Python."""
+
+    def __init__(self, vfs: Vfs, compiled: CompiledPart) -> None:
+        self._vfs = vfs
+        self._compiled = compiled
+        self._nodes: dict[int, InodeId] = {}  # of handles that were made natively
+
+    async def create(self, parent: InodeId, name: bytes, flags: int) -> tuple[InodeId, int]:
+        """The inode and the handle. Raises ShoalError, as all do."""
+        made = self._compiled.create(parent, name, flags=flags)
+        if made is not None:
+            self._nodes[made.handle] = InodeId(made.node)
+            return InodeId(made.node), made.handle
+        inode, number, _ = await self._vfs.create(ROOT_CREDENTIALS, parent, name, 0o644, flags | os.O_CREAT)
+        return inode.ino, number
+
+    async def write(self, number: int, data: bytes) -> None:
+        """To an empty file."""
+        node = self._nodes.get(number)
+        if node is None or not self._compiled.write(node, data):
+            await self._vfs.write(number, 0, data)
+
+    async def close(self, number: int) -> None:
+        node = self._nodes.pop(number, None)
+        if node is None or not self._compiled.close(node):
+            await self._vfs.flush(number)
+            await self._vfs.release(number)
+
+    async def fsyncdir(self, directory: InodeId) -> None:
+        self._compiled.give(directory)
+        await self._vfs.fsyncdir(self._vfs.opendir(ROOT_CREDENTIALS, directory))
+
+    async def unlink(self, parent: InodeId, name: bytes) -> None:
+        self._compiled.give_name(parent, name)
+        await self._vfs.unlink(ROOT_CREDENTIALS, parent, name)
+
+    async def lookup(self, parent: InodeId, name: bytes) -> InodeId | None:
+        if self._compiled.denies(parent, name):
+            return None
+        inode = await self._vfs.lookup_or_none(ROOT_CREDENTIALS, parent, name)
+        return None if inode is None else inode.ino
+
+    async def getattr(self, ino: InodeId) -> Inode:
+        self._compiled.give(ino)
+        return await self._vfs.getattr(ino)

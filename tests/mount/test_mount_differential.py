@@ -22,4 +22,4 @@ def known() -> Iterator[Path]:
 
 def test_the_mount_does_what_a_local_filesystem_does(mnt: Path, known: Path):
     mnt.chmod(0o711)
-    differential.run(mnt, known, examples=25, steps=50)
+    differential.run(mnt, known, examples=20, steps=50)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
+from harness.compiled_part import CompiledPart, Programs
 from shoalfs.fs.coherent import Coherent
 from shoalfs.fs.data_path import DataPath
 from shoalfs.fs.handles import Handles
@@ -45,8 +46,10 @@ class FileMount(Hindered):
         self.kernel = FileKernel()
         self.handles = Handles()
         self.coherent = Coherent(self.kernel, self.handles, trio.current_time)
+        self.compiled = CompiledPart(believed=lambda: bool(self.coherent.left_s()))
         self.session: MdsClient
         self.vfs: Vfs
+        self.programs: Programs
         self.scope = trio.CancelScope()
         self._write_back, self.coherent.handle_write_back = self.coherent.handle_write_back, self._noted_write_back
 
@@ -73,8 +76,9 @@ class FileMount(Hindered):
                 data_path = DataPath(self.coherent, self.world.servers)
                 data_paths.append(data_path)
                 self.coherent.attach(data_path)
-                parts = Parts(self.coherent, data_path, self.handles, self.kernel)
+                parts = Parts(self.coherent, data_path, self.handles, self.kernel, native=self.compiled)
                 self.vfs = parts.vfs
+                self.programs = Programs(self.vfs, self.compiled)
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(parts.run)
                     task_status.started()

@@ -12,8 +12,10 @@ import pytest
 import trio
 import trio.testing
 
+from harness import compiled_part
 from harness.metadata import CLUSTER, LAYOUT, POOLS
 from shoalfs.fs import file as file_module
+from shoalfs.fs import making, native_making, new_files
 from shoalfs.mds import client as client_module
 from shoalfs.mds import leader as leader_module
 from shoalfs.mds import messages as m
@@ -169,7 +171,8 @@ def run_history(seed: int, main: Callable[[], Any]) -> None:
     """Run ``main`` in virtual time, with all chance from the seed. Raises Broken."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(client_module, "boot_time", trio.current_time)
-        patch.setattr(file_module, "time", SimpleNamespace(time_ns=lambda: int(trio.current_time() * 1e9)))
+        for module in (compiled_part, file_module, making, native_making, new_files):
+            patch.setattr(module, "time", SimpleNamespace(time_ns=lambda: int(trio.current_time() * 1e9)))
         # trio shuffles the tasks that are ready; here the seed does (its own tests do the same).
         patch.setattr(trio._core._run, "_ALLOW_DETERMINISTIC_SCHEDULING", True)
         patch.setattr(trio._core._run, "_r", random.Random(seed))

@@ -14,6 +14,7 @@ from typing import Any
 
 import trio
 
+from harness.compiled_part import Programs
 from shoalfs.mds import dentry, keys, reads, records
 from shoalfs.mds import inode as inodes
 from shoalfs.mds.messages import ROOT_CREDENTIALS as ROOT
@@ -163,6 +164,10 @@ class NameProgram(Running):
         else:
             await self.see(name)
 
+    @property
+    def _programs(self) -> Programs:
+        return self.mount.programs
+
     async def _start_again(self) -> None:
         self._open.clear()
 
@@ -172,13 +177,13 @@ class NameProgram(Running):
         for _ in range(_FILL):
             self._filled += 1
             name = b"%d-%d-%d" % (self.mount.session.session, id(self) % 1_000, self._filled)
-            inode, number, _ = await self.mount.vfs.create(ROOT, self.world.directory, name, 0o644, os.O_RDWR)
+            ino, number = await self._programs.create(self.world.directory, name, os.O_RDWR)
             if data:
-                await self.mount.vfs.write(number, 0, data)
-            await self.mount.close(number)
-            filled.append(inode.ino)
+                await self._programs.write(number, data)
+            await self._programs.close(number)
+            filled.append(ino)
         if self.chance.random() < 0.5:
-            await self.mount.vfs.fsyncdir(self.mount.vfs.opendir(ROOT, self.world.directory))
+            await self._programs.fsyncdir(self.world.directory)
             if self.mount.session.session == session:
                 self.world.filled(filled, len(data))
         await trio.sleep(0.02)
@@ -188,14 +193,15 @@ class NameProgram(Running):
         await self.mount.kernel.answered()
         flags = os.O_RDWR | os.O_EXCL
         try:
-            inode, number, _ = await self.mount.vfs.create(ROOT, self.world.directory, name.encode(), 0o644, flags)
+            ino, number = await self._programs.create(self.world.directory, name.encode(), flags)
         except PosixError as error:
             if error.errno != errno.EEXIST:
                 raise
             await self._answered(call, "exists")
             return
         await self.mount.kernel.answered()
-        self.world.made(call, inode.ino)
+        self.world.counts["made by the compiled part"] += ino in self.mount.compiled.made
+        self.world.made(call, ino)
         self._open.append((call, number))
         if self.chance.random() < 0.5:
             await self._close(len(self._open) - 1)  # before it is told of for its age
@@ -206,22 +212,22 @@ class NameProgram(Running):
         call, number = self._open.pop(self.chance.randrange(len(self._open)) if which is None else which)
         data = self.chance.choice((b"", b"", b"data", LARGE))
         if data:
-            await self.mount.vfs.write(number, 0, data)
-        await self.mount.close(number)
+            await self._programs.write(number, data)
+        await self._programs.close(number)
         draw = self.chance.random()
         if draw < 0.35:
             await self._look_twice(call)
         elif draw < 0.6:
-            await self.mount.vfs.fsyncdir(self.mount.vfs.opendir(ROOT, self.world.directory))
+            await self._programs.fsyncdir(self.world.directory)
             if self.mount.session.session == call.session:
                 self.world.synced(call, len(data))
 
     async def _look_twice(self, call: NameCall) -> None:
         assert call.ino is not None
         try:
-            first = await self.mount.vfs.getattr(call.ino)
+            first = await self._programs.getattr(call.ino)
             await trio.sleep(0.03)
-            second = await self.mount.vfs.getattr(call.ino)
+            second = await self._programs.getattr(call.ino)
         except PosixError as error:
             if error.errno not in (errno.ENOENT, errno.ESTALE):
                 raise  # it was removed
@@ -234,7 +240,7 @@ class NameProgram(Running):
         call = self.world.begin_name(self.mount, name, "remove")
         await self.mount.kernel.answered()
         try:
-            await self.mount.vfs.unlink(ROOT, self.world.directory, name.encode())
+            await self._programs.unlink(self.world.directory, name.encode())
         except PosixError as error:
             if error.errno != errno.ENOENT:
                 raise
@@ -245,8 +251,7 @@ class NameProgram(Running):
     async def see(self, name: str) -> None:
         call = self.world.begin_name(self.mount, name, "see")
         await self.mount.kernel.answered()
-        inode = await self.mount.vfs.lookup_or_none(ROOT, self.world.directory, name.encode())
-        call.ino = None if inode is None else inode.ino
+        call.ino = await self._programs.lookup(self.world.directory, name.encode())
         await self._answered(call, "see")
 
     async def _answered(self, call: NameCall, kind: Kind) -> None:

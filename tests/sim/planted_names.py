@@ -3,8 +3,10 @@ takes one rule out, and name_world.py must find it."""
 
 from typing import Any
 
+from harness.compiled_part import CompiledPart
+from shoalfs.fs.coherent import Coherent
 from shoalfs.fs.file import FileData
-from shoalfs.fs.leases import UNKNOWN
+from shoalfs.fs.leases import UNKNOWN, LeaseCache
 from shoalfs.fs.making import Making
 from shoalfs.fs.new_files import NOTHING
 from shoalfs.fs.vfs import Vfs
@@ -116,3 +118,58 @@ def mutations_overtake_what_was_made(patch: Patch) -> None:
         return None
 
     patch.setattr(Making, "settle", settle)
+
+
+# --- the compiled part -----------------------------------------------------------------------------------------------
+
+
+@mistake
+def the_compiled_part_goes_on_after_the_lease_was_called_back(patch: Patch) -> None:
+    real = LeaseCache.drop_write
+
+    def drop_write(self: Any, ino: Any) -> None:
+        self._on_write_gone = lambda ino: None
+        real(self, ino)
+
+    patch.setattr(LeaseCache, "drop_write", drop_write)
+
+
+@mistake
+def a_new_leader_is_not_told_of_what_the_compiled_part_made(patch: Patch) -> None:
+    def kept_writes(self: Any) -> Any:
+        dirty = (ino for ino in self.cache.writes | self._owed if self._files is not None and self._files.is_dirty(ino))
+        return (*dirty, *self.new_files.directories)
+
+    patch.setattr(Coherent, "kept_writes", kept_writes)
+    patch.setattr(Coherent, "drop_everything", _drops_without_revoking(Coherent.drop_everything))
+
+
+def _drops_without_revoking(real: Any) -> Any:
+    def drop_everything(self: Any) -> None:
+        revoke, self.making.revoke_native = self.making.revoke_native, lambda directory: None
+        real(self)
+        self.making.revoke_native = revoke
+
+    return drop_everything
+
+
+@mistake
+def the_compiled_part_is_not_told_of_names_that_are_there(patch: Patch) -> None:
+    patch.setattr(Making, "names_in", lambda self, directory: [])
+
+
+@mistake
+def a_sync_of_the_directory_forgets_the_compiled_part(patch: Patch) -> None:
+    real = CompiledPart.give
+
+    def give(self: Any, node: int = 0, *, changes: bool = False) -> None:
+        if node not in self.granted:
+            real(self, node, changes=changes)
+
+    patch.setattr(CompiledPart, "give", give)
+
+
+@mistake
+def the_compiled_part_makes_files_when_leases_are_over(patch: Patch) -> None:
+    patch.setattr(CompiledPart, "believes", lambda self: True)
+    patch.setattr(Coherent, "drop_everything", _drops_without_revoking(Coherent.drop_everything))

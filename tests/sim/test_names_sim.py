@@ -31,6 +31,9 @@ FOUND_BY = {
     "times_are_told_before_the_commit_that_sets_them": 0,
     "files_in_chunks_are_told_of_without_them": 3,
     "mutations_overtake_what_was_made": 7,
+    "a_new_leader_is_not_told_of_what_the_compiled_part_made": 8,
+    "the_compiled_part_is_not_told_of_names_that_are_there": 1,
+    "the_compiled_part_makes_files_when_leases_are_over": 25,
 }
 
 
@@ -46,6 +49,7 @@ def test_with_nothing_broken_nothing_fails_and_much_is_made_without_asking():
     counts = sum((simulate_names(seed, SECONDS, ()).counts for seed in range(1, 4)), Counter())
     told = {
         "made here",
+        "made by the compiled part",
         "made there",
         "synced",
         "filled",
@@ -59,6 +63,7 @@ def test_with_nothing_broken_nothing_fails_and_much_is_made_without_asking():
     }
     assert set(counts) <= told, counts
     assert counts["made here"] > 6, counts
+    assert counts["made by the compiled part"] > 3, counts
 
 
 @pytest.mark.parametrize("name", MISTAKES)
