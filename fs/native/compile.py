@@ -11,7 +11,18 @@ import sysconfig
 from pathlib import Path
 
 MODULE = "_fuse_shim"
-_PARTS = ("fuse_shim.c", "made_files.c", "makes.c", "name_table.c", "names.c", "open_table.c", "opens.c", "serve.c")
+_PARTS = (
+    "concerned.c",
+    "fuse_shim.c",
+    "granted.c",
+    "made_files.c",
+    "makes.c",
+    "name_table.c",
+    "names.c",
+    "open_table.c",
+    "opens.c",
+    "serve.c",
+)
 SOURCES = tuple(Path(__file__).with_name(name) for name in _PARTS)
 
 

@@ -3,8 +3,8 @@
  *
  * This extension is loaded with RTLD_GLOBAL before pyfuse3, so pyfuse3's calls of fuse_session_process_buf() come here
  * first. Looking up, opening, reading, flushing and closing a file that Python has offered (names.h, opens.h) is answered
- * here. A request whose operation code was asked for (install) goes to a Python function as raw bytes and is answered with
- * reply(); every other request goes on to libfuse untouched. The reply to INIT passes by here too, and gets the flags that
+ * here, and so is making one where Python has granted it (makes.h). A request whose operation code was asked for (install)
+ * goes to a Python function as raw bytes and is answered with reply(); every other goes on to libfuse untouched. The reply to INIT passes by here too, and gets the flags that
  * libfuse 3.14 has no names for; from then on requests are received here (serve.h), not by libfuse.
  *
  * One session per process and one thread that answers it, as pyfuse3 has it; that guards all that is static here and in

@@ -8,39 +8,18 @@
 #include <sys/stat.h>
 #include <time.h>
 
+#include "concerned.h"
 #include "fuse_shim.h"
+#include "granted.h"
 #include "made_files.h"
-#include "name_table.h"
 #include "names.h"
 #include "opens.h"
 #include "serve.h"
 
 #define MADE_HERE ((uint64_t)1 << 62) /* set in the handle of every file that was made here */
-#define GRANTS_MAX 64
-#define GRANTED_NAMES_MAX (1 << 20)  /* of one directory; beyond, its files are made by Python */
-#define BLOCK_SIZE 65536             /* st_blksize, as fs/fuse_wire.py has it */
-#define ALL_FILES 0                  /* no node has this number */
-
-enum { TMPFILE = 51, STATX = 52, COPY_FILE_RANGE_64 = 53 }; /* of headers newer than some */
-
-struct made_name {
-    struct named key;
-    struct made_file *file; /* that it leads to; NULL: nothing here, ask Python */
-    char bytes[];
-};
-
-struct grant {
-    uint64_t node;
-    uint32_t uid;            /* who may make files in it whatever groups he is in, besides root */
-    bool over;               /* nothing is made, or said not to exist, any more */
-    bool described;          /* the attributes are as they are */
-    struct fuse_attr attr;
-    struct name_table names; /* all that are in it or may be */
-};
+#define BLOCK_SIZE 65536 /* st_blksize, as fs/fuse_wire.py has it */
 
 static struct {
-    struct grant grants[GRANTS_MAX];
-    size_t count;
     struct made_files files;
     bool begun;
     uint64_t next, end; /* inode numbers to be used */
@@ -58,69 +37,14 @@ static int64_t present_ns(void)
 
 /* --- names -------------------------------------------------------------------------------------------------------- */
 
-static struct grant *grant_of(uint64_t node)
-{
-    for (size_t i = 0; i < makes.count; i++)
-        if (makes.grants[i].node == node)
-            return &makes.grants[i];
-    return NULL;
-}
-
-static struct made_name *name_in(const struct grant *grant, const char *bytes, size_t length)
-{
-    return (struct made_name *)name_table_find(&grant->names, grant->node, bytes, length);
-}
-
-/* From now on the name is in the directory, or may be. NULL: no memory, or no room; then the grant is over. */
-static struct made_name *note_name(struct grant *grant, const char *bytes, size_t length)
-{
-    struct made_name *name = grant->names.count < GRANTED_NAMES_MAX ? calloc(1, sizeof *name + length) : NULL;
-
-    if (name) {
-        memcpy(name->bytes, bytes, length);
-        name->key = (struct named){.parent = grant->node, .length = length, .bytes = name->bytes};
-        if (name_table_add(&grant->names, &name->key))
-            return name;
-    }
-    free(name);
-    grant->over = true;
-    return NULL;
-}
-
-static void let_go(struct named *key)
-{
-    struct made_name *name = (struct made_name *)key;
-
-    if (name->file)
-        name->file->entry = NULL;
-    free(name);
-}
-
-static void forget_name(struct grant *grant, struct made_name *name)
-{
-    name_table_remove(&grant->names, &name->key);
-    let_go(&name->key);
-}
-
-/* The name at the beginning of these bytes, in *length of them. False: there is none that a file could have. */
-static bool parse_name(const char *bytes, size_t size, size_t *length)
-{
-    const char *end = memchr(bytes, 0, size);
-
-    if (!end || end == bytes || end - bytes > NAME_BYTES_MAX)
-        return false;
-    *length = (size_t)(end - bytes);
-    return !(bytes[0] == '.' && (*length == 1 || (*length == 2 && bytes[1] == '.')));
-}
-
 bool deny_here(const struct fuse_in_header *header, const void *body, size_t size)
 {
-    struct grant *grant = grant_of(header->nodeid);
+    struct grant *grant = granted_find(header->nodeid);
     struct fuse_entry_out answer = {0};
     double left_s;
     size_t length;
 
-    if (!grant || grant->over || !parse_name(body, size, &length) || name_in(grant, body, length))
+    if (!grant || grant->over || !granted_parse(body, size, &length) || granted_name(grant, body, length))
         return false;
     left_s = opens_left_s();
     if (left_s <= 0)
@@ -160,7 +84,7 @@ static bool is_plain(const struct grant *grant, const struct fuse_in_header *hea
 /* For the kernel each file that is made makes its directory's attributes old, and it wants them to check permissions. */
 static bool describe_directory(const struct fuse_in_header *header)
 {
-    const struct grant *grant = grant_of(header->nodeid);
+    const struct grant *grant = granted_find(header->nodeid);
     struct fuse_attr_out answer = {0};
     double left_s = opens_left_s();
 
@@ -172,25 +96,9 @@ static bool describe_directory(const struct fuse_in_header *header)
     return true;
 }
 
-static void count_made(struct grant *grant, int64_t made_ns)
-{
-    uint64_t seconds = (uint64_t)(made_ns / 1000000000);
-    uint32_t nanoseconds = (uint32_t)(made_ns % 1000000000);
-
-    grant->attr.size++;
-    if (seconds > grant->attr.mtime || (seconds == grant->attr.mtime && nanoseconds > grant->attr.mtimensec)) {
-        grant->attr.mtime = seconds;
-        grant->attr.mtimensec = nanoseconds;
-    }
-    if (seconds > grant->attr.ctime || (seconds == grant->attr.ctime && nanoseconds > grant->attr.ctimensec)) {
-        grant->attr.ctime = seconds;
-        grant->attr.ctimensec = nanoseconds;
-    }
-}
-
 bool make_here(const struct fuse_in_header *header, const void *body, size_t size)
 {
-    struct grant *grant = grant_of(header->nodeid);
+    struct grant *grant = granted_find(header->nodeid);
     struct fuse_create_in asked;
     const char *bytes = (const char *)body + sizeof asked;
     struct {
@@ -202,14 +110,14 @@ bool make_here(const struct fuse_in_header *header, const void *body, size_t siz
     double left_s;
     size_t length;
 
-    if (!grant || grant->over || size < sizeof asked || !parse_name(bytes, size - sizeof asked, &length))
+    if (!grant || grant->over || size < sizeof asked || !granted_parse(bytes, size - sizeof asked, &length))
         return false;
     memcpy(&asked, body, sizeof asked);
     left_s = opens_left_s();
     if (!is_plain(grant, header, &asked) || left_s <= 0 || !serve_is_able() || makes.next >= makes.end ||
-        !made_files_has_room(&makes.files, makes.next) || name_in(grant, bytes, length))
+        !made_files_has_room(&makes.files, makes.next) || granted_name(grant, bytes, length))
         return false;
-    name = note_name(grant, bytes, length);
+    name = granted_note(grant, bytes, length);
     file = name ? made_files_add(&makes.files, makes.next, bytes, length) : NULL;
     if (!file)
         return false; /* a name for which there is no file: Python is asked about it */
@@ -231,11 +139,11 @@ bool make_here(const struct fuse_in_header *header, const void *body, size_t siz
     if (send_reply(header->unique, 0, &answer, sizeof answer)) { /* nobody waits for it any more */
         made_files_remove(&makes.files, file);
         name->file = NULL;
-        forget_name(grant, name);
+        granted_forget(grant, name);
         return true;
     }
     makes.next++;
-    count_made(grant, file->made_ns);
+    granted_count_made(grant, file->made_ns);
     return true;
 }
 
@@ -313,143 +221,17 @@ bool made_here(const struct fuse_in_header *header, const void *body, size_t siz
 
 /* --- what is Python's --------------------------------------------------------------------------------------------- */
 
-static const char *behind(const void *body, size_t *size, size_t fixed)
-{
-    if (*size < fixed) {
-        *size = 0;
-        return body;
-    }
-    *size -= fixed;
-    return (const char *)body + fixed;
-}
-
-/* The request may bring this name into the directory. */
-static void may_appear(struct grant *grant, const char *bytes, size_t size)
-{
-    size_t length;
-
-    if (grant && !grant->over && parse_name(bytes, size, &length) && !name_in(grant, bytes, length))
-        note_name(grant, bytes, length);
-}
-
-/* The request is about this name, and may bring it in if there is none. True: about the file in *node. */
-static bool about_name(struct grant *grant, const char *bytes, size_t size, bool appears, uint64_t *node)
-{
-    const struct made_name *name;
-    size_t length;
-
-    if (!grant || !parse_name(bytes, size, &length))
-        return false;
-    name = name_in(grant, bytes, length);
-    if (!name && appears)
-        may_appear(grant, bytes, size);
-    if (!name || !name->file)
-        return false;
-    *node = name->file->node;
-    return true;
-}
-
-/* Renaming: both directories may have files here, and so may a directory that is replaced. */
-static void note_rename(uint32_t opcode, const void *body, size_t size)
-{
-    size_t fixed = opcode == FUSE_RENAME ? sizeof(struct fuse_rename_in) : sizeof(struct fuse_rename2_in);
-    const char *names = behind(body, &size, fixed), *end = memchr(names, 0, size);
-    uint64_t directory;
-
-    if (!end)
-        return;
-    memcpy(&directory, body, sizeof directory); /* the first field of both requests */
-    may_appear(grant_of(directory), end + 1, size - (size_t)(end + 1 - names));
-}
-
-/* Whether Python has to take something before it carries out this request: what, in *node; a file, all files of a
- * directory, or ALL_FILES. */
-static bool concerned(const struct fuse_in_header *header, const void *body, size_t size, uint64_t *node)
-{
-    struct grant *grant = grant_of(header->nodeid);
-
-    *node = header->nodeid;
-    if (header->opcode == FUSE_FORGET || header->opcode == FUSE_BATCH_FORGET || header->opcode == FUSE_INTERRUPT)
-        return false;
-    if (made_files_find(&makes.files, header->nodeid)) {
-        if (header->opcode == FUSE_COPY_FILE_RANGE || header->opcode == COPY_FILE_RANGE_64)
-            *node = ALL_FILES; /* the other file may be one as well */
-        return true;
-    }
-    switch (header->opcode) {
-    case FUSE_LOOKUP:
-    case FUSE_UNLINK:
-        return about_name(grant, body, size, false, node);
-    case FUSE_SYMLINK:
-        return about_name(grant, body, size, true, node);
-    case FUSE_CREATE:
-        body = behind(body, &size, sizeof(struct fuse_create_in));
-        return about_name(grant, body, size, true, node);
-    case FUSE_MKNOD:
-        body = behind(body, &size, sizeof(struct fuse_mknod_in));
-        return about_name(grant, body, size, true, node);
-    case FUSE_MKDIR:
-        body = behind(body, &size, sizeof(struct fuse_mkdir_in));
-        return about_name(grant, body, size, true, node);
-    case FUSE_SETATTR:
-    case FUSE_SETXATTR:
-    case FUSE_REMOVEXATTR:
-        if (grant)
-            grant->over = true; /* it may become one in which Python makes no files either */
-        return grant;
-    case FUSE_GETATTR:
-    case STATX:
-    case FUSE_READDIR:
-    case FUSE_READDIRPLUS:
-    case FUSE_FSYNCDIR:
-        return grant;
-    case FUSE_INIT:
-    case FUSE_STATFS:
-    case FUSE_OPENDIR:
-    case FUSE_RELEASEDIR:
-    case FUSE_ACCESS:
-    case FUSE_GETXATTR:
-    case FUSE_LISTXATTR:
-    case FUSE_READLINK:
-    case TMPFILE: /* it gets a name by LINK */
-    case FUSE_OPEN: /* from here on: of a file that is not here */
-    case FUSE_READ:
-    case FUSE_WRITE:
-    case FUSE_FLUSH:
-    case FUSE_RELEASE:
-    case FUSE_FSYNC:
-    case FUSE_FALLOCATE:
-    case FUSE_LSEEK:
-    case FUSE_IOCTL:
-    case FUSE_POLL:
-    case FUSE_GETLK:
-    case FUSE_SETLK:
-    case FUSE_SETLKW:
-        return false;
-    case FUSE_LINK:
-        body = behind(body, &size, sizeof(struct fuse_link_in));
-        may_appear(grant, body, size);
-        break;
-    case FUSE_RENAME:
-    case FUSE_RENAME2:
-        note_rename(header->opcode, body, size);
-        break;
-    default:
-        break;
-    }
-    *node = ALL_FILES;
-    return true;
-}
-
 void makes_give(const struct fuse_in_header *header, const void *body, size_t size)
 {
     uint64_t node;
     struct grant *grant;
     PyObject *done;
 
-    if ((!makes.count && !makes.files.count) || !concerned(header, body, size, &node))
+    if (!granted_count() && !makes.files.count)
         return;
-    grant = grant_of(node);
+    if (!concerned(&makes.files, header, body, size, &node))
+        return;
+    grant = granted_find(node);
     done = PyObject_CallFunction(makes.take, "KO", (unsigned long long)node, grant && grant->over ? Py_True : Py_False);
     if (!done) {
         PyErr_Print();
@@ -458,16 +240,9 @@ void makes_give(const struct fuse_in_header *header, const void *body, size_t si
     Py_DECREF(done);
 }
 
-static void end_grant(struct grant *grant)
-{
-    name_table_clear(&grant->names, let_go);
-    *grant = makes.grants[--makes.count];
-}
-
 void makes_end(void)
 {
-    while (makes.count)
-        end_grant(&makes.grants[0]);
+    granted_end_all();
     makes.next = makes.end = 0;
     Py_CLEAR(makes.take);
 }
@@ -493,11 +268,6 @@ PyObject *on_made(PyObject *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
-const char make_in_doc[] = "make_in(node, names, uid) -> bool\n\n"
-                          "From now on files are made here in this directory, by root and by this user, under names that are "
-                          "not in the sequence: that has all that are in the directory, or may be. False if there is no "
-                          "room, or it is granted already.";
-
 static bool note_names(struct grant *grant, PyObject *names)
 {
     PyObject *all = PySequence_Fast(names, "names: a sequence of bytes");
@@ -508,29 +278,33 @@ static bool note_names(struct grant *grant, PyObject *names)
         Py_ssize_t length;
 
         done = !PyBytes_AsStringAndSize(PySequence_Fast_GET_ITEM(all, i), &bytes, &length) &&
-               (name_in(grant, bytes, (size_t)length) || note_name(grant, bytes, (size_t)length));
+               (granted_name(grant, bytes, (size_t)length) || granted_note(grant, bytes, (size_t)length));
     }
     Py_XDECREF(all);
     return done;
 }
+
+const char make_in_doc[] = "make_in(node, names, uid) -> bool\n\n"
+                          "From now on files are made here in this directory, by root and by this user, under names that are "
+                          "not in the sequence: that has all that are in the directory, or may be. False if there is no "
+                          "room, or it is granted already.";
 
 PyObject *make_in(PyObject *self, PyObject *args)
 {
     unsigned long long node;
     unsigned int uid;
     PyObject *names;
-    struct grant *grant = &makes.grants[makes.count];
+    struct grant *grant;
 
     (void)self;
     if (!PyArg_ParseTuple(args, "KOI", &node, &names, &uid))
         return NULL;
-    if (!makes.take || makes.count == GRANTS_MAX || grant_of(node))
+    grant = makes.take ? granted_add(node, uid) : NULL;
+    if (!grant)
         Py_RETURN_FALSE;
-    *grant = (struct grant){.node = node, .uid = uid};
-    makes.count++;
     if (note_names(grant, names))
         Py_RETURN_TRUE;
-    end_grant(grant);
+    granted_end(grant);
     if (PyErr_Occurred())
         return NULL;
     Py_RETURN_FALSE;
@@ -546,9 +320,9 @@ PyObject *make_no_more(PyObject *self, PyObject *args)
     (void)self;
     if (!PyArg_ParseTuple(args, "K", &node))
         return NULL;
-    grant = grant_of(node);
+    grant = granted_find(node);
     if (grant)
-        end_grant(grant);
+        granted_end(grant);
     Py_RETURN_NONE;
 }
 
@@ -568,7 +342,7 @@ PyObject *describe_granted(PyObject *self, PyObject *args)
         return NULL;
     if (attributes && size != sizeof grant->attr)
         return PyErr_Format(PyExc_ValueError, "attributes: a struct fuse_attr");
-    grant = grant_of(node);
+    grant = granted_find(node);
     if (grant) {
         grant->described = attributes != NULL;
         if (attributes)

@@ -7,7 +7,7 @@
  * (fs/native_making.py): soon after its close, when it is open for long, and before anything else is done that concerns it.
  * From then on it is Python's, open or closed, as if Python had made it.
  *
- * Invariant: Python carries out no request that a file here has anything to do with. makes_concerned() says of each request
+ * Invariant: Python carries out no request that a file here has anything to do with. concerned() says of each request
  * which they are, and Python takes those before it sees the request.
  */
 #pragma once
