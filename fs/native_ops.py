@@ -102,6 +102,7 @@ class NativeOps:
                 nursery.cancel_scope.cancel()
         log.info("%d files were opened by the compiled part", self._shim.opened())
         log.info("%d names were looked up by the compiled part", self._shim.looked_up())
+        log.info("%d questions for attributes of inodes without any were answered there", self._shim.found_bare())
         self._shim.detach()
 
     def _take(self, opcode: int, unique: int, ino: int, uid: int, gid: int, pid: int, body: bytes) -> bool:

@@ -7,14 +7,14 @@ sees to the order. ``SHOAL_WITHOUT_NATIVE=1`` leaves it out, for the tests of wh
 import importlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol, cast
 
 WITHOUT = "SHOAL_WITHOUT_NATIVE"
 
 
 class Shim(Protocol):
-    """The functions of ``fuse_shim.c``, ``opens.c`` and ``names.c``; their docstrings are there."""
+    """The functions of ``fuse_shim.c``, ``opens.c``, ``names.c`` and ``bare.c``; their docstrings are there."""
 
     def install(
         self,
@@ -62,6 +62,14 @@ class Shim(Protocol):
     def keep_names(self, entry_s: float, attr_s: float, /) -> None: ...
 
     def looked_up(self) -> int: ...
+
+    def offer_bare(self, nodes: Sequence[int], /) -> None: ...
+
+    def withdraw_bare(self, node: int, /) -> None: ...
+
+    def withdraw_all_bare(self) -> None: ...
+
+    def found_bare(self) -> int: ...
 
 
 def _load() -> Shim | None:

@@ -2,8 +2,8 @@
  * In front of libfuse: what pyfuse3 has no handlers for, and what it does not show of a request.
  *
  * This extension is loaded with RTLD_GLOBAL before pyfuse3, so pyfuse3's calls of fuse_session_process_buf() come here
- * first. Looking up, opening, reading, flushing and closing a file that Python has offered (names.h, opens.h) is answered
- * here. A request whose operation code was asked for (install) goes to a Python function as raw bytes and is answered with
+ * first. Looking up, opening, reading, flushing and closing a file that Python has offered (names.h, opens.h), and asking for
+ * attributes that it does not have (bare.h), is answered here. A request whose operation code was asked for (install) goes to a Python function as raw bytes and is answered with
  * reply(); every other request goes on to libfuse untouched. The reply to INIT passes by here too, and gets the flags that
  * libfuse 3.14 has no names for; from then on requests are received here (serve.h), not by libfuse.
  *
@@ -31,6 +31,7 @@
 #include <fuse3/fuse_lowlevel.h>
 #include <linux/fuse.h>
 
+#include "bare.h"
 #include "fuse_shim.h"
 #include "names.h"
 #include "opens.h"
@@ -186,6 +187,9 @@ bool answer_here(const void *message, size_t size)
         return close_here(&header, body, size);
     case FUSE_READ:
         return read_here(&header, body, size);
+    case FUSE_GETXATTR:
+    case FUSE_LISTXATTR:
+        return attributes_here(&header, body, size);
     case FUSE_IOCTL: /* isatty(3) of every open() of Python up to 3.12 */
         send_reply(header.unique, ENOTTY, NULL, 0);
         return true;
@@ -305,6 +309,7 @@ static PyObject *detach(PyObject *self, PyObject *args)
     shim.last.len = 0;
     serve_end();
     opens_end();
+    bare_end();
     Py_CLEAR(shim.take);
     Py_RETURN_NONE;
 }
@@ -402,6 +407,7 @@ static PyMethodDef methods[] = {
     {"idle", idle, METH_VARARGS, idle_doc},
     OPENS_METHODS,
     NAMES_METHODS,
+    BARE_METHODS,
     {NULL, NULL, 0, NULL},
 };
 

@@ -18,7 +18,7 @@ struct offered_name {
     char bytes[]; /* no NUL behind them */
 };
 
-/* A hash table with linear probing, as open_table.c; it is not larger than that one. Invariant: each name here is that of
+/* A hash table with linear probing, as node_table.c; it is not larger than that one. Invariant: each name here is that of
  * an entry there, and no other entry has it. */
 static struct {
     struct offered_name **slots; /* NULL: none yet */

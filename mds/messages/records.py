@@ -75,6 +75,11 @@ class Inode(Message, frozen=True):
         return stat.S_ISLNK(self.mode)
 
     @property
+    def is_bare(self) -> bool:
+        """It has no extended attribute and no access control list."""
+        return not (self.xattr_bytes or self.acl or self.default_acl)
+
+    @property
     def access_lists(self) -> dict[bytes, bytes]:
         """Those of ACL_NAMES that the inode has, and their values."""
         return {name: value for name, value in zip(ACL_NAMES, (self.acl, self.default_acl), strict=True) if value}

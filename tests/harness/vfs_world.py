@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,12 +67,14 @@ def node_of(attributes: bytes) -> int:
 
 @dataclass
 class CompiledPart:
-    """What the compiled part looks up, opens and closes by itself (fs/native/opens.h, names.h), in Python."""
+    """What the compiled part looks up, opens, closes and answers by itself (fs/native/opens.h, names.h, bare.h), in
+    Python."""
 
     opens: dict[int, int] = field(default_factory=dict)  # of each inode that is offered
     data: dict[int, bytes] = field(default_factory=dict)  # of those whose bytes are there
     through: list[int] = field(default_factory=list)
     names: dict[tuple[int, bytes], bytes] = field(default_factory=dict)  # attributes of what they lead to
+    bare: set[int] = field(default_factory=set)
     number: int = OPENED_NATIVELY
 
     def offer(self, node: int, keep: bool, data: bytes | memoryview | None = None, /) -> bool:
@@ -100,6 +102,15 @@ class CompiledPart:
 
     def withdraw_names(self) -> None:
         self.names.clear()
+
+    def offer_bare(self, nodes: Sequence[int], /) -> None:
+        self.bare.update(nodes)
+
+    def withdraw_bare(self, node: int, /) -> None:
+        self.bare.discard(node)
+
+    def withdraw_all_bare(self) -> None:
+        self.bare.clear()
 
     def lookup(self, parent: int, name: bytes) -> bytes | None:
         """struct fuse_attr of the inode that it leads to; None: Python has to be asked."""

@@ -35,6 +35,9 @@ class Shim:
     def looked_up(self):
         return 0
 
+    def found_bare(self):
+        return 0
+
     def detach(self):
         self.take = None
 
