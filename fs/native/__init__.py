@@ -8,13 +8,17 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
+
+if TYPE_CHECKING:
+    from shoalfs.fs.listings import Shown
 
 WITHOUT = "SHOAL_WITHOUT_NATIVE"
 
 
 class Shim(Protocol):
-    """The functions of ``fuse_shim.c``, ``opens.c``, ``names.c`` and ``bare.c``; their docstrings are there."""
+    """The functions of ``fuse_shim.c``, ``opens.c``, ``names.c``, ``bare.c`` and
+    ``entries.c``; their docstrings are there."""
 
     def install(
         self,
@@ -70,6 +74,8 @@ class Shim(Protocol):
     def withdraw_all_bare(self) -> None: ...
 
     def found_bare(self) -> int: ...
+
+    def pack_entries(self, entries: "list[Shown]", entry_s: float, attr_s: float, /) -> bytes: ...
 
 
 def _load() -> Shim | None:

@@ -11,7 +11,7 @@ import sysconfig
 from pathlib import Path
 
 MODULE = "_fuse_shim"
-_PARTS = ("bare.c", "fuse_shim.c", "names.c", "node_table.c", "open_table.c", "opens.c", "serve.c")
+_PARTS = ("bare.c", "entries.c", "fuse_shim.c", "names.c", "node_table.c", "open_table.c", "opens.c", "serve.c")
 SOURCES = tuple(Path(__file__).with_name(name) for name in _PARTS)
 
 

@@ -32,6 +32,7 @@
 #include <linux/fuse.h>
 
 #include "bare.h"
+#include "entries.h"
 #include "fuse_shim.h"
 #include "names.h"
 #include "opens.h"
@@ -408,6 +409,7 @@ static PyMethodDef methods[] = {
     OPENS_METHODS,
     NAMES_METHODS,
     BARE_METHODS,
+    ENTRIES_METHODS,
     {NULL, NULL, 0, NULL},
 };
 
