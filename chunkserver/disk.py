@@ -12,6 +12,7 @@ import os
 from collections.abc import Sequence
 from typing import Final, NamedTuple, Protocol
 
+from shoalfs.chunkserver.direct import in_pages
 from shoalfs.transport.frame import Buffer
 
 _IOV_MAX: Final = 1024  # buffers in one call, sysconf(_SC_IOV_MAX) on Linux
@@ -50,6 +51,17 @@ class Disk(Protocol):
 
     def pwritev(self, fd: int, buffers: Sequence[Buffer], offset: int) -> None:
         """Write all the buffers one after the other. If it raises, any part may have been written."""
+
+    def open_direct(self, path: str) -> int | None:
+        """A further descriptor of a file, for :meth:`pwritev_direct`; None where the filesystem has none such."""
+
+    def pwritev_direct(self, fd: int, buffers: Sequence[Buffer], offset: int) -> int:
+        """Write whole pages past the system's memory. Returns how many bytes were written, from the first on: what is
+        left, which is everything if these buffers or this file cannot be written so, is :meth:`pwritev`'s. It lasts as
+        other writes do: after fdatasync, of any descriptor of the file. If it raises, any part may have been written.
+
+        Nobody may change these pages, or others that the system may have in memory together with them, until it
+        returns: the next fdatasync would fail."""
 
     def preadv(self, fd: int, buffers: Sequence[Buffer], offset: int) -> int:
         """Fill the buffers as far as the file reaches; returns how many bytes that is."""
@@ -119,7 +131,26 @@ class RealDisk:
         while rest:
             written = os.pwritev(fd, rest[:_IOV_MAX], offset)
             offset += written
-            rest = _after(rest, written)
+            rest = after(rest, written)
+
+    def open_direct(self, path: str) -> int | None:
+        try:
+            return os.open(path, os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno == errno.EINVAL:
+                return None
+            raise
+
+    def pwritev_direct(self, fd: int, buffers: Sequence[Buffer], offset: int) -> int:
+        pieces = in_pages(buffers)
+        if pieces is None:
+            return 0
+        try:
+            return os.pwritev(fd, pieces[:_IOV_MAX], offset)
+        except OSError as error:
+            if error.errno == errno.EINVAL:  # the filesystem wants them to lie otherwise
+                return 0
+            raise
 
     def preadv(self, fd: int, buffers: Sequence[Buffer], offset: int) -> int:
         rest = [memoryview(buffer).cast("B") for buffer in buffers if len(buffer)]
@@ -129,7 +160,7 @@ class RealDisk:
             if not count:
                 break
             done += count
-            rest = _after(rest, count)
+            rest = after(rest, count)
         return done
 
     def preadv_nowait(self, fd: int, buffers: Sequence[Buffer], offset: int) -> bool:
@@ -174,7 +205,7 @@ class RealDisk:
         return Space(stat.f_blocks * stat.f_frsize, stat.f_bavail * stat.f_frsize)
 
 
-def _after(buffers: list[memoryview], count: int) -> list[memoryview]:
+def after(buffers: list[memoryview], count: int) -> list[memoryview]:
     """What is left of ``buffers`` after their first ``count`` bytes."""
     for index, buffer in enumerate(buffers):
         if count < len(buffer):

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
+from shoalfs.chunkserver.direct import in_pages
 from shoalfs.chunkserver.disk import Space
 from shoalfs.transport.frame import Buffer
 
@@ -64,6 +65,8 @@ class MemoryDisk:
         self._fds: dict[int, _File] = {}
         self._next_fd = 1000
         self._faults: list[_Fault] = []
+        self.takes_direct = True  # it has descriptors for direct writes
+        self.direct_bytes_max: int | None = None  # a direct write ends after so many bytes
 
     # --- faults ------------------------------------------------------------------------------------------------------
 
@@ -185,6 +188,21 @@ class MemoryDisk:
                 self._write(file, data[: min(room, len(data)) // 2], offset)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             self._write(file, data, offset)
+
+    def open_direct(self, path: str) -> int | None:
+        return self.open(path) if self.takes_direct else None
+
+    def pwritev_direct(self, fd: int, buffers: Sequence[Buffer], offset: int) -> int:
+        with self._lock:
+            pieces = in_pages(buffers)
+            if pieces is None:
+                self.calls["pwritev_direct refused"] += 1
+                return 0
+            self._begin("pwritev_direct")
+            if self.direct_bytes_max is not None:
+                pieces = [memoryview(b"".join(pieces))[: self.direct_bytes_max]]
+            self.pwritev(fd, pieces, offset)
+            return sum(map(len, pieces))
 
     def preadv(self, fd: int, buffers: Sequence[Buffer], offset: int) -> int:
         with self._lock:

@@ -1,7 +1,12 @@
 """The segment files of a target: who may append where, what is on disk, when a file is sealed.
 
-One segment takes appends at a time. A place in it is handed out before the bytes are written, so that several threads
-write in parallel; the next segment is started when a record would not fit. Files are ``00000012.open`` while their
+One segment takes appends at a time, and one more takes the large records. A place is handed out before the bytes are
+written, so that several threads write in parallel; the next segment is started when a record would not fit.
+
+Large records are written past the page cache (:meth:`Disk.pwritev_direct`), one at a time, each behind all others of
+its file: what is being written lies behind the end of the file, so the system has no page that holds some of it, and no
+change elsewhere, such as marking a record as deleted, can meet it.
+ Files are ``00000012.open`` while their
 bytes may not be on disk and ``00000012.seg`` afterwards.
 
 Sealing, in durable order: (1) fdatasync of the file; (2) rename; (3) sync of the directory. A crash before (3) leaves
@@ -17,11 +22,12 @@ import contextlib
 import errno
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from shoalfs.chunkserver.disk import Disk
+from shoalfs.chunkserver.disk import Disk, after
+from shoalfs.transport.frame import Buffer
 from shoalfs.transport.limits import SEGMENT_FILES_OPEN_MAX
 
 OPEN_SUFFIX = ".open"
@@ -29,11 +35,12 @@ SEALED_SUFFIX = ".seg"
 
 
 class Place(NamedTuple):
-    """Room for one record."""
+    """Room for one record. ``direct``: among the large ones."""
 
     segment: int
     position_bytes: int
     size_bytes: int
+    direct: bool
 
 
 @dataclass(eq=False)
@@ -42,6 +49,7 @@ class _Unsealed:
 
     fd: int
     end_bytes: int
+    direct_fd: int | None = None  # of one that takes large records
     written: int = 0
     synced: int = 0
     in_flight: dict[int, int] = field(default_factory=dict)  # position -> size: handed out, not yet in the index
@@ -72,7 +80,9 @@ class Segments:
         self._lock = threading.Lock()
         self._unsealed: dict[int, _Unsealed] = {}
         self._sealed: set[int] = set()
-        self._active: int | None = None  # the one that takes appends; Invariant: a key of _unsealed
+        self._active: dict[bool, int] = {}  # those that take appends, large records: True; Invariant: keys of _unsealed
+        self._direct = True  # as long as no file has said otherwise
+        self._direct_turn = threading.Lock()  # held by whoever has a place for a large record
         self._fds: OrderedDict[int, int] = OrderedDict()  # of sealed segments, least recently used first
         self._users: dict[int, int] = {}  # fd -> readers in it; only of sealed segments
         self._discarded: set[int] = set()  # fds to close when their last reader leaves
@@ -90,42 +100,67 @@ class Segments:
         return f"{self._path}/{number:08}{SEALED_SUFFIX if sealed else OPEN_SUFFIX}"
 
     def adopt(self, number: int, *, sealed: bool, end_bytes: int = 0) -> None:
-        """Take over a file that was found. An unsealed one counts as dirty; the highest takes appends again."""
+        """Take over a file that was found. An unsealed one counts as dirty; the highest takes small records again."""
         if sealed:
             self._sealed.add(number)
         else:
             fd = self._disk.open(self.file(number, sealed=False))
             self._unsealed[number] = _Unsealed(fd, end_bytes, written=1)
-        self._active = number if not sealed else None
+        self._active = {False: number} if not sealed else {}
 
     # --- appending ---------------------------------------------------------------------------------------------------
 
-    def allocate(self, size_bytes: int) -> tuple[Place, int]:
-        """Room for a record in the active segment, and the descriptor to write it with.
+    def allocate(self, size_bytes: int, *, large: bool = False) -> Place:
+        """Room for a record. ``large``: waits until no other large one is under way.
 
         The caller must end with :meth:`finish` or :meth:`withdraw`; until then the segment is not sealed.
         """
+        if not large or not self._direct:
+            return self._allocate(size_bytes, direct=False)
+        self._direct_turn.acquire()
+        try:
+            return self._allocate(size_bytes, direct=True)
+        except BaseException:
+            self._direct_turn.release()
+            raise
+
+    def _allocate(self, size_bytes: int, *, direct: bool) -> Place:
         with self._lock:
-            active = self._unsealed[self._active] if self._active is not None else None
+            number = self._active.get(direct)
+            active = self._unsealed[number] if number is not None else None
             if active is None or (active.end_bytes and active.end_bytes + size_bytes > self._segment_bytes_max):
-                active = self._start_segment()
-            assert self._active is not None
-            place = Place(self._active, active.end_bytes, size_bytes)
+                active = self._start_segment(direct=direct)
+            place = Place(self._active[direct], active.end_bytes, size_bytes, direct)
             active.end_bytes += size_bytes
             active.in_flight[place.position_bytes] = size_bytes
-            return place, active.fd
+            return place
 
-    def _start_segment(self) -> _Unsealed:
+    def _start_segment(self, *, direct: bool) -> _Unsealed:
         number = max([0, *self._unsealed, *self._sealed]) + 1
         fd = self._disk.open(self.file(number, sealed=False), create=True)
+        direct_fd = None
         try:
+            if direct:
+                direct_fd = self._disk.open_direct(self.file(number, sealed=False))
+                self._direct = direct_fd is not None  # if not, this is the last segment for large records alone
             self._disk.sync_dir(self._path)
         except OSError:
-            self._disk.close(fd)
+            for opened in (fd, direct_fd):
+                self._close(opened)
             raise
-        self._active = number
-        segment = self._unsealed[number] = _Unsealed(fd, 0)
+        self._active[direct] = number
+        segment = self._unsealed[number] = _Unsealed(fd, 0, direct_fd)
         return segment
+
+    def write(self, place: Place, buffers: Sequence[Buffer]) -> None:
+        """Write the record that the place was allocated for."""
+        segment = self._unsealed[place.segment]
+        done = 0
+        if segment.direct_fd is not None:
+            done = self._disk.pwritev_direct(segment.direct_fd, buffers, place.position_bytes)
+        if done < place.size_bytes:
+            rest = after([memoryview(buffer).cast("B") for buffer in buffers], done)
+            self._disk.pwritev(segment.fd, rest, place.position_bytes + done)
 
     def end(self, number: int) -> int:
         """Where the file ends, or will once what is in flight is written."""
@@ -152,9 +187,12 @@ class Segments:
             segment = self._unsealed[place.segment]
             del segment.in_flight[place.position_bytes]
             segment.written += 1
+        if place.direct:
+            self._direct_turn.release()
 
     def withdraw(self, place: Place) -> None:
-        """Give the room back: what was written of the record becomes zeros, which recovery takes for a gap."""
+        """Give the room back: what was written of the record becomes zeros, which recovery takes for a gap. In a
+        segment of large records it stays one: the file may end behind it by now."""
         segment = self._unsealed[place.segment]
         try:
             self._disk.punch_hole(segment.fd, place.position_bytes, place.size_bytes)
@@ -162,8 +200,10 @@ class Segments:
             with self._lock:
                 del segment.in_flight[place.position_bytes]
                 segment.written += 1
-                if segment.end_bytes == place.position_bytes + place.size_bytes:
+                if segment.end_bytes == place.position_bytes + place.size_bytes and not place.direct:
                     segment.end_bytes = place.position_bytes
+            if place.direct:
+                self._direct_turn.release()
 
     # --- syncing -----------------------------------------------------------------------------------------------------
 
@@ -207,7 +247,7 @@ class Segments:
             return [
                 number
                 for number, segment in self._unsealed.items()
-                if segment.synced < segment.written or number != self._active
+                if segment.synced < segment.written or number not in self._active.values()
             ]
 
     def seal_full(self) -> list[int]:
@@ -217,7 +257,9 @@ class Segments:
         """
         with self._lock:
             full = [
-                number for number, segment in self._unsealed.items() if number != self._active and not segment.in_flight
+                number
+                for number, segment in self._unsealed.items()
+                if number not in self._active.values() and not segment.in_flight
             ]
         sealed = [number for number in full if self._seal(number)]
         if sealed:
@@ -231,8 +273,10 @@ class Segments:
             if segment.synced < segment.written:
                 return False  # a deletion marked a record meanwhile: the next round seals it
             self._disk.rename(self.file(number, sealed=False), self.file(number, sealed=True))
-            self._fds[number] = self._unsealed.pop(number).fd
+            del self._unsealed[number]
+            self._fds[number] = segment.fd
             self._sealed.add(number)
+        self._close(segment.direct_fd)
         return True
 
     # --- reading -----------------------------------------------------------------------------------------------------
@@ -314,7 +358,10 @@ class Segments:
     def close(self) -> None:
         """Close every descriptor; nobody reads or writes any more."""
         assert not self._users
-        for fd in [*self._fds.values(), *(segment.fd for segment in self._unsealed.values())]:
+        for segment in self._unsealed.values():
+            self._disk.close(segment.fd)
+            self._close(segment.direct_fd)
+        for fd in self._fds.values():
             self._disk.close(fd)
         self._fds.clear()
         self._unsealed.clear()

@@ -49,7 +49,7 @@ from shoalfs.transport.errors import (
 from shoalfs.transport.fragments import Fragment
 from shoalfs.transport.frame import Buffer
 from shoalfs.transport.ids import ChunkId, InodeId
-from shoalfs.transport.limits import CHUNK_BYTES_MAX, SEGMENT_BYTES_MAX, TARGET_FULL_PERCENT
+from shoalfs.transport.limits import CHUNK_BYTES_MAX, DIRECT_BYTES_MIN, SEGMENT_BYTES_MAX, TARGET_FULL_PERCENT
 
 _log: Final = logging.getLogger("shoal.chunkserver.store")
 _NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -79,6 +79,7 @@ class ChunkStore:
         clock_ns: Callable[[], int],
         size_limit_bytes: int | None = None,
         segment_bytes_max: int = SEGMENT_BYTES_MAX,
+        direct_bytes_min: int = DIRECT_BYTES_MIN,
         index_path: str | None = None,
     ) -> None:
         """Open the target in ``path``, or make one with ``fresh_uuid``; recover its index.
@@ -92,6 +93,7 @@ class ChunkStore:
         self._cluster_id = cluster_id
         self._clock_ns = clock_ns
         self._size_limit_bytes = size_limit_bytes
+        self._direct_bytes_min = direct_bytes_min
         self._seal_lock = threading.Lock()
         self._space = Space(0, 0)  # as its disk last said
         self._directory = TargetDirectory(disk, path, cluster_id=cluster_id, fresh_uuid=fresh_uuid)
@@ -188,7 +190,7 @@ class ChunkStore:
         length = sum(map(len, data))
         size = record.record_bytes(length)
         self._require_room(size)
-        place, fd = self._segments.allocate(size)
+        place = self._segments.allocate(size, large=length >= self._direct_bytes_min)
         try:
             header = record.Header(
                 record.State.LIVE,
@@ -203,7 +205,7 @@ class ChunkStore:
                 self._clock_ns(),
             )
             padding = bytes(size - header.data_offset - length)
-            self._disk.pwritev(fd, [record.head(header, hashes, fragment), *data, padding], place.position_bytes)
+            self._segments.write(place, [record.head(header, hashes, fragment), *data, padding])
             watermark = self._segments.watermark(place.segment)
             row = self._index.add(chunk, row_of(header), watermark, replaces)
         except (OSError, IndexDamaged):

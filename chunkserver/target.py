@@ -29,6 +29,8 @@ from shoalfs.transport.fragments import Fragment
 from shoalfs.transport.frame import Buffer
 from shoalfs.transport.ids import ChunkId, InodeId, TargetId
 from shoalfs.transport.limits import (
+    DIRECT_BYTES_MIN,
+    DIRECT_PUT_THREADS,
     DISK_THREADS_PER_TARGET,
     GET_MANY_BYTES_MAX,
     GET_MANY_CHUNK_BYTES_MAX,
@@ -64,6 +66,7 @@ class Target:
         self.refused: ShoalError | None = None  # why it never will have one
         self._store = store
         self._threads = trio.CapacityLimiter(DISK_THREADS_PER_TARGET)
+        self._direct_threads = trio.CapacityLimiter(DIRECT_PUT_THREADS)  # reads must not wait behind them
         self._small_puts = JobQueue()
         self._sync_threads = trio.CapacityLimiter(1)  # a sync must not wait behind reads
         self._next_rounds: dict[int, _SyncRound] = {}  # segment -> the round that has not begun
@@ -107,8 +110,9 @@ class Target:
         for round_ in rounds.values():
             round_.error = error
             round_.done.set()
-        for _ in range(DISK_THREADS_PER_TARGET):  # whoever came before has had its turn when all of them are ours
-            await self._threads.acquire_on_behalf_of(object())
+        for limiter in (self._threads, self._direct_threads):
+            for _ in range(int(limiter.total_tokens)):  # whoever came before has had its turn when all of them are ours
+                await limiter.acquire_on_behalf_of(object())
 
     def _check_in_service(self) -> None:
         if self._stopped:
@@ -141,8 +145,13 @@ class Target:
             replaces_other=replaces_other,
             fragment=fragment,
         )
-        small = sum(map(len, data)) <= PUT_QUEUED_BYTES_MAX
-        segment = await (self._small_puts.run(store) if small else self._in_thread(store))
+        size_bytes = sum(map(len, data))
+        if size_bytes <= PUT_QUEUED_BYTES_MAX:
+            segment = await self._small_puts.run(store)
+        elif size_bytes < DIRECT_BYTES_MIN:
+            segment = await self._in_thread(store)
+        else:
+            segment = await self._in_thread(store, limiter=self._direct_threads)
         if durable:
             await self._join_round(segment).wait()
         return self._receipt(chunk, chunk_hash, durable=durable)
@@ -197,11 +206,13 @@ class Target:
     def _receipt(self, chunk: ChunkId, chunk_hash: bytes, *, durable: bool) -> Receipt:
         return Receipt(chunk, self.id, self.epoch, durable, chunk_hash)
 
-    async def _in_thread(self, work: Callable[..., _T], *arguments: object) -> _T:
+    async def _in_thread(
+        self, work: Callable[..., _T], *arguments: object, limiter: trio.CapacityLimiter | None = None
+    ) -> _T:
         if self._stopped:
             await trio.lowlevel.checkpoint()  # who is cancelled with the target does not get an error
         self._check_in_service()
-        return await trio.to_thread.run_sync(work, *arguments, limiter=self._threads)
+        return await trio.to_thread.run_sync(work, *arguments, limiter=limiter or self._threads)
 
     # --- group sync --------------------------------------------------------------------------------------------------
 

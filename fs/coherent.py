@@ -51,7 +51,7 @@ class Coherent:
 
     def __init__(self, kernel: Kernel, handles: Handles, clock: Callable[[], float] = boot_time) -> None:
         self.cache = LeaseCache(
-            self._gone, handles.withdraw_all, handles.withdraw_name, lambda ino: self.making.revoke_native(ino)
+            self._gone, handles.all_gone, handles.withdraw_name, lambda ino: self.making.revoke_native(ino)
         )
         self.hits = 0  # questions answered here
         # Told of each name that had to be asked for, and of what was found: who prefetches draws conclusions.
@@ -87,7 +87,7 @@ class Coherent:
         self.making.attach(files)
 
     def _gone(self, ino: InodeId) -> None:
-        self._handles.withdraw(ino)
+        self._handles.gone(ino)
         self.making.changed_native(ino)
 
     # --- the lease clock ---------------------------------------------------------------------------------------------
@@ -208,14 +208,16 @@ class Coherent:
 
     async def _listed(self, asking: Asking, request: m.ReadDir) -> m.Listing:
         listing = (await self._repeated(m.READDIR, msgspec.structs.replace(request, session=self.session))).body
+        readable = [entry for entry in listing.entries if not entry.damaged]
+        if listing.leased:
+            self.cache.learn_names(asking, request.ino, [(entry.name, entry.inode.ino) for entry in readable])
         unleased = set(listing.unleased)
-        for entry in listing.entries:
-            if entry.damaged:
-                continue
-            if listing.leased:
-                self.cache.learn_name(asking, request.ino, entry.name, entry.inode.ino)
-            if entry.inode.ino not in unleased:
-                self._learn(asking, entry.inode)
+        inodes = [entry.inode for entry in readable if entry.inode.ino not in unleased]
+        self.cache.learn_inodes(asking, [inode for inode in inodes if self._may_keep(inode)])
+        # Whoever lists, as ls(1) does, asks each of them for attributes next.
+        self._handles.offer_bare(
+            [inode.ino for inode in inodes if inode.is_bare and self.cache.inode(inode.ino) is inode]
+        )
         return listing
 
     async def fetch_files(self, inos: tuple[InodeId, ...]) -> list[FetchedFile]:
@@ -245,9 +247,18 @@ class Coherent:
             return reply
 
     def _learn(self, asking: Asking, inode: m.Inode) -> None:
-        """An inode without a name vanishes at its last close, and nobody is told; so it is kept while it is open."""
-        if inode.nlink or self._handles.holders(inode.ino):
+        if self._may_keep(inode):
             self.cache.learn_inode(asking, inode)
+
+    def _may_keep(self, inode: m.Inode) -> bool:
+        """An inode without a name vanishes at its last close, and nobody is told; so it is kept while it is open."""
+        return bool(inode.nlink or self._handles.holders(inode.ino))
+
+    def offer_bare(self, ino: InodeId) -> None:
+        """Somebody asked for an attribute of the inode: if it is known to have none, the next who does need not."""
+        known = self.cache.inode(ino)
+        if known is not None and known.is_bare:
+            self._handles.offer_bare((ino,))
 
     def closed(self, ino: InodeId) -> None:
         """The last handle is gone."""

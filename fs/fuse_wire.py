@@ -27,6 +27,7 @@ class Opcode(enum.IntEnum):
     SETLKW = 33
     INTERRUPT = 36
     FALLOCATE = 43
+    READDIRPLUS = 44
     LSEEK = 46
     COPY_FILE_RANGE = 47
     TMPFILE = 51
@@ -65,6 +66,7 @@ def _unpack(layout: struct.Struct, body: bytes) -> tuple[int, ...]:
 
 _FALLOCATE = struct.Struct("=QQQII")
 _LSEEK = struct.Struct("=QQII")
+_READ = struct.Struct("=QQI")
 _COPY = struct.Struct("=QQQQQQQ")
 _STATX = struct.Struct("=IIQII")
 _CREATE = struct.Struct("=IIII")
@@ -91,6 +93,12 @@ class Lseek(NamedTuple):
     handle: int
     offset_bytes: int
     whence: int
+
+
+class ReadDirPlus(NamedTuple):
+    handle: int
+    cookie: int
+    size_bytes: int
 
 
 class Copy(NamedTuple):
@@ -132,6 +140,10 @@ def fallocate(body: bytes) -> Fallocate:
 
 def lseek(body: bytes) -> Lseek:
     return Lseek(*_unpack(_LSEEK, body)[:3])
+
+
+def readdirplus(body: bytes) -> ReadDirPlus:
+    return ReadDirPlus(*_unpack(_READ, body))
 
 
 def copy_file_range(body: bytes) -> Copy:
@@ -192,6 +204,7 @@ _STATX_REPLY = struct.Struct("=QII16x" + "IIQIIIH2xQQQQ" + 4 * "qI4x" + "IIII112
 _STATX_BASIC_AND_BIRTH = 0xFFF  # STATX_BASIC_STATS | STATX_BTIME
 _OPEN_DIRECT_IO, _OPEN_KEEP_CACHE = 1 << 0, 1 << 1
 _NS = 1_000_000_000
+_DIRENTPLUS_BYTES = 152  # without the name
 _U64 = (1 << 64) - 1
 
 
@@ -256,6 +269,11 @@ def statx(inode: Inode, attr_timeout_s: float) -> bytes:
         0,
         0,
     )
+
+
+def entry_bytes(name: bytes) -> int:
+    """How much of a reply to READDIRPLUS an entry takes: struct fuse_direntplus, the name, and up to the next eight."""
+    return (_DIRENTPLUS_BYTES + len(name) + 7) & ~7
 
 
 def offset(offset_bytes: int) -> bytes:

@@ -7,7 +7,7 @@ with it.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -25,7 +25,8 @@ OPENED_NATIVELY: Final = 1 << 63  # the first number of a handle that was opened
 
 
 class NativeOpens(Protocol):
-    """What is opened, and looked up, by the compiled part (fs/native/opens.h, names.h)."""
+    """What is opened, looked up, and known to have no attributes by the compiled part (fs/native/opens.h, names.h,
+    bare.h)."""
 
     def offer(self, node: int, keep: bool, data: bytes | memoryview | None = None, /) -> bool: ...
 
@@ -44,6 +45,12 @@ class NativeOpens(Protocol):
     def withdraw_name(self, parent: int, name: bytes, /) -> None: ...
 
     def withdraw_names(self) -> None: ...
+
+    def offer_bare(self, nodes: Sequence[int], /) -> None: ...
+
+    def withdraw_bare(self, node: int, /) -> None: ...
+
+    def withdraw_all_bare(self) -> None: ...
 
 
 class NothingNative:
@@ -74,6 +81,15 @@ class NothingNative:
         pass
 
     def withdraw_names(self) -> None:
+        pass
+
+    def offer_bare(self, nodes: Sequence[int], /) -> None:
+        pass
+
+    def withdraw_bare(self, node: int, /) -> None:
+        pass
+
+    def withdraw_all_bare(self) -> None:
         pass
 
 
@@ -141,6 +157,21 @@ class Handles:
             self.native.withdraw_names()
         elif len(name) <= NAME_BYTES_MAX:
             self.native.withdraw_name(self.node_of(directory), name)
+
+    def offer_bare(self, inos: Sequence[InodeId]) -> None:
+        """These inodes are leased, and have no extended attribute and no access control list: whoever asks for one is
+        told so by the compiled part, until :meth:`gone`."""
+        self.native.offer_bare(inos)
+
+    def gone(self, ino: InodeId) -> None:
+        """The inode is not known any more, or as another than before."""
+        self.native.withdraw_bare(ino)
+        self.withdraw(ino)
+
+    def all_gone(self) -> None:
+        """No inode is known any more."""
+        self.native.withdraw_all_bare()
+        self.withdraw_all()
 
     def open_inodes(self) -> tuple[InodeId, ...]:
         self.withdraw_all()

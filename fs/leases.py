@@ -8,7 +8,8 @@ been read at the leader before the change for which it was dropped, and come lat
 something is an :class:`Asking` while it is on its way, and what is dropped meanwhile is noted on it.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Final
 
 from shoalfs.mds.messages import Inode
@@ -30,6 +31,7 @@ class Unknown:
 
 
 UNKNOWN: Final = Unknown()
+_NO_NAMES: Final[Mapping[bytes, InodeId | None]] = MappingProxyType({})
 
 
 class Asking:
@@ -107,6 +109,10 @@ class LeaseCache:
             return None
         return [*doubtful, *(name for name, ino in self._names[directory].items() if ino is not None)]
 
+    def names(self, directory: InodeId) -> Mapping[bytes, InodeId | None]:
+        """What is known of the names of a directory, until the next change of it."""
+        return self._names.get(directory, _NO_NAMES)
+
     def inodes(self) -> list[InodeId]:
         return list(self._inodes)
 
@@ -125,21 +131,33 @@ class LeaseCache:
         """``inode`` was answered under a lease. An older record never replaces a newer one."""
         if not asking.may_learn_inode(inode.ino):
             return
-        known = self._inodes.get(inode.ino)
-        if known is None or known.version <= inode.version:
-            self._inodes[inode.ino] = inode
-            if known is not None and known.version != inode.version:
-                self._on_gone(inode.ino)
-            if len(self._inodes) > INODES_MAX:
-                oldest = next(iter(self._inodes))
-                del self._inodes[oldest]
-                self._on_gone(oldest)
+        self._put_inode(inode)
+        self._trim_inodes()
+
+    def learn_inodes(self, asking: Asking, inodes: Iterable[Inode]) -> None:
+        """The same of many."""
+        if asking.everything:
+            return
+        for inode in inodes:
+            if inode.ino not in asking.inodes:
+                self._put_inode(inode)
+        self._trim_inodes()
 
     def learn_name(self, asking: Asking, directory: InodeId, name: bytes, ino: InodeId | None) -> None:
         """What the name leads to was answered under a lease on the names of the directory."""
         if asking.may_learn_name(directory, name):
             self._put_name(directory, self._names.setdefault(directory, {}), name, ino)
             self._make_room(directory)
+
+    def learn_names(self, asking: Asking, directory: InodeId, names: Sequence[tuple[bytes, InodeId]]) -> None:
+        """The same of many."""
+        if not names or asking.everything or directory in asking.directories:
+            return
+        known = self._names.setdefault(directory, {})
+        for name, ino in names:
+            if not asking.names or (directory, name) not in asking.names:
+                self._put_name(directory, known, name, ino)
+        self._make_room(directory)
 
     def learn_write(self, asking: Asking, ino: InodeId) -> None:
         """The write lease on ``ino`` was given."""
@@ -212,6 +230,21 @@ class LeaseCache:
         self._names.clear()
         self._complete.clear()
         self._names_count = 0
+
+    def _put_inode(self, inode: Inode) -> None:
+        known = self._inodes.get(inode.ino)
+        if known is None:
+            self._inodes[inode.ino] = inode
+        elif known.version <= inode.version:
+            self._inodes[inode.ino] = inode
+            if known.version != inode.version:
+                self._on_gone(inode.ino)
+
+    def _trim_inodes(self) -> None:
+        while len(self._inodes) > INODES_MAX:
+            oldest = next(iter(self._inodes))
+            del self._inodes[oldest]
+            self._on_gone(oldest)
 
     def _put_name(
         self, directory: InodeId, names: dict[bytes, InodeId | None], name: bytes, ino: InodeId | None

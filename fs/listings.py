@@ -19,6 +19,10 @@ from shoalfs.transport.errors import ShoalError
 from shoalfs.transport.ids import InodeId
 from shoalfs.transport.limits import READDIR_ENTRIES_MAX
 
+Shown = tuple[bytes, m.Inode, int, bool, bool]
+"""An entry as the kernel is told of it: the name, the inode as programs here see it, the cookie, and whether the kernel
+may keep the name and the attributes while leases last."""
+
 _AHEAD_MAX: Final = 16  # pages that are fetched before they are asked for, at a time
 _NOTHING: Final = m.Listing((), eof=False)
 

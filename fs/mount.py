@@ -10,6 +10,7 @@ import os
 import socket
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 import trio
@@ -19,6 +20,7 @@ from shoalfs.fs import fuse_wait, mountinfo
 from shoalfs.fs.coherent import Coherent
 from shoalfs.fs.credentials import CredentialsCache
 from shoalfs.fs.data_path import DataPath
+from shoalfs.fs.directory_pages import DirectoryPages, Timeouts
 from shoalfs.fs.file_locks import FileLocks
 from shoalfs.fs.file_ranges import FileRanges
 from shoalfs.fs.fuse_binding import native, pyfuse3
@@ -206,33 +208,17 @@ async def _answer_kernel(
     root = await find_root(vfs, options.subdir)
     credentials = CredentialsCache(pyfuse3.get_sup_groups, trio.current_time)
     entry_timeout_s, attr_timeout_s = options.entry_timeout_ms / 1000, options.attr_timeout_ms / 1000
-    operations = Operations(
-        vfs,
-        locks,
-        credentials,
-        lambda: kernel.keeps_names,
-        root,
-        known,
-        entry_timeout_s=entry_timeout_s,
-        attr_timeout_s=attr_timeout_s,
-    )
+    timeouts = Timeouts(entry_timeout_s, attr_timeout_s)
+    pages = DirectoryPages(vfs, lambda: kernel.keeps_names, timeouts, known)
+    operations = Operations(vfs, locks, credentials, lambda: kernel.keeps_names, root, pages, timeouts, known)
     taken: AbstractAsyncContextManager[None] = nullcontext()
     if native.shim is not None:
         if known is not None:
             native.shim.refuse_opens()
         shared = None if options.no_lock else locks
         ranges = FileRanges(handles, vfs.statfs, vfs.getattr)
-        ops = NativeOps(
-            native.shim,
-            vfs,
-            shared,
-            ranges,
-            credentials,
-            root,
-            known,
-            last=lambda: making.revoke_native(None),
-            attr_timeout_s=attr_timeout_s,
-        )
+        last = partial(making.revoke_native, None)
+        ops = NativeOps(native.shim, vfs, shared, ranges, credentials, pages, timeouts, root, known, last=last)
         taken = ops.running()
     _begin(options, operations)
     try:

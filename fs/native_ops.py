@@ -18,6 +18,7 @@ import trio
 
 from shoalfs.fs import fuse_wire as wire
 from shoalfs.fs.credentials import CredentialsCache
+from shoalfs.fs.directory_pages import DirectoryPages, Timeouts
 from shoalfs.fs.file_locks import FileLocks, whole_file
 from shoalfs.fs.file_ranges import FileRanges
 from shoalfs.fs.fuse_wire import InitFlags, Opcode
@@ -58,11 +59,12 @@ class NativeOps:
         locks: FileLocks | None,
         ranges: FileRanges,
         credentials: CredentialsCache,
+        pages: DirectoryPages,
+        timeouts: Timeouts,
         root: Root = _WHOLE,
         known: KnownFiles | None = None,
         *,
         last: Callable[[], None] = lambda: None,
-        attr_timeout_s: float,
     ) -> None:
         self._shim = shim
         self._last = last
@@ -70,14 +72,16 @@ class NativeOps:
         self._locks = locks
         self._ranges = ranges
         self._credentials = credentials
+        self._pages = pages
         self._ino = root.inode
         self._known = known
-        self._attr_timeout_s = attr_timeout_s
+        self._timeouts = timeouts
         self._handlers: dict[int, Handler] = {
             Opcode.STATX: self._statx,
             Opcode.SETXATTR: self._setxattr,
             Opcode.FALLOCATE: self._fallocate,
             Opcode.LSEEK: self._lseek,
+            Opcode.READDIRPLUS: self._readdirplus,
             Opcode.COPY_FILE_RANGE: self._copy_file_range,
             Opcode.COPY_FILE_RANGE_64: self._copy_file_range_64,
             Opcode.TMPFILE: self._tmpfile,
@@ -106,6 +110,7 @@ class NativeOps:
         log.info("%d files were opened by the compiled part", self._shim.opened())
         log.info("%d names were looked up by the compiled part", self._shim.looked_up())
         log.info("%d files were made by the compiled part", self._shim.made())
+        log.info("%d questions for attributes of inodes without any were answered there", self._shim.found_bare())
         self._last()
         self._shim.detach()
 
@@ -166,8 +171,17 @@ class NativeOps:
         inode = await self._vfs.getattr(self._ino(request.ino))
         if self._known is not None:
             await self._known.before_open(inode)
-        left_s = min(self._attr_timeout_s, self._vfs.attributes_left_s(inode.ino))
+        left_s = min(self._timeouts.attr_s, self._vfs.attributes_left_s(inode.ino))
         return wire.statx(self._vfs.view(inode), left_s)
+
+    # --- directories -------------------------------------------------------------------------------------------------
+
+    async def _readdirplus(self, request: wire.Request) -> bytes:
+        asked = wire.readdirplus(request.body)
+        part = await self._pages.after(asked.handle, asked.cookie, asked.size_bytes)
+        for entry in part.entries:
+            self._pages.told(entry)
+        return self._shim.pack_entries(*part)
 
     # --- ranges ------------------------------------------------------------------------------------------------------
 
@@ -208,7 +222,7 @@ class NativeOps:
             inode,
             handle,
             entry_timeout_s=0.0,  # there is no name to be kept
-            attr_timeout_s=min(self._attr_timeout_s, self._vfs.attributes_left_s(inode.ino)),
+            attr_timeout_s=min(self._timeouts.attr_s, self._vfs.attributes_left_s(inode.ino)),
             keep=caching.keep,
             direct=caching.direct,
         )

@@ -13,6 +13,7 @@ import trio
 
 from shoalfs.fs import fuse_wire as wire
 from shoalfs.fs.credentials import CredentialsCache
+from shoalfs.fs.directory_pages import DirectoryPages, Timeouts
 from shoalfs.fs.file_locks import FileLocks
 from shoalfs.fs.fuse_binding import native, pyfuse3
 from shoalfs.fs.handles import OPENED_NATIVELY
@@ -30,7 +31,7 @@ log = logging.getLogger("shoal.fs.operations")
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_DOT, _DOTDOT = 1, 2  # readdir cookies of "." and ".."; the service's begin after them
+_PART_BYTES = 4096  # of a listing at a time: pyfuse3 does not tell how much the kernel has room for
 
 
 def _handler(
@@ -89,21 +90,20 @@ class Operations(pyfuse3.Operations):
         credentials: CredentialsCache,
         keeps_names: Callable[[], bool],
         root: Root,
+        pages: DirectoryPages,
+        timeouts: Timeouts,
         known: KnownFiles | None = None,
-        *,
-        entry_timeout_s: float,
-        attr_timeout_s: float,
     ) -> None:
         super().__init__()
         self.begun = trio.Event()  # the kernel has said hello
         self._keeps_names = keeps_names
         self._ino = root.inode
         self._known = known
+        self._pages = pages
         self._vfs = vfs
         self._locks = locks
         self._credentials = credentials
-        self._entry_timeout_s = entry_timeout_s
-        self._attr_timeout_s = attr_timeout_s
+        self._timeouts = timeouts
 
     def init(self) -> None:
         self.begun.set()
@@ -124,11 +124,14 @@ class Operations(pyfuse3.Operations):
 
     def _pack(self, inode: Inode) -> pyfuse3.EntryAttributes:
         """The attributes, which the kernel may keep while they are leased."""
-        inode = self._vfs.view(inode)
+        attr_s = min(self._timeouts.attr_s, self._vfs.attributes_left_s(inode.ino))
+        return self._packed(self._vfs.view(inode), 0.0, attr_s)
+
+    def _packed(self, inode: Inode, entry_s: float, attr_s: float) -> pyfuse3.EntryAttributes:
         attributes = pyfuse3.EntryAttributes()
         attributes.st_ino = inode.ino
-        attributes.entry_timeout = 0
-        attributes.attr_timeout = min(self._attr_timeout_s, self._vfs.attributes_left_s(inode.ino))
+        attributes.entry_timeout = entry_s
+        attributes.attr_timeout = attr_s
         attributes.st_mode = inode.mode
         attributes.st_nlink = inode.nlink
         attributes.st_uid = inode.uid
@@ -152,15 +155,7 @@ class Operations(pyfuse3.Operations):
     def _entry_timeout(self, parent: int, name: bytes, ino: InodeId | None) -> float:
         if not self._keeps_names():
             return 0.0
-        return min(self._entry_timeout_s, self._vfs.name_left_s(self._ino(parent), name, ino))
-
-    def _pack_type(self, inode: Inode) -> pyfuse3.EntryAttributes:
-        """Number and type only, good for this listing and no longer: whoever asks for more gets the error."""
-        attributes = pyfuse3.EntryAttributes()
-        attributes.st_ino = inode.ino
-        attributes.st_mode = inode.mode
-        attributes.entry_timeout = attributes.attr_timeout = 0
-        return attributes
+        return min(self._timeouts.entry_s, self._vfs.name_left_s(self._ino(parent), name, ino))
 
     def _absent(self, parent: int, name: bytes) -> pyfuse3.EntryAttributes:
         """A negative entry: the kernel remembers for a while that the name does not exist."""
@@ -334,28 +329,15 @@ class Operations(pyfuse3.Operations):
 
     @_handler
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
-        ino = self._vfs.dir_inode(fh)
-        if start_id < _DOT and not self._emit(token, b".", await self._vfs.getattr(ino), _DOT):
-            return
-        if start_id < _DOTDOT and not self._emit(token, b"..", await self._vfs.parent_of(ino), _DOTDOT):
-            return
-        cookie = start_id if start_id > _DOTDOT else 0
-        while entries := await self._vfs.readdir(fh, cookie):
-            for entry in entries:
-                inode = self._vfs.newest(entry.inode)
-                if entry.damaged:
-                    packed = self._pack_type(inode)
-                else:
-                    await self._before_attributes(inode)
-                    packed = self._pack_entry(ino, entry.name, inode)
-                if not pyfuse3.readdir_reply(token, entry.name, packed, entry.cookie):
+        """Where the compiled part is there, it takes READDIRPLUS (fs/native_ops.py)."""
+        cookie = start_id
+        while (part := await self._pages.after(fh, cookie, _PART_BYTES)).entries:
+            for entry in part.entries:
+                name, inode, cookie, keeps_name, keeps_attributes = entry
+                attributes = self._packed(inode, part.entry_s * keeps_name, part.attr_s * keeps_attributes)
+                if not pyfuse3.readdir_reply(token, name, attributes, cookie):
                     return
-                self._told(inode)
-            cookie = entries[-1].cookie
-
-    def _emit(self, token: pyfuse3.ReaddirToken, name: bytes, inode: Inode, cookie: int) -> bool:
-        """Add an entry to the reply. False if there is no room for it."""
-        return bool(pyfuse3.readdir_reply(token, name, self._pack(inode), cookie))
+                self._pages.told(entry)
 
     @_handler
     async def releasedir(self, fh: int) -> None:

@@ -9,9 +9,10 @@ Cancelled: any method leaves the mount usable; a mutation may or may not have be
 
 import errno
 import os
+from collections.abc import Iterable
 from functools import cached_property
 
-from shoalfs.fs.listings import Listings
+from shoalfs.fs.listings import Listings, Shown
 from shoalfs.fs.open_files import Caching, OpenFiles
 from shoalfs.fs.xattrs import Xattrs
 from shoalfs.mds import messages as m
@@ -131,6 +132,33 @@ class Vfs(OpenFiles):
                 if not entry.damaged:
                     self._seen(entry.inode)
         return entries
+
+    def shown(self, directory: InodeId, entries: Iterable[m.DirEntry], *, keeps_names: bool) -> list[Shown]:
+        """What the kernel is to be told of these entries of a listing now, as :meth:`newest` and :meth:`view`,
+        :meth:`attributes_left_s` and :meth:`name_left_s` say one by one. ``keeps_names``: it may keep any."""
+        believed = self.left_s() > 0
+        cache, find, view = self._metadata.cache, self._data_path.find, self._metadata.making.view
+        names = cache.names(directory) if believed and keeps_names else {}
+        shown: list[Shown] = []
+        for entry in entries:
+            inode = entry.inode
+            ino = inode.ino
+            if entry.damaged:
+                shown.append((entry.name, inode, entry.cookie, False, False))
+                continue
+            known = cache.inode(ino) if believed else None
+            keeps = known is not None and known.version >= inode.version
+            if known is not None and keeps:
+                inode = view(known)
+            file = find(ino)
+            if file is not None:
+                inode, keeps = file.inode, keeps and not file.is_dirty
+            shown.append((entry.name, inode, entry.cookie, names.get(entry.name) == ino, keeps))
+        return shown
+
+    def left_s(self) -> float:
+        """How long what is leased may still be believed."""
+        return self._metadata.left_s()
 
     def releasedir(self, number: int) -> None:
         self._handles.pop_dir(number)

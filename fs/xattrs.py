@@ -13,7 +13,8 @@ _LAYOUT = b"trusted.shoal."  # attributes that the service makes up from the ino
 
 
 def _may_be_absent(name: bytes) -> bool:
-    """Whether an inode without attributes answers ENODATA: the service has other errors for what is no name."""
+    """Whether an inode without attributes answers ENODATA: the service has other errors for what is no name. The same
+    rule as in fs/native/bare.c."""
     return name.startswith(_NAMESPACES) and not name.startswith(_LAYOUT) and not name.endswith(b".")
 
 
@@ -31,8 +32,10 @@ class Xattrs:
             try:
                 return (await self._metadata.getattr(ino)).access_lists[name]
             except KeyError:
+                self._metadata.offer_bare(ino)
                 raise PosixError(errno.ENODATA) from None
         if _may_be_absent(name) and not (await self._metadata.getattr(ino)).xattr_bytes:
+            self._metadata.offer_bare(ino)
             raise PosixError(errno.ENODATA)
         return (await self._metadata.read(m.GETXATTR, m.GetXattr(who, ino, name))).body.value
 
@@ -40,6 +43,7 @@ class Xattrs:
         """As listxattr(2)."""
         inode = await self._metadata.getattr(ino)
         if not inode.xattr_bytes:
+            self._metadata.offer_bare(ino)
             return tuple(inode.access_lists)
         return (await self._metadata.read(m.LISTXATTR, m.ListXattr(who, ino))).body.names
 

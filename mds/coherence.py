@@ -167,12 +167,8 @@ class Coherence:
             return listing
         grace = self._sessions.in_grace(session)
         leased = not grace and self.table.lease_names(session, request.ino, None, self._now_ms())
-        unleased = []
-        for entry in listing.entries:
-            if not entry.damaged:
-                ino = _number.decode(entry.inode).ino
-                if grace or not self.table.lease_inode(session, ino):
-                    unleased.append(ino)
+        inos = [_number.decode(entry.inode).ino for entry in listing.entries if not entry.damaged]
+        unleased = inos if grace else self.table.lease_inodes(session, inos)
         self._relieve(session)
         return msgspec.structs.replace(listing, leased=leased, unleased=tuple(unleased))
 

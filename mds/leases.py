@@ -108,13 +108,33 @@ class LeaseTable:
         mine = own is not None and ino in own.touched.inodes
         if self._changing_inodes.get(ino, 0) > mine or self._writers.get(ino, session) != session:
             return False
-        held = self._held.setdefault(session, _Held())
+        held = self._held_by(session)
         if ino not in held.inodes:
             if len(held.inodes) >= self._max:
                 return False
             held.inodes[ino] = None
             self._inode_holders.setdefault(ino, set()).add(session)
         return True
+
+    def lease_inodes(self, session: SessionId, inos: Iterable[InodeId]) -> list[InodeId]:
+        """The same of many. Returns those that may not be cached."""
+        held, holders = self._held_by(session).inodes, self._inode_holders
+        changing, writers = self._changing_inodes, self._writers
+        refused = []
+        for ino in inos:
+            if ino in changing or writers.get(ino, session) != session:
+                refused.append(ino)
+            elif ino not in held:
+                if len(held) >= self._max:
+                    refused.append(ino)
+                    continue
+                held[ino] = None
+                others = holders.get(ino)
+                if others is None:
+                    holders[ino] = {session}
+                else:
+                    others.add(session)
+        return refused
 
     def lease_names(self, session: SessionId, directory: InodeId, name: bytes | None, now_ms: int) -> bool:
         """Give a lease on all names of ``directory``. False: what was found of ``name`` (None: of all of them) may
@@ -131,7 +151,7 @@ class LeaseTable:
             return False
         if self._writers.get(directory, session) != session:
             return False
-        held = self._held.setdefault(session, _Held())
+        held = self._held_by(session)
         if directory not in held.names:
             if len(held.names) >= self._max:
                 return False
@@ -149,7 +169,7 @@ class LeaseTable:
             return False
         if not self._inode_holders.get(ino, _NOBODY) <= only or not self._names_holders.get(ino, _NOBODY) <= only:
             return False
-        held = self._held.setdefault(session, _Held())
+        held = self._held_by(session)
         if ino not in held.writes:
             if len(held.writes) >= self._max:
                 return False
@@ -283,6 +303,12 @@ class LeaseTable:
         _take(self._changing_inodes, change.touched.inodes)
         _take(self._changing_by, ((ino, change.session) for ino in change.touched.inodes))
         _take(self._changing_directories, change.touched.directories)
+
+    def _held_by(self, session: SessionId) -> _Held:
+        held = self._held.get(session)
+        if held is None:
+            held = self._held[session] = _Held()
+        return held
 
     # --- for people --------------------------------------------------------------------------------------------------
 

@@ -39,7 +39,7 @@ _EXTENTS_MAX = LISTING_BYTES_MAX // _EXTENT_BYTES
 # encode them again would be half of what a long answer costs.
 
 
-class _StoredEntry(Message, frozen=True):
+class _StoredEntry(Message, frozen=True, gc=False):
     """A DirEntry."""
 
     cookie: int
@@ -197,26 +197,26 @@ def readdir(txn: ReadTxn, request: m.ReadDir) -> StoredListing:
     size_bytes = 0
     first, (_, end) = keys.listing(directory.ino, request.cookie + 1), keys.under(b"E", directory.ino)
     for key, value in txn.range(first, end):
-        row = records.LISTING.decode(key, value)
         if len(entries) == count:
             return StoredListing(tuple(entries), eof=False)
-        entry = _dir_entry(txn, directory, keys.second_field(key), row)
-        size_bytes += len(row.name) + len(bytes(entry.inode)) + _ITEM_BYTES
+        row = records.LISTING.decode(key, value)
+        damaged = False
+        try:
+            stored = _stored_inode(txn, row.ino)
+        except DamagedRecord:
+            stored, damaged = _unknown_inode(txn, directory, row), True
+        size_bytes += len(row.name) + len(stored) + _ITEM_BYTES
         if size_bytes > LISTING_BYTES_MAX:
             return StoredListing(tuple(entries), eof=False)
-        entries.append(entry)
+        entries.append(_StoredEntry(keys.second_field(key), row.name, msgspec.Raw(stored), damaged))
     return StoredListing(tuple(entries), eof=True)
 
 
-def _dir_entry(txn: ReadTxn, directory: m.Inode, cookie: int, row: records.ListingRow) -> _StoredEntry:
-    """A damaged inode must not hide its name, and even less the names behind it."""
-    try:
-        stored = _stored_inode(txn, row.ino)
-    except DamagedRecord:
-        kind = dentry.require(txn, directory, row.name).kind
-        unknown = m.Inode(row.ino, kind, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, version=0, data_version=0)
-        return _StoredEntry(cookie, row.name, msgspec.Raw(records.INODE.encode(unknown)), damaged=True)
-    return _StoredEntry(cookie, row.name, msgspec.Raw(stored))
+def _unknown_inode(txn: ReadTxn, directory: m.Inode, row: records.ListingRow) -> bytes:
+    """In the place of a damaged one, which must not hide its name, and even less the names behind it."""
+    kind = dentry.require(txn, directory, row.name).kind
+    unknown = m.Inode(row.ino, kind, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, version=0, data_version=0)
+    return records.INODE.encode(unknown)
 
 
 # --- inodes -------------------------------------------------------------------------------------------------

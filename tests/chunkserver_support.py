@@ -6,6 +6,7 @@ from pathlib import Path
 
 from shoalfs.chunkserver.memory_disk import MemoryDisk
 from shoalfs.chunkserver.store import ChunkStore
+from shoalfs.transport.aligned import aligned
 from shoalfs.transport.checksum import block_hashes, chunk_hash
 from shoalfs.transport.ids import ChunkId, InodeId
 
@@ -48,8 +49,11 @@ class Rig:
         return self.store
 
     def put(self, chunk: int, data: bytes, *, durable: bool = False) -> None:
+        """``data`` lies in memory as what is received does."""
+        received = aligned(len(data))
+        received[:] = data
         segment = self.store.put(
-            chunk=ChunkId(chunk), ino=InodeId(7), offset_bytes=0, data=[data], expected_hash=hash_of(data)
+            chunk=ChunkId(chunk), ino=InodeId(7), offset_bytes=0, data=[received], expected_hash=hash_of(data)
         )
         if durable:
             self.store.sync(segment)

@@ -18,8 +18,14 @@ from typing import Final
 import msgspec
 import xxhash
 
+from shoalfs.transport.aligned import aligned
 from shoalfs.transport.errors import ProtocolViolation
-from shoalfs.transport.limits import CONTROL_BYTES_MAX, PAYLOAD_BYTES_MAX, RECEIVE_SCRATCH_BYTES
+from shoalfs.transport.limits import (
+    ALIGNED_PAYLOAD_BYTES_MIN,
+    CONTROL_BYTES_MAX,
+    PAYLOAD_BYTES_MAX,
+    RECEIVE_SCRATCH_BYTES,
+)
 
 Buffer = bytes | bytearray | memoryview
 Payload = Buffer | Sequence[Buffer]
@@ -203,7 +209,11 @@ class Decoder:
         self._body_bytes = header.control_bytes + (header.payload_bytes if wanted else 0)
 
     def _begin_large(self) -> None:
-        body = memoryview(bytearray(self._body_bytes))
+        assert self._header is not None
+        if self._body_bytes - self._header.control_bytes >= ALIGNED_PAYLOAD_BYTES_MIN:
+            body = aligned(self._body_bytes, self._header.control_bytes)
+        else:
+            body = memoryview(bytearray(self._body_bytes))
         self._filled = self._end - self._start
         body[: self._filled] = self._scratch[self._start : self._end]
         self._start = self._end = 0

@@ -49,6 +49,8 @@ CREDITS_DEFAULT: Final = 256  # requests in flight per connection
 CREDITS_MAX: Final = 65_535
 PAYLOAD_IN_FLIGHT_BYTES_MAX: Final = 256 * MIB  # per listener: request payloads that are held at one time
 ERROR_TEXT_BYTES_MAX: Final = 512
+PAGE_BYTES: Final = 4 * KIB  # of memory; no disk asks for more where it takes bytes from there
+ALIGNED_PAYLOAD_BYTES_MIN: Final = 1 * MIB  # such a payload begins where a page does
 RECEIVE_SCRATCH_BYTES: Final = (
     96 * KIB
 )  # per connection; frames up to half are received many at a time, a block at once
@@ -198,6 +200,8 @@ INDEX_MAP_BYTES: Final = 256 * 1024 * MIB  # address space for a target's index:
 SYNC_PERIOD_MS: Final = 5_000  # what nobody asked to sync is on disk after this at the latest
 HASH_INLINE_BYTES_MAX: Final = 256 * KIB  # hashed in the event loop (about 20 us); more goes to a thread
 PUT_QUEUED_BYTES_MAX: Final = 256 * KIB  # smaller PUTs share a worker thread, larger ones write in parallel
+DIRECT_BYTES_MIN: Final = 1 * MIB  # such a chunk is written past the page cache: a disk's latency is small beside it
+DIRECT_PUT_THREADS: Final = 2  # of one target, beside the others: one verifies while another writes
 READ_INLINE_BYTES_MAX: Final = 256 * KIB  # read in the event loop if it is in the page cache
 FORWARDED_BYTES_MAX: Final = 128 * MIB  # that one server passes on at a time; the rest ends with its own disks' work
 FORWARD_MAP_MS_MIN: Final = 1_000  # a cluster map that turned out to be old is fetched no more often than this
@@ -240,6 +244,8 @@ READAHEAD_BYTES_MIN: Final = 256 * KIB  # first window; two FUSE readahead reque
 PREFETCHES_QUEUED_MAX: Final = 64  # readahead beyond is not done: it is a hint
 PREFETCHES_IN_FLIGHT_MAX: Final = 8
 
+assert ALIGNED_PAYLOAD_BYTES_MIN <= DIRECT_BYTES_MIN
+assert RECORD_ALIGN_BYTES % PAGE_BYTES == 0
 assert HELLO_BYTES_MAX < RECEIVE_SCRATCH_BYTES // 2 < CONTROL_BYTES_MAX
 assert CREDITS_DEFAULT <= CREDITS_MAX
 assert RDMA_BULK_SLOTS + RDMA_CREDITS_KEPT < RDMA_CREDITS

@@ -8,13 +8,17 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+if TYPE_CHECKING:
+    from shoalfs.fs.listings import Shown
 
 WITHOUT = "SHOAL_WITHOUT_NATIVE"
 
 
 class Shim(Protocol):
-    """The functions of ``fuse_shim.c``, ``opens.c``, ``names.c`` and ``makes.c``; their docstrings are there."""
+    """The functions of ``fuse_shim.c``, ``opens.c``, ``names.c``, ``makes.c``, ``bare.c`` and ``entries.c``; their
+    docstrings are there."""
 
     def install(
         self,
@@ -80,6 +84,16 @@ class Shim(Protocol):
     def take_closed(self, limit: int, before_ns: int, /) -> list[tuple[Any, ...]]: ...
 
     def made(self) -> int: ...
+
+    def offer_bare(self, nodes: Sequence[int], /) -> None: ...
+
+    def withdraw_bare(self, node: int, /) -> None: ...
+
+    def withdraw_all_bare(self) -> None: ...
+
+    def found_bare(self) -> int: ...
+
+    def pack_entries(self, entries: "list[Shown]", entry_s: float, attr_s: float, /) -> bytes: ...
 
 
 def _load() -> Shim | None:

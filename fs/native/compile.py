@@ -12,13 +12,16 @@ from pathlib import Path
 
 MODULE = "_fuse_shim"
 _PARTS = (
+    "bare.c",
     "concerned.c",
+    "entries.c",
     "fuse_shim.c",
     "granted.c",
     "made_files.c",
     "makes.c",
     "name_table.c",
     "names.c",
+    "node_table.c",
     "open_table.c",
     "opens.c",
     "serve.c",

@@ -2,9 +2,10 @@
  * In front of libfuse: what pyfuse3 has no handlers for, and what it does not show of a request.
  *
  * This extension is loaded with RTLD_GLOBAL before pyfuse3, so pyfuse3's calls of fuse_session_process_buf() come here
- * first. Looking up, opening, reading, flushing and closing a file that Python has offered (names.h, opens.h) is answered
- * here, and so is making one where Python has granted it (makes.h). A request whose operation code was asked for (install)
- * goes to a Python function as raw bytes and is answered with reply(); every other goes on to libfuse untouched. The reply to INIT passes by here too, and gets the flags that
+ * first. Looking up, opening, reading, flushing and closing a file that Python has offered (names.h, opens.h), making one where
+ * Python has granted it (makes.h), and asking for attributes that an inode does not have (bare.h), is answered here. A request
+ * whose operation code was asked for (install) goes to a Python function as raw bytes and is answered with reply(); every other
+ * goes on to libfuse untouched. The reply to INIT passes by here too, and gets the flags that
  * libfuse 3.14 has no names for; from then on requests are received here (serve.h), not by libfuse.
  *
  * One session per process and one thread that answers it, as pyfuse3 has it; that guards all that is static here and in
@@ -31,6 +32,8 @@
 #include <fuse3/fuse_lowlevel.h>
 #include <linux/fuse.h>
 
+#include "bare.h"
+#include "entries.h"
 #include "fuse_shim.h"
 #include "makes.h"
 #include "names.h"
@@ -189,10 +192,13 @@ bool answer_here(const void *message, size_t size)
         return close_here(&header, body, size) || made_here(&header, body, size);
     case FUSE_WRITE:
     case FUSE_GETATTR:
-    case FUSE_GETXATTR:
         return made_here(&header, body, size);
     case FUSE_READ:
         return read_here(&header, body, size);
+    case FUSE_GETXATTR:
+        return made_here(&header, body, size) || attributes_here(&header, body, size);
+    case FUSE_LISTXATTR:
+        return attributes_here(&header, body, size);
     case FUSE_IOCTL: /* isatty(3) of every open() of Python up to 3.12 */
         send_reply(header.unique, ENOTTY, NULL, 0);
         return true;
@@ -316,6 +322,7 @@ static PyObject *detach(PyObject *self, PyObject *args)
     serve_end();
     makes_end();
     opens_end();
+    bare_end();
     Py_CLEAR(shim.take);
     Py_RETURN_NONE;
 }
@@ -414,6 +421,8 @@ static PyMethodDef methods[] = {
     MAKES_METHODS,
     OPENS_METHODS,
     NAMES_METHODS,
+    BARE_METHODS,
+    ENTRIES_METHODS,
     {NULL, NULL, 0, NULL},
 };
 

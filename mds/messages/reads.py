@@ -96,7 +96,7 @@ class ReadDir(Message, frozen=True):
     session: SessionId = SessionId(0)  # wants leases on the names and on what they lead to
 
 
-class DirEntry(Message, frozen=True):
+class DirEntry(Message, frozen=True, gc=False):
     """``damaged``: the inode's record cannot be read; of ``inode`` only the number and the type mean anything."""
 
     cookie: int  # > 2 and < 2^63: 0, 1 and 2 are left to the start, "." and ".."

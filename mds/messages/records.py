@@ -25,8 +25,10 @@ class Storage(enum.IntEnum):
 NOT_CUT_OFF: Final = -1
 
 
-class Inode(Message, frozen=True):
+class Inode(Message, frozen=True, gc=False):
     """One inode: the record in the store and the attributes on the wire, in one encoding.
+
+    The collector of cycles does not look at it (nothing in it is part of one): a mount keeps a quarter of a million.
 
     Invariants: ``nlink`` = number of dentries (a directory: 2 + its subdirectories; 0 once removed). ``size_bytes`` of
     a regular file is at least the end of its last extent or inline byte; of a directory its number of entries; of a
@@ -73,6 +75,11 @@ class Inode(Message, frozen=True):
     @property
     def is_symlink(self) -> bool:
         return stat.S_ISLNK(self.mode)
+
+    @property
+    def is_bare(self) -> bool:
+        """It has no extended attribute and no access control list."""
+        return not (self.xattr_bytes or self.acl or self.default_acl)
 
     @property
     def access_lists(self) -> dict[bytes, bytes]:

@@ -1,5 +1,5 @@
-"""What the compiled part does by itself (fs/native/opens.h, names.h, makes.h), in Python: for tests and simulations
-without a kernel. shim_driver.py tests the real one."""
+"""What the compiled part does by itself (fs/native/opens.h, names.h, bare.h, makes.h), in Python: for tests and
+simulations without a kernel. shim_driver.py tests the real one."""
 
 import os
 import sys
@@ -59,6 +59,7 @@ class CompiledPart:
     data: dict[int, bytes] = field(default_factory=dict)  # of those whose bytes are there
     through: list[int] = field(default_factory=list)
     names: dict[tuple[int, bytes], bytes] = field(default_factory=dict)  # attributes of what they lead to
+    bare: set[int] = field(default_factory=set)
     number: int = OPENED_NATIVELY
     granted: dict[int, "Grant"] = field(default_factory=dict)
     made: dict[int, "MadeFile"] = field(default_factory=dict)
@@ -92,6 +93,15 @@ class CompiledPart:
 
     def withdraw_names(self) -> None:
         self.names.clear()
+
+    def offer_bare(self, nodes: Sequence[int], /) -> None:
+        self.bare.update(nodes)
+
+    def withdraw_bare(self, node: int, /) -> None:
+        self.bare.discard(node)
+
+    def withdraw_all_bare(self) -> None:
+        self.bare.clear()
 
     def lookup(self, parent: int, name: bytes) -> bytes | None:
         """struct fuse_attr of the inode that it leads to; None: Python has to be asked."""

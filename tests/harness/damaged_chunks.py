@@ -14,14 +14,14 @@ PAGE = 4096
 
 
 class Disk:
-    """One target directory."""
+    """One target directory, of whose segments the largest is damaged."""
 
     def __init__(self, path: Path):
         self.path = path
-        (self.segment,) = sorted((path / "segments").iterdir())
+        self.segment = max((path / "segments").iterdir(), key=lambda segment: segment.stat().st_size)
 
     def records(self):
-        """Live records, in the order in which they lie."""
+        """Live records of that segment, in the order in which they lie."""
         data = self.segment.read_bytes()
         cluster_id = bytes.fromhex(self._cluster())
         found = []

@@ -24,6 +24,7 @@ HEADER = struct.Struct("=IIQQIIIHH")
 REPLY = struct.Struct("=IiQ")
 INIT, GETATTR, IOCTL, LSEEK, STATX, DESTROY = 26, 3, 39, 46, 52, 38
 LOOKUP, OPEN, READ, RELEASE, FLUSH = 1, 14, 15, 18, 25
+GETXATTR, LISTXATTR = 22, 23
 KILLPRIV_V2 = 1 << 28
 KEEP_CACHE = 2
 NATIVE = 1 << 63
@@ -359,6 +360,74 @@ def check_names(shim, session: Session) -> None:
     shim.keep_names(0.0, 0.0)
 
 
+def check_bare(shim, session: Session) -> None:
+    """Of what is offered as having no attributes nobody is told any, and of nothing else."""
+    taken = []
+    shim.install(lambda *request: taken.append(request) or True, bytes([GETXATTR, LISTXATTR]), 0, 0)
+
+    def asked(opcode: int, body: bytes, node: int) -> tuple[int, bytes] | None:
+        session.ask(opcode, 3000, body, node)
+        if taken:
+            assert taken.pop()[0] == opcode
+            assert session.silent()
+            return None
+        unique, error, answer = session.answer()
+        assert unique == 3000
+        return error, answer
+
+    def get(name: bytes, node: int = 9) -> tuple[int, bytes] | None:
+        return asked(GETXATTR, struct.pack("=II", 255, 0) + name + b"\0", node)
+
+    assert get(b"user.a") is None
+    shim.offer_bare([9])
+    absent = (b"user.a", b"security.selinux", b"trusted.x", b"system.posix_acl_access", b"system.posix_acl_default")
+    assert [get(name) for name in absent] == [(errno.ENODATA, b"")] * 5
+    others = (b"", b"user", b"user.", b"trusted.shoal.pool", b"system.other", b"os2.a", b"system.posix_acl_access2")
+    assert [get(name) for name in others] == [None] * 7, "Python has other answers"
+    assert asked(GETXATTR, struct.pack("=II", 0, 0) + b"user.a", 9) is None, "no end"
+    assert asked(GETXATTR, b"short", 9) is None
+    assert asked(LISTXATTR, struct.pack("=II", 0, 0), 9) == (0, struct.pack("=II", 0, 0)), "how long it would be"
+    assert asked(LISTXATTR, struct.pack("=II", 100, 0), 9) == (0, b"")
+    assert asked(LISTXATTR, b"short", 9) is None
+    assert get(b"user.a", 8) is None
+    assert shim.found_bare() == 7
+    for end in (
+        lambda: shim.withdraw_bare(9),
+        lambda: shim.withdraw_all_bare(),
+        lambda: shim.believe_until(time.clock_gettime(time.CLOCK_BOOTTIME) - 0.001),
+    ):
+        shim.offer_bare((9,))
+        end()
+        assert get(b"user.a") is None
+    shim.believe_until(FOREVER_S)
+    for wrong in ([1, -1], ["1"], 1):
+        try:
+            shim.offer_bare(wrong)
+        except (OverflowError, TypeError):
+            continue
+        raise AssertionError(f"taken: {wrong!r}")
+    shim.withdraw_all_bare()
+    rng = random.Random(8)
+    nodes = [rng.randrange(1, 1 << rng.choice((8, 20, 63))) for _ in range(3000)]
+    model: set[int] = set()
+    for _ in range(20_000):
+        node, what = rng.choice(nodes), rng.random()
+        if what < 0.4:
+            shim.offer_bare([node])
+            model.add(node)
+        elif what < 0.7:
+            shim.withdraw_bare(node)
+            model.discard(node)
+        else:
+            assert (get(b"user.a", node) is not None) == (node in model)
+    shim.withdraw_all_bare()
+    shim.offer_bare([0])
+    assert get(b"user.a", 0) is None, "there is no such inode"
+    shim.offer_bare(list(range(1, (1 << 18) + 2)))
+    assert (get(b"user.a", 1 << 18), get(b"user.a", (1 << 18) + 1)) == ((errno.ENODATA, b""), None), "no room"
+    shim.withdraw_all_bare()
+
+
 def check_table(shim, session: Session) -> None:
     """The table against a dictionary."""
     rng = random.Random(4)
@@ -551,6 +620,7 @@ def main(path: str) -> None:
     check_opens(shim, session)
     check_reads(shim, session)
     check_names(shim, session)
+    check_bare(shim, session)
     check_table(shim, session)
     check_serving(shim, session)
     check_makes(shim, session)

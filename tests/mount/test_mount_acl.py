@@ -263,3 +263,16 @@ def test_another_mount_obeys_and_shows_them(mnt: Path, there: Path):
     assert getfacl(there / "f")[1] == "user:1000:r--"
     assert run_as(lambda: (there / "f").read_text(), uid=1000) == "x"
     assert refused(lambda: (there / "f").read_text(), uid=1001) == errno.EACCES
+
+
+def test_a_list_set_elsewhere_is_obeyed_after_a_listing_that_had_none(mnt: Path, there: Path):
+    (mnt / "f").write_text("secret")
+    (mnt / "f").chmod(0o640)
+    for _ in range(3):
+        subprocess.run(["ls", "-l", there], check=True, capture_output=True)
+        with pytest.raises(PermissionError):
+            run_as((there / "f").read_text)
+        setfacl("-m", "u:65534:r", mnt / "f")
+        assert run_as((there / "f").read_text) == "secret"
+        assert "user:65534:r--" in getfacl(there / "f")
+        setfacl("-b", mnt / "f")

@@ -73,6 +73,10 @@ def test_a_mount_without_the_compiled_part_works_and_says_what_is_missing(
             fcntl.lockf(file, fcntl.LOCK_EX)
             assert failing(fallocate, file.fileno(), FALLOC_FL_KEEP_SIZE, 0, 4096) == errno.EOPNOTSUPP
         assert (mnt / "g").read_bytes() == bytes(100_000)
+        for number in range(300):  # several parts of a listing
+            (mnt / f"{number:0100}").write_bytes(bytes(number))
+        listed = {entry.name: entry.stat(follow_symlinks=False).st_size for entry in os.scandir(there)}
+        assert listed == {"f": 4, "g": 100_000} | {f"{number:0100}": number for number in range(300)}
         assert "locks hold on this machine only" in (cluster.state / "log" / "plain.log").read_text()
         assert "this machine only" not in (cluster.state / "log" / "mount.log").read_text()
     finally:

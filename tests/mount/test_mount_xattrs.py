@@ -2,6 +2,7 @@
 
 import errno
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -101,3 +102,19 @@ def test_reading_and_setting_take_permission(mnt: Path):
     (mnt / "f").chmod(0o600)
     with pytest.raises(PermissionError):
         run_as(lambda: os.getxattr(mnt / "f", "user.a").hex())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user takes root")
+def test_one_set_elsewhere_is_seen_after_a_listing_that_had_none(mnt: Path, there: Path):
+    for name in ("f", "g"):
+        (mnt / name).touch()
+    for name, value in (("user.a", b"1"), ("security.selinux", b"label")):
+        subprocess.run(["ls", "-l", there], check=True, capture_output=True)
+        assert failing(os.getxattr, there / "f", name) == errno.ENODATA
+        os.setxattr(mnt / "f", name, value)
+        assert os.getxattr(there / "f", name) == value
+        assert sorted(os.listxattr(there / "f")) == sorted(os.listxattr(mnt / "f"))
+        assert failing(os.getxattr, there / "g", name) == errno.ENODATA
+        assert os.listxattr(there / "g") == []
+        os.removexattr(there / "f", name)
+        assert failing(os.getxattr, mnt / "f", name) == errno.ENODATA

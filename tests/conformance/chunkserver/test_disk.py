@@ -8,6 +8,7 @@ import pytest
 
 from shoalfs.chunkserver.disk import Disk, RealDisk
 from shoalfs.chunkserver.memory_disk import MemoryDisk
+from shoalfs.transport.aligned import aligned
 
 PAGE = 4096
 
@@ -143,6 +144,51 @@ def test_a_closed_descriptor_is_refused(place, file):
         place.disk.pwritev(file, [b"x"], 0)
 
 
+def direct(place: Place) -> int:
+    fd = place.disk.open_direct(f"{place.dir}/file")
+    if fd is None:
+        pytest.skip("this filesystem has no descriptors for direct writes")
+    return fd
+
+
+def in_memory(data: bytes, start: int = 0) -> memoryview:
+    """The bytes, ``start`` bytes behind the beginning of a page."""
+    view = aligned(start + len(data))[start:]
+    view[:] = data
+    return view
+
+
+@pytest.mark.parametrize("tail", [0, 1, PAGE - 1])
+def test_a_direct_write_is_read_back_by_other_descriptors(place, file, tail):
+    head, data, padding = b"h" * PAGE, random.Random(1).randbytes(20 * PAGE + tail), bytes(-tail % PAGE)
+    written = place.disk.pwritev_direct(direct(place), [head, in_memory(data), padding], 3 * PAGE)
+    assert written == PAGE + len(data) + len(padding)
+    assert read(place.disk, file, 3 * PAGE, 100 * PAGE) == head + data + padding
+    assert place.disk.size(file) == 3 * PAGE + written
+    place.disk.fdatasync(file)
+
+
+def test_a_direct_write_covers_what_the_system_had_in_memory(place, file):
+    place.disk.pwritev(file, [b"old" * 50_000], 0)
+    assert read(place.disk, file, 0, 3) == b"old"
+    assert place.disk.pwritev_direct(direct(place), [in_memory(b"new!" * PAGE)], 0) == 4 * PAGE
+    assert read(place.disk, file, 0, 4 * PAGE) == b"new!" * PAGE
+    assert read(place.disk, file, 4 * PAGE, 5) == (b"old" * 50_000)[4 * PAGE : 4 * PAGE + 5]
+
+
+def test_what_would_have_to_be_copied_is_not_written_directly(place, file):
+    data = b"x" * 40 * PAGE
+    for buffers in ([in_memory(data, 512)], [data], [in_memory(data).toreadonly()]):
+        assert place.disk.pwritev_direct(direct(place), buffers, 0) == 0
+    assert place.disk.size(file) == 0
+
+
+def test_a_little_is_copied_to_be_written_directly(place, file):
+    buffers = [b"a" * 100, b"b" * (PAGE - 100), in_memory(b"c" * PAGE), in_memory(b"d" * PAGE, 7)]
+    assert place.disk.pwritev_direct(direct(place), buffers, 0) == 3 * PAGE
+    assert read(place.disk, file, 0, 9 * PAGE) == b"".join(buffers)
+
+
 def test_space_and_boot_are_told(place):
     space = place.disk.space(place.dir)
     assert 0 < space.free_bytes <= space.capacity_bytes
@@ -218,6 +264,17 @@ def test_a_failed_sync_hides_its_loss_from_the_next():
     disk.fdatasync(fd)
     disk.power_cut(Nothing())
     assert b"x" not in read(disk, disk.open("/d/file"), 0, 9)
+
+
+def test_a_direct_write_is_lost_in_a_power_cut_as_others_are():
+    disk = MemoryDisk()
+    fd = memory_file(disk)
+    direct_fd = disk.open_direct("/d/file")
+    disk.pwritev_direct(direct_fd, [in_memory(b"a" * PAGE)], 0)
+    disk.fdatasync(fd)
+    disk.pwritev_direct(direct_fd, [in_memory(b"b" * PAGE)], PAGE)
+    disk.power_cut(Nothing())
+    assert read(disk, disk.open("/d/file"), 0, 9 * PAGE) == b"a" * PAGE
 
 
 def test_a_full_disk_takes_part_of_a_write():

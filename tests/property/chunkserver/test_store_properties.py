@@ -33,7 +33,9 @@ class StoreAgainstDict(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.dir = Path(tempfile.mkdtemp())
-        self.rig = Rig(self.dir / "index", disk=MemoryDisk(3_000_000), segment_bytes_max=300_000)
+        self.rig = Rig(
+            self.dir / "index", disk=MemoryDisk(3_000_000), segment_bytes_max=300_000, direct_bytes_min=BLOCK_BYTES + 1
+        )
         self.certain: dict[int, bytes] = {}
         self.possible: dict[int, bytes] = {}
         self.durable: set[int] = set()
@@ -67,11 +69,15 @@ class StoreAgainstDict(RuleBasedStateMachine):
     def put_into_a_disk_that_fills_up(self, chunk: int, length: int) -> None:
         if chunk in self.certain:
             return
-        self.rig.disk.fail("pwritev", errno.ENOSPC)
+        self.rig.disk.fail("pwritev", errno.ENOSPC)  # which direct writes go through, too
         with contextlib.suppress(TargetFull):
             self.rig.put(chunk, data_of(chunk, length))
             raise AssertionError("it had no room")
         self.rig.disk._faults.clear()
+
+    @rule(size_bytes=st.one_of(st.none(), st.integers(0, 20).map(lambda pages: pages * 4096)))
+    def direct_writes_end_early(self, size_bytes: int | None) -> None:
+        self.rig.disk.direct_bytes_max = size_bytes
 
     @rule(chunk=CHUNKS)
     def sync(self, chunk: int) -> None:

@@ -42,6 +42,15 @@ class Leases(RuleBasedStateMachine):
             assert not any(ino in change.touched.inodes for change in self.changes), "it is being changed"
             self.inodes.add((session, ino))
 
+    @rule(session=sessions, some=st.lists(inodes, max_size=3))
+    def ask_inodes(self, session, some):
+        refused = self.table.lease_inodes(session, some)
+        for ino in some:
+            assert self.table.lease_inode(session, ino) == (ino not in refused), "as one by one"
+            if ino not in refused:
+                assert not any(ino in change.touched.inodes for change in self.changes), "it is being changed"
+                self.inodes.add((session, ino))
+
     @rule(session=sessions, name=names)
     def ask_name(self, session, name):
         if self.table.lease_names(session, *name, self.now_ms):

@@ -10,8 +10,10 @@ import trio
 from chunkserver_support import CLUSTER, content, hash_of
 from shoalfs.chunkserver import server
 from shoalfs.chunkserver.client import ChunkClient, hash_chunk
+from shoalfs.chunkserver.disk import RealDisk
 from shoalfs.chunkserver.keeper import TargetOptions
 from shoalfs.chunkserver.messages import ChunksRead, FoundChunk, Wanted
+from shoalfs.chunkserver.record import record_bytes
 from shoalfs.chunkserver.server import ServerOptions
 from shoalfs.mds import messages as m
 from shoalfs.transport.carrier import Carriers
@@ -30,7 +32,13 @@ from shoalfs.transport.errors import (
     wire_code,
 )
 from shoalfs.transport.ids import ChunkId, InodeId, TargetId
-from shoalfs.transport.limits import BLOCK_BYTES, GET_MANY_BYTES_MAX, GET_MANY_CHUNK_BYTES_MAX, GET_MANY_CHUNKS_MAX
+from shoalfs.transport.limits import (
+    BLOCK_BYTES,
+    DIRECT_BYTES_MIN,
+    GET_MANY_BYTES_MAX,
+    GET_MANY_CHUNK_BYTES_MAX,
+    GET_MANY_CHUNKS_MAX,
+)
 from shoalfs.transport.memory import MemoryFabric
 from shoalfs.transport.network import open_network
 from shoalfs.transport.rpc import Reply, serve
@@ -194,6 +202,27 @@ async def test_put_sync_get_from_both_targets(tmp_path):
             assert await cluster.get(target, 5, data) == data
             for offset, length in [(0, 1), (BLOCK_BYTES - 1, 2), (len(data) - 1, 1), (100_000, 1_000_000)]:
                 assert await cluster.get(target, 5, data, offset, length) == data[offset : offset + length]
+
+
+async def test_a_chunk_is_written_from_where_it_was_received(tmp_path, monkeypatch):
+    """Past the page cache, and without a copy, whatever the length of what came before it in its frame."""
+    (tmp_path / "file").touch()
+    if RealDisk().open_direct(str(tmp_path / "file")) is None:
+        pytest.skip("this filesystem has no descriptors for direct writes")
+    written, pwritev_direct = [], RealDisk.pwritev_direct
+
+    def note(disk, fd, buffers, offset):
+        written.append((pwritev_direct(disk, fd, buffers, offset), offset))
+        return written[-1][0]
+
+    monkeypatch.setattr(RealDisk, "pwritev_direct", note)
+    async with running(tmp_path) as cluster:
+        for number in range(4):
+            data = content(number, DIRECT_BYTES_MIN + number)
+            await cluster.put(1, 1 << (16 * number), data)
+            assert await cluster.get(1, 1 << (16 * number), data) == data
+    sizes = [record_bytes(DIRECT_BYTES_MIN + number) for number in range(4)]
+    assert written == [(size, sum(sizes[:number])) for number, size in enumerate(sizes)]
 
 
 async def test_a_payload_may_be_many_buffers(tmp_path):

@@ -1,9 +1,13 @@
 """The store of one target: put, get, delete, full, failing."""
 
 import errno
+import random
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
+import lmdb
 import msgspec
 import pytest
 
@@ -285,14 +289,118 @@ def test_no_space_during_a_write_withdraws_the_record(rig):
 
 def test_no_space_in_the_middle_leaves_a_gap_that_recovery_steps_over(rig):
     """The record behind the one that failed was allocated first and must be found again."""
-    place, fd = rig.store._segments.allocate(8192)
+    place = rig.store._segments.allocate(8192)
     rig.put(2, content(2, 10_000), durable=True)
-    rig.disk.pwritev(fd, [b"half a record"], place.position_bytes + 4096)
+    with rig.store._segments.use(place.segment) as fd:
+        rig.disk.pwritev(fd, [b"half a record"], place.position_bytes + 4096)
     rig.store._segments.withdraw(place)
     rig.store.sync_round()
     rig.power_cut(1)
     assert rig.get(2) == content(2, 10_000)
     assert rig.store.quarantined() == []
+
+
+# --- large records ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def direct_rig(make_rig):
+    """Chunks from 100,000 bytes on are large."""
+    return make_rig(direct_bytes_min=100_000)
+
+
+def test_large_records_are_written_past_the_page_cache_to_a_segment_of_their_own(direct_rig):
+    rig = direct_rig
+    for chunk, length in enumerate([10_000, 100_000, 99_999, 204_800], 1):
+        rig.put(chunk, content(chunk, length))
+    segments = {chunk: row.segment for chunk, row in rig.rows()}
+    assert segments == {1: 1, 2: 2, 3: 1, 4: 2}
+    assert rig.disk.calls["pwritev_direct"] == 2
+    assert rig.disk.calls["pwritev_direct refused"] == 0
+    rig.crash()
+    rig.put(5, content(5, 150_000))
+    for chunk, length in enumerate([10_000, 100_000, 99_999, 204_800, 150_000], 1):
+        assert rig.get(chunk) == content(chunk, length)
+
+
+def test_a_large_record_survives_a_power_cut_once_it_is_synced(direct_rig):
+    direct_rig.put(1, content(1, 150_000), durable=True)
+    direct_rig.put(2, content(2, 150_000))
+    direct_rig.power_cut(3)
+    assert direct_rig.get(1) == content(1, 150_000)
+    assert direct_rig.store.quarantined() == []
+
+
+@pytest.mark.parametrize("pages", [0, 1, 2, 30])
+def test_what_a_direct_write_leaves_is_written_through_the_page_cache(direct_rig, pages):
+    direct_rig.disk.direct_bytes_max = pages * 4096
+    direct_rig.put(1, content(1, 150_000), durable=True)
+    direct_rig.put(2, content(2, 150_000), durable=True)
+    direct_rig.power_cut(1)
+    assert [direct_rig.get(chunk) for chunk in (1, 2)] == [content(chunk, 150_000) for chunk in (1, 2)]
+
+
+def test_a_filesystem_without_direct_writes_takes_large_records_like_others(direct_rig):
+    direct_rig.disk.takes_direct = False
+    for chunk in range(1, 5):
+        direct_rig.put(chunk, content(chunk, 150_000))
+    assert {row.segment for chunk, row in direct_rig.rows() if chunk > 1} == {2}
+    direct_rig.restart()
+    assert direct_rig.get(4) == content(4, 150_000)
+
+
+def test_bytes_that_lie_otherwise_in_memory_are_stored_all_the_same(direct_rig):
+    data = content(1, 150_000)
+    direct_rig.store.put(chunk=ChunkId(1), ino=InodeId(7), offset_bytes=0, data=[data], expected_hash=hash_of(data))
+    assert direct_rig.disk.calls["pwritev_direct refused"] == 1
+    assert direct_rig.get(1) == data
+
+
+def test_no_space_for_a_large_record_withdraws_it_and_lets_the_next_have_its_turn(direct_rig):
+    rig = direct_rig
+    rig.disk.fail("pwritev_direct", errno.ENOSPC)
+    with pytest.raises(TargetFull):
+        rig.put(1, content(1, 150_000))
+    rig.put(2, content(2, 150_000))
+    assert rig.store.failed == ""
+    rig.power_cut(1)
+    assert rig.store.quarantined() == []
+
+
+def test_room_behind_the_end_of_the_file_is_all_that_direct_writes_get(direct_rig):
+    """Else the system might have some of its pages in memory, and somebody change them meanwhile."""
+    rig = direct_rig
+    ends, pwritev_direct = [], rig.disk.pwritev_direct
+    index_add, chance = rig.store._index.add, random.Random(1)
+
+    def note(fd, buffers, offset):
+        time.sleep(chance.random() / 1000)  # those that begin together are overtaken
+        ends.append((offset, rig.disk.size(fd)))
+        return pwritev_direct(fd, buffers, offset)
+
+    def full(*row):
+        raise lmdb.MapFullError
+
+    rig.disk.pwritev_direct = note
+    rig.put(1, content(1, 150_000))
+    rig.store._index.add = full  # the record is written, and withdrawn
+    with pytest.raises(TargetFull):
+        rig.put(2, content(2, 150_000))
+    rig.store._index.add = index_add
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda chunk: rig.put(chunk, content(chunk, 150_000)), range(3, 40)))
+    rig.restart()
+    rig.put(50, content(50, 150_000))
+    assert len(ends) == 40
+    assert all(offset >= size for offset, size in ends)
+
+
+def test_a_failed_direct_write_takes_the_target_out(direct_rig):
+    direct_rig.put(1, b"abc")
+    direct_rig.disk.fail("pwritev_direct", errno.EIO)
+    with pytest.raises(TargetDown):
+        direct_rig.put(2, content(2, 150_000))
+    assert_out_of_service(direct_rig)
 
 
 # --- failing ---------------------------------------------------------------------------------------------

@@ -1,19 +1,22 @@
 """A target as the server uses it: threads, group sync, receipts."""
 
 import errno
+import threading
 from functools import partial
 
 import pytest
 import trio
+import trio.testing
 
 from chunkserver_support import CLUSTER, TARGET, UUID, Rig, content, hash_of
 from shoalfs.chunkserver.memory_disk import MemoryDisk
 from shoalfs.chunkserver.store import ChunkStore
 from shoalfs.chunkserver.target import Target, open_target
 from shoalfs.mds.messages import Receipt
+from shoalfs.transport.aligned import aligned
 from shoalfs.transport.errors import ChunkMissing, TargetDown
 from shoalfs.transport.ids import ChunkId, InodeId, TargetId
-from shoalfs.transport.limits import SYNC_PERIOD_MS
+from shoalfs.transport.limits import DIRECT_BYTES_MIN, DIRECT_PUT_THREADS, SYNC_PERIOD_MS
 
 
 @pytest.fixture
@@ -128,6 +131,39 @@ async def test_after_the_block_everything_is_on_disk(open_it, disk, tmp_path):
     rig.power_cut(1)
     assert rig.get(1) == b"abc"
     rig.store.close()
+
+
+async def test_large_puts_leave_threads_to_others_and_are_waited_for_when_the_target_stops(open_it, disk):
+    going_on = threading.Event()
+    written, pwritev_direct = [], disk.pwritev_direct
+
+    def slow(fd, buffers, offset):
+        going_on.wait()
+        written.append(pwritev_direct(fd, buffers, offset))
+        return written[-1]
+
+    async with open_it() as target:
+        await put(target, 1, b"abc")
+        disk.pwritev_direct = slow
+        receipts = []
+
+        async def put_large(chunk: int) -> None:
+            data = aligned(DIRECT_BYTES_MIN)
+            receipts.append(await put(target, chunk, data))
+
+        async with trio.open_nursery() as nursery:
+            try:
+                for chunk in range(2, 30):
+                    nursery.start_soon(put_large, chunk)
+                await trio.testing.wait_all_tasks_blocked()
+                with trio.fail_after(10):
+                    assert bytes((await target.get(ChunkId(1), 0, 3)).data) == b"abc"
+                nursery.cancel_scope.cancel()  # who waits for a thread goes, who is in one stays
+            finally:
+                threading.Timer(0.1, going_on.set).start()
+        await target.stop()
+        assert 1 <= len(written) <= DIRECT_PUT_THREADS
+        assert len(receipts) == len(written)
 
 
 async def test_deleting_and_listing(open_it):

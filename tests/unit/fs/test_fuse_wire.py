@@ -16,6 +16,7 @@ def test_requests_are_read_from_their_offsets():
     assert wire.fallocate(struct.pack("=QQQII", 1, 2, 3, 4, 0)) == (1, 2, 3, 4)
     assert wire.lseek(struct.pack("=QQII", 1, 2, 3, 0)) == (1, 2, 3)
     assert wire.copy_file_range(struct.pack("=7Q", 1, 2, 3, 4, 5, 6, 7)) == (1, 2, 3, 4, 5, 6)
+    assert wire.readdirplus(struct.pack("=QQIIQII", 1, 2, 3, 0, 0, 0, 0)) == (1, 2, 3)
     assert wire.tmpfile(struct.pack("=IIII", 8, 0o100666, 0o027, 0) + b"name\0") == (8, 0o666, 0o027)
     assert wire.lock(struct.pack("=4Q4I", 1, 2, 3, 4, 5, 6, 1, 0)) == (1, 2, 3, 4, 5, 6, True)
     assert wire.interrupted(struct.pack("=Q", 9)) == 9
@@ -33,7 +34,8 @@ def test_an_attribute_to_be_set_is_read_with_its_flags():
 
 
 @pytest.mark.parametrize(
-    "read", [wire.fallocate, wire.lseek, wire.copy_file_range, wire.tmpfile, wire.lock, wire.interrupted]
+    "read",
+    [wire.fallocate, wire.lseek, wire.copy_file_range, wire.readdirplus, wire.tmpfile, wire.lock, wire.interrupted],
 )
 def test_a_short_request_is_refused(read):
     with pytest.raises(BadMessage):

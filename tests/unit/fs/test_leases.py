@@ -1,5 +1,7 @@
 """What a mount keeps under leases, and the one rule: a late answer brings nothing back."""
 
+from random import Random
+
 import pytest
 
 from shoalfs.fs import leases
@@ -203,3 +205,59 @@ def test_too_many_doubtful_names_end_the_completeness_of_a_directory():
     cache.drop([(DIR, b"one more")])
     assert not cache.is_complete(DIR)
     assert cache.name(DIR, b"b") is UNKNOWN
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_many_are_learned_as_one_by_one(seed):
+    chance = Random(seed)
+    gone = [[], []]
+    caches = [LeaseCache(told.append, lambda: None, lambda *name, told=told: told.append(name)) for told in gone]
+    for _ in range(60):
+        asking = [cache.ask() for cache in caches]
+        directory = InodeId(chance.randrange(3))
+        inodes = [inode(InodeId(chance.randrange(100, 140)), chance.randrange(1, 4)) for _ in range(6)]
+        names = [(b"%d" % chance.randrange(12), each.ino) for each in inodes]
+        dropped = [(directory, name) for name, _ in chance.sample(names, chance.choice((0, 0, 1)))]
+        lost = [each.ino for each in chance.sample(inodes, chance.choice((0, 0, 1)))]
+        whole = [directory] if chance.random() < 0.1 else []
+        everything = chance.random() < 0.05
+        for cache in caches:
+            cache.drop(dropped, lost, whole)
+            if everything:
+                cache.drop_all()
+        for name, ino in names:
+            caches[0].learn_name(asking[0], directory, name, ino)
+        for each in inodes:
+            caches[0].learn_inode(asking[0], each)
+        caches[1].learn_names(asking[1], directory, names)
+        caches[1].learn_inodes(asking[1], inodes)
+        for cache, one in zip(caches, asking, strict=True):
+            cache.answered(one)
+        assert gone[0] == gone[1]
+        assert caches[0]._inodes == caches[1]._inodes
+        assert caches[0]._names == caches[1]._names
+        assert caches[0]._names_count == caches[1]._names_count
+        assert caches[0]._complete == caches[1]._complete
+        if chance.random() < 0.3:
+            for cache in caches:
+                cache.learn_all(cache.ask(), directory)
+
+
+def test_many_at_once_are_bounded(monkeypatch):
+    monkeypatch.setattr(leases, "INODES_MAX", 20)
+    monkeypatch.setattr(leases, "NAMES_MAX", 30)
+    gone = []
+    cache = LeaseCache(gone.append)
+    asking = cache.ask()
+    for first in (100, 115, 130):
+        inodes = [inode(InodeId(first + number)) for number in range(15)]
+        cache.learn_inodes(asking, inodes)
+        cache.learn_names(asking, InodeId(first), [(b"%d" % each.ino, each.ino) for each in inodes])
+    assert cache.inodes() == list(range(125, 145)), "the newest"
+    assert gone == list(range(100, 125))
+    assert not cache.names(InodeId(100)), "the oldest directory"
+    assert len(cache.names(InodeId(115))) == len(cache.names(InodeId(130))) == 15
+    cache.learn_names(asking, InodeId(145), [(b"%d" % number, InodeId(number)) for number in range(31)])
+    assert not cache.names(InodeId(145)), "too large by itself"
+    cache.learn_all(asking, InodeId(145))
+    assert not cache.is_complete(InodeId(145))

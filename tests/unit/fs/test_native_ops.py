@@ -9,6 +9,7 @@ import trio.testing
 
 from shoalfs.fs import fuse_wire as wire
 from shoalfs.fs.credentials import CredentialsCache
+from shoalfs.fs.directory_pages import Timeouts
 from shoalfs.fs.fuse_wire import Opcode
 from shoalfs.fs.native_ops import NativeOps
 from shoalfs.mds.messages import Lock, LockKind
@@ -36,6 +37,9 @@ class Shim:
         return 0
 
     def made(self):
+        return 0
+
+    def found_bare(self):
         return 0
 
     def detach(self):
@@ -97,7 +101,7 @@ def locks():
 @pytest.fixture
 def ops(shim, ranges, locks):
     credentials = CredentialsCache(lambda pid: set(), lambda: 0.0)
-    return NativeOps(shim, None, locks, ranges, credentials, attr_timeout_s=1.0)
+    return NativeOps(shim, None, locks, ranges, credentials, None, Timeouts(1.0, 1.0))
 
 
 async def settled():

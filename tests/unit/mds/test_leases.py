@@ -217,3 +217,17 @@ def test_what_will_be_refused_for_its_shape_touches_nothing_and_harms_nothing(tr
         m.Rename(ALICE, ROOT_INODE, b"", ROOT_INODE, b""),
     ):
         touched(metadata, request)
+
+
+def test_of_many_inodes_those_are_refused_that_are_changed_written_or_too_many():
+    table = LeaseTable(per_session_max=16)
+    inos = [InodeId(number) for number in range(100, 130)]
+    change = table.begin(B, Touched(inodes={inos[1]}), 0)
+    assert table.lease_write(B, inos[2])
+    assert table.lease_inodes(A, inos[:4]) == inos[1:3]
+    assert table.lease_inodes(A, inos[:4]) == inos[1:3], "what it has it keeps"
+    assert table.lease_inodes(A, inos[4:]) == inos[18:]
+    assert table.lease_inodes(A, inos[4:]) == inos[18:], "there is no more room"
+    assert table.lease_inodes(C, inos[:1]) == []
+    assert set(table.begin(C, Touched(inodes={inos[0]}), 0).recalls) == {A}
+    table.end(change)

@@ -2,6 +2,7 @@
 
 import pytest
 
+from shoalfs.transport.aligned import is_aligned
 from shoalfs.transport.errors import ProtocolViolation
 from shoalfs.transport.frame import (
     HEADER_BYTES,
@@ -12,7 +13,7 @@ from shoalfs.transport.frame import (
     decode_header,
     encode_head,
 )
-from shoalfs.transport.limits import CONTROL_BYTES_MAX, MIB, RECEIVE_SCRATCH_BYTES
+from shoalfs.transport.limits import ALIGNED_PAYLOAD_BYTES_MIN, CONTROL_BYTES_MAX, MIB, RECEIVE_SCRATCH_BYTES
 
 GOLDEN = (
     "8953484c" "01" "02" "0000" "6400" "0000" "0700000000000000" "03000000" "00004000" "10270000"
@@ -66,6 +67,23 @@ def test_a_large_payload_is_received_into_its_own_memory():
     assert frame.payload.obj is view.obj  # not copied
     assert bytes(frame.payload) == b"p" * 100 + b"q" * (size - 100)
     assert not decoder.inside_frame
+
+
+@pytest.mark.parametrize("control_bytes", [0, 1, 27, 4095, 4096])
+def test_a_payload_of_a_chunk_begins_where_a_page_does(control_bytes):
+    decoder = Decoder(lambda header: True)
+    payloads = []
+    for number in range(3):
+        size = ALIGNED_PAYLOAD_BYTES_MIN + number
+        received(decoder, encode_head(Kind.REQUEST, b"c" * control_bytes, request_id=number, payload_bytes=size))
+        assert decoder.next_frame() is None
+        view = decoder.writable()
+        view[:] = bytes([number]) * len(view)
+        decoder.received(len(view))
+        payloads.append(decoder.next_frame().payload)
+    assert all(map(is_aligned, payloads))
+    # Each is its own, and none is used again while somebody has it.
+    assert all(payload == bytes([number]) * len(payload) for number, payload in enumerate(payloads))
 
 
 def test_small_payloads_outlive_the_scratch_buffer():
