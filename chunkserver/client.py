@@ -37,13 +37,22 @@ from shoalfs.chunkserver.messages import (
 )
 from shoalfs.mds.messages import CopyOrder, CopySource, Receipt, Target
 from shoalfs.transport.checksum import block_hashes, chunk_hash, damaged_block, hashes_fit
-from shoalfs.transport.errors import ChunkCorrupt, ProtocolViolation, ShoalError, from_wire
+from shoalfs.transport.errors import (
+    ChunkCorrupt,
+    PeerUnreachable,
+    ProtocolViolation,
+    ShoalError,
+    UserError,
+    from_wire,
+)
 from shoalfs.transport.fragments import Fragment
 from shoalfs.transport.frame import Payload
 from shoalfs.transport.ids import ChunkId, InodeId
 from shoalfs.transport.limits import BLOCK_BYTES, HASH_INLINE_BYTES_MAX, REQUEST_TIMEOUT_MS_DEFAULT
 from shoalfs.transport.link import buffers_of
+from shoalfs.transport.method import A, Method, Q
 from shoalfs.transport.network import Network
+from shoalfs.transport.rpc import Reply
 
 
 async def hash_chunk(payload: Payload) -> bytes:
@@ -68,6 +77,20 @@ class ChunkClient:
     def __init__(self, network: Network) -> None:
         self._network = network
 
+    async def _call(
+        self,
+        address: str,
+        method: Method[Q, A],
+        request: Q,
+        payload: Payload = b"",
+        *,
+        timeout_ms: int = REQUEST_TIMEOUT_MS_DEFAULT,
+    ) -> Reply[A]:
+        try:
+            return await self._network.call(address, method, request, payload, timeout_ms=timeout_ms)
+        except UserError as error:  # a server has registered an address that this process cannot dial: others may
+            raise PeerUnreachable(str(error)) from error
+
     async def put(
         self,
         target: Target,
@@ -87,7 +110,7 @@ class ChunkClient:
         ChunkConflict, TargetFull. Cancelled: it may be stored or not.
         """
         request = PutChunk(target.id, chunk, ino, offset_bytes, chunk_hash, durable, fragment)
-        reply = await self._network.call(target.address, PUT, request, payload, timeout_ms=timeout_ms)
+        reply = await self._call(target.address, PUT, request, payload, timeout_ms=timeout_ms)
         receipt = reply.body.receipt
         _check_receipts(target, (chunk,), (receipt,), durable=durable)
         if receipt.chunk_hash != chunk_hash:
@@ -98,7 +121,7 @@ class ChunkClient:
         """Store ``payload`` on all that ``request`` names, of whom ``target`` is the first: it passes it on. What
         became of it on each, in their order. The payload is not to change meanwhile; repeating it is harmless.
         Cancelled: any of them may have it."""
-        reply = await self._network.call(target.address, PUT_CHAIN, request, payload)
+        reply = await self._call(target.address, PUT_CHAIN, request, payload)
         return checked(request, reply.body.links)
 
     async def get(
@@ -118,7 +141,7 @@ class ChunkClient:
         the blocks around the range in memory.
         """
         request = GetChunk(target.id, chunk, offset_bytes, length_bytes)
-        body, payload = await self._network.call(target.address, GET, request, timeout_ms=timeout_ms)
+        body, payload = await self._call(target.address, GET, request, timeout_ms=timeout_ms)
         start = offset_bytes // BLOCK_BYTES * BLOCK_BYTES
         end = offset_bytes + length_bytes
         stop = min(-(-end // BLOCK_BYTES) * BLOCK_BYTES, chunk_bytes)
@@ -136,7 +159,7 @@ class ChunkClient:
         """All of several small chunks, in their order: each in memory of its own, or why not (ChunkMissing,
         ChunkCorrupt). Their number and sizes are within the bounds of GET_MANY."""
         request = GetChunks(target.id, tuple(one.chunk for one in wanted))
-        body, payload = await self._network.call(target.address, GET_MANY, request)
+        body, payload = await self._call(target.address, GET_MANY, request)
         if len(body.chunks) != len(wanted):
             raise ProtocolViolation(f"{target.address} answered for {len(body.chunks)} chunks of {len(wanted)}")
         cut = partial(_cut, target, wanted, body.chunks, payload)
@@ -146,7 +169,7 @@ class ChunkClient:
         """The whole chunk that ``order`` names, from one of those who may have it. Raises ChunkMissing, and
         ChunkCorrupt if what came is not it."""
         request = GetChunk(source.target, order.chunk, 0, order.chunk_bytes)
-        body, payload = await self._network.call(source.address, GET, request, timeout_ms=timeout_ms)
+        body, payload = await self._call(source.address, GET, request, timeout_ms=timeout_ms)
         if body.offset_bytes or len(payload) != order.chunk_bytes:
             raise ChunkCorrupt(f"target {source.target} answered with another range of chunk {order.chunk:#x}")
         if await hash_chunk(payload) != order.chunk_hash:
@@ -158,14 +181,14 @@ class ChunkClient:
     ) -> tuple[Receipt, ...]:
         """Durable receipts for chunks that were stored before, in their order. Raises ChunkMissing."""
         request = SyncChunks(target.id, tuple(chunks))
-        reply = await self._network.call(target.address, SYNC, request, timeout_ms=timeout_ms)
+        reply = await self._call(target.address, SYNC, request, timeout_ms=timeout_ms)
         _check_receipts(target, request.chunks, reply.body.receipts, durable=True)
         return reply.body.receipts
 
     async def list(self, target: Target, *, after: ChunkId, count: int) -> ChunksListed:
         """Up to ``count`` (1..CHUNK_LIST_MAX) chunks of the target with a higher id, in rising order."""
         request = ListChunks(target.id, after, count)
-        return (await self._network.call(target.address, LIST, request)).body
+        return (await self._call(target.address, LIST, request)).body
 
     async def verify(
         self,
@@ -177,14 +200,14 @@ class ChunkClient:
     ) -> tuple[VerifiedChunk, ...]:
         """What the target has of each chunk, in their order. ``deep``: it reads every byte first."""
         request = VerifyChunks(target.id, tuple(chunks), deep)
-        reply = await self._network.call(target.address, VERIFY, request, timeout_ms=timeout_ms)
+        reply = await self._call(target.address, VERIFY, request, timeout_ms=timeout_ms)
         if len(reply.body.chunks) != len(chunks):
             raise ProtocolViolation(f"{target.address} verified {len(reply.body.chunks)} of {len(chunks)}")
         return reply.body.chunks
 
     async def status(self, address: str) -> ServerStatus:
         """Of the chunkserver at this address."""
-        return (await self._network.call(address, SERVER_STATUS, GetServerStatus())).body
+        return (await self._call(address, SERVER_STATUS, GetServerStatus())).body
 
 
 def _check_receipts(target: Target, chunks: Sequence[ChunkId], receipts: Sequence[Receipt], *, durable: bool) -> None:

@@ -24,6 +24,7 @@ from shoalfs.transport.errors import (
     ChunkCorrupt,
     ChunkMissing,
     NotLeader,
+    PeerUnreachable,
     ProtocolViolation,
     ShoalError,
     TargetDown,
@@ -321,7 +322,7 @@ async def test_the_client_believes_no_server_that_sends_other_bytes(tmp_path):
     data = content(1, 100_000)
 
     class Liar:
-        async def call(self, address, method, request):
+        async def call(self, address, method, request, payload, *, timeout_ms):
             return answer
 
     hashes = block_hashes([data])
@@ -477,3 +478,10 @@ async def test_options_that_cannot_work_are_refused(tmp_path, changes):
         cluster = Cluster(tmp_path, nursery)
         with pytest.raises(UserError):
             await server.run(cluster.options(**changes), cluster.carriers)
+
+
+async def test_a_registered_address_that_cannot_be_dialled_is_a_server_that_is_not_there():
+    carriers = Carriers(MemoryFabric())
+    async with open_network(carriers, Hello(cluster_id=CLUSTER, name="test")) as network:
+        with pytest.raises(PeerUnreachable, match="unix:"):
+            await ChunkClient(network).status("unix:/unknown")
