@@ -266,6 +266,7 @@ class Coherent:
         if known is not None and not known.nlink:
             self.cache.drop(inodes=(ino,))
         self.cache.drop_write(ino)
+        self.making.forget(ino)
         self._through_until.pop(ino, None)
 
     async def _repeated(self, method: Method[Q, A], request: Q) -> Reply[A]:
@@ -299,6 +300,8 @@ class Coherent:
             if made is not None and (told := self.cache.inode(made.ino)) is not None and told.pool != made.pool:
                 raise StaleReceipt("the file was made in another pool than its directory's, which is being removed")
         answer = await self._mutate(op, request, reply)
+        if isinstance(answer, m.Committed):
+            answer = cast("M", await self.making.with_owed_times(answer))
         if isinstance(request, m.Create) and isinstance(answer, m.Created) and answer.created:
             self.making.on_made(request.parent)
         return answer
@@ -477,7 +480,7 @@ class Coherent:
         self.drop_everything()
         self.cache.writes = set()
         self._owed.clear()
-        self.new_files.forget_all()
+        self.making.forget_all()
         self._through_until.clear()
 
     async def meet_new_leader(self) -> None:

@@ -36,7 +36,18 @@ from shoalfs.fs.reader import ChunkReader
 from shoalfs.fs.turn import Turn
 from shoalfs.fs.units import Backlog, Unit
 from shoalfs.fs.uploader import Uploader
-from shoalfs.mds.messages import NOW, Allocate, Cloned, CloneRange, Committed, Entry, Extent, Inode, Op, SetAttr
+from shoalfs.mds.messages import (
+    NOW,
+    Allocate,
+    Cloned,
+    CloneRange,
+    Committed,
+    Entry,
+    Extent,
+    Inode,
+    Op,
+    SetAttr,
+)
 from shoalfs.transport.errors import PosixError, SessionGone, ShoalError
 from shoalfs.transport.ids import InodeId
 from shoalfs.transport.limits import FILE_SIZE_BYTES_MAX, UNDURABLE_CHUNKS_MAX
@@ -252,6 +263,14 @@ class FileData:
         self._recharge()
         self._services.wrote(self)
         return len(data)
+
+    def attributes_set(self, inode: Inode, *, mtime: bool) -> Inode:
+        """Somebody has set attributes, ``mtime`` among them, of this file, of which the metadata service does not know
+        yet. Returns what it is like now."""
+        self._contents.learn(inode)
+        if mtime:
+            self._written_ns = inode.mtime_ns  # as far as anybody is told
+        return self.inode
 
     def fill(self, data: bytes, written_ns: int) -> None:
         """The compiled part took this for an empty file, and when. It has bounds of its own for what it takes, so

@@ -12,10 +12,12 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Se
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
+import msgspec
+
 from shoalfs.fs.effects import names_of
 from shoalfs.fs.handles import Handles
 from shoalfs.fs.leases import LeaseCache, Name
-from shoalfs.fs.new_files import Held, Made, NewFiles, bytes_of, can_be_made
+from shoalfs.fs.new_files import Held, Made, NewFiles, bytes_of, can_be_made, with_attributes
 from shoalfs.fs.ports import Files, Kernel
 from shoalfs.mds import messages as m
 from shoalfs.mds.client import MdsClient
@@ -63,6 +65,8 @@ class Making:
         self._left_s = left_s
         self.session: MdsClient
         self._files: Files | None = None
+        # Times that were set for files that were told of before their bytes. Bounded by what is open.
+        self._owed_times: dict[InodeId, m.SetAttr] = {}
         # Names that mutations of this mount are changing. Invariant: no zero entries.
         self._changing: Counter[Name] = Counter()
 
@@ -88,9 +92,70 @@ class Making:
         self.changed_native(request.parent)
         return self._make(directory, request, ino, time.time_ns())
 
+    def set_attributes(self, request: m.SetAttr, inode: m.Inode) -> m.Inode | None:
+        """Set attributes of a new file, which go with it when it is told of: what ``inode`` is with them. None: the
+        leader has to be asked."""
+        asked = self.new_files.set_attributes(request)
+        if asked is None:
+            return None
+        changed = with_attributes(inode, asked, time.time_ns())
+        if self._cache.inode(inode.ino) is not None:
+            asking = self._cache.ask()
+            self._cache.learn_inode(asking, changed)
+            self._cache.answered(asking)
+        return changed
+
+    def written(self, ino: InodeId) -> None:
+        """A program writes to the file: it is not as old as somebody has said."""
+        self.new_files.written(ino)
+        self._owed_times.pop(ino, None)
+
+    def rename(self, request: m.Rename) -> bool:
+        """Give a new file another name in its directory, if nobody else can notice. False: the leader must be asked."""
+        old, new = (request.parent, request.name), (request.new_parent, request.new_name)
+        if request.parent != request.new_parent or request.flags & ~m.RenameFlags.NOREPLACE:
+            return False
+        if self.may_make_in(request.parent) is None or old in self._changing or new in self._changing:
+            return False
+        ino = self._cache.name(*old)
+        if not isinstance(ino, int) or self._cache.name(*new) is not None or request.new_name in (b".", b".."):
+            return False
+        if not self.new_files.rename(InodeId(ino), request.new_name):
+            return False
+        asking = self._cache.ask()
+        self._cache.moved_name(asking, *old, None)
+        self._cache.moved_name(asking, *new, InodeId(ino))
+        self._cache.answered(asking)
+        self.changed_native(request.parent)
+        self.on_made(request.parent)
+        return True
+
+    async def with_owed_times(self, committed: m.Committed) -> m.Committed:
+        """What was set for the file before it was told of, and its commit has changed, is set again. Raises
+        ShoalError: then the commit is to be repeated."""
+        owed = self._owed_times.get(committed.inode.ino)
+        if owed is None:
+            return committed
+        (entry,) = await self._mutate(m.Op.SETATTR, (owed,), m.Entry)
+        if isinstance(entry, ShoalError):
+            raise entry
+        if self._owed_times.get(owed.ino) is owed:
+            del self._owed_times[owed.ino]
+        return msgspec.structs.replace(committed, inode=entry.inode)
+
+    def forget(self, ino: InodeId) -> None:
+        """The last handle is gone, and nothing of it is left to be committed."""
+        self._owed_times.pop(ino, None)
+
+    def forget_all(self) -> None:
+        """The session is gone."""
+        self.new_files.forget_all()
+        self._owed_times.clear()
+
     def adopt(self, directory: m.Inode, made: Made) -> m.Inode:
         """The compiled part has made this file in this directory."""
-        return self._make(directory, made.request(directory.ino), InodeId(made.ino), made.made_ns)
+        request = made.request(directory.ino)
+        return self._make(directory, request, InodeId(made.ino), made.made_ns)
 
     def _make(self, directory: m.Inode, request: m.Create, ino: InodeId, now_ns: int) -> m.Inode:
         inode = self.new_files.make(directory, request, ino, now_ns)
@@ -217,7 +282,14 @@ class Making:
         if self._cache.inode(ino) is None:
             self._cache.drop_write(ino)  # it is not leased, for whatever reason, nor is writing to it
 
-    def _told(self, ino: InodeId) -> None:
+    def _told(self, request: m.Create) -> None:
+        ino, attributes = request.ino, request.attributes
+        times = attributes is not None and (attributes.atime_ns, attributes.mtime_ns) != (None, None)
+        if attributes is not None and times and self._files is not None and self._files.is_dirty(ino):
+            # They are set again once what it holds is committed, which changes them.
+            self._owed_times[ino] = m.SetAttr(
+                request.who, ino, atime_ns=attributes.atime_ns, mtime_ns=attributes.mtime_ns
+            )
         if self._handles.holders(ino):
             self._handles.registered.add(ino)
         else:

@@ -47,6 +47,7 @@ class Held(NamedTuple):
 
 
 NOTHING: Final = Held()
+_NO_ATTRIBUTES: Final = m.NewAttributes()
 
 
 class Made(NamedTuple):
@@ -65,11 +66,20 @@ class Made(NamedTuple):
     made_ns: int
     written_ns: int
     data: bytes
+    attributes: tuple[int | None, int | None, int | None, int | None, int | None] | None
 
     def request(self, parent: InodeId) -> m.Create:
         """What a program asked for. Whoever it was needs none of his groups to make a file there."""
         who = m.Credentials(self.uid, self.gid, ())
-        return m.Create(who, parent, self.name, self.mode, exclusive=bool(self.flags & os.O_EXCL), umask=self.umask)
+        return m.Create(
+            who,
+            parent,
+            self.name,
+            self.mode,
+            exclusive=bool(self.flags & os.O_EXCL),
+            umask=self.umask,
+            attributes=None if self.attributes is None else m.NewAttributes(*self.attributes),
+        )
 
 
 @dataclass(slots=True, eq=False)
@@ -86,7 +96,7 @@ class NewFiles:
     def __init__(
         self,
         tell: Callable[[m.Create], Awaitable[m.Created]],
-        told: Callable[[InodeId], None],
+        told: Callable[[m.Create], None],
         refused: Callable[[InodeId, ShoalError], None],
     ) -> None:
         self._tell = tell
@@ -124,10 +134,11 @@ class NewFiles:
     def make(self, directory: m.Inode, request: m.Create, ino: InodeId, now_ns: int) -> m.Inode:
         """Make a file as the leader would (`mds/inode.py`), with this number, in a directory for which
         :func:`can_be_made` holds."""
-        self._files[ino] = _New(msgspec.structs.replace(request, ino=ino), now_ns)
+        request = msgspec.structs.replace(request, ino=ino)
+        self._files[ino] = _New(request, now_ns)
         self._by_name[request.parent, request.name] = ino
         self._in.setdefault(request.parent, {})[ino] = None
-        return m.new_inode(
+        inode = m.new_inode(
             directory,
             ino=ino,
             mode=stat.S_IFREG | request.mode & ~request.umask & 0o7777,
@@ -136,6 +147,52 @@ class NewFiles:
             now_ns=now_ns,
             pool=directory.pool,
         )
+        return inode if request.attributes is None else with_attributes(inode, request.attributes, now_ns)
+
+    def set_attributes(self, request: m.SetAttr) -> m.NewAttributes | None:
+        """What is asked for goes with the file when it is told of: it, with the ids of whoever made the file, is what
+        the leader will let him set (`mds/ops/create.py`). None: it cannot go so, or nobody knows whether it would."""
+        new = self._files.get(request.ino)
+        if new is None or new.telling is not None or request.size_bytes is not None:
+            return None
+        maker = new.request.who
+        asked = m.NewAttributes(request.mode, request.uid, request.gid, request.atime_ns, request.mtime_ns)
+        if request.who.uid != maker.uid or asked == _NO_ATTRIBUTES or (request.mode or 0) & _SPECIAL:
+            return None
+        if m.NOW in (request.atime_ns, request.mtime_ns):
+            return None  # the leader's
+        if maker.uid and (asked.uid not in (None, maker.uid) or asked.gid not in (None, maker.gid)):
+            return None
+        self._attach(new, asked)
+        return asked
+
+    def rename(self, ino: InodeId, name: bytes) -> bool:
+        """The file has another name in its directory, which is free. False: the leader may know it by the old one."""
+        new = self._files.get(ino)
+        if new is None or new.telling is not None or new.filling:
+            return False
+        del self._by_name[new.request.parent, new.request.name]
+        new.request = msgspec.structs.replace(new.request, name=name)
+        self._by_name[new.request.parent, name] = ino
+        new.made_ns = max(new.made_ns, time.time_ns())
+        siblings = self._in[new.request.parent]
+        del siblings[ino]
+        siblings[ino] = None  # the newest: its directory has changed just now
+        return True
+
+    def _attach(self, new: _New, asked: m.NewAttributes) -> None:
+        before = new.request.attributes
+        if before is not None:
+            fields = {name: value for name, value in msgspec.structs.asdict(asked).items() if value is not None}
+            asked = msgspec.structs.replace(before, **fields)
+        new.request = msgspec.structs.replace(new.request, attributes=asked)
+
+    def written(self, ino: InodeId) -> None:
+        """A program writes to the file: a time of its last change that was set before is not that any more."""
+        new = self._files.get(ino)
+        if new is not None and new.request.attributes is not None and new.request.attributes.mtime_ns is not None:
+            attributes = msgspec.structs.replace(new.request.attributes, mtime_ns=None)
+            new.request = msgspec.structs.replace(new.request, attributes=attributes)
 
     def view(self, inode: m.Inode) -> m.Inode:
         """A directory as it is with the files that were made in it here."""
@@ -197,7 +254,7 @@ class NewFiles:
         telling.set()
         if isinstance(result, m.Created):
             self._forget(ino)
-            self._told(ino)
+            self._told(new.request)
         elif result is not None and _is_final(result):
             self._forget(ino)
             self._refused(ino, result)
@@ -285,6 +342,14 @@ def can_be_made(directory: m.Inode, mode: int, map_: m.ClusterMap) -> bool:
     if directory.default_acl or (directory.mode | mode) & _SPECIAL:
         return False
     return not any(pool.closing_epoch and pool.id == directory.pool for pool in map_.pools)
+
+
+def with_attributes(inode: m.Inode, asked: m.NewAttributes, now_ns: int) -> m.Inode:
+    """A new file as it is with these."""
+    fields = {name: value for name, value in msgspec.structs.asdict(asked).items() if value is not None}
+    if asked.mode is not None:
+        fields["mode"] = stat.S_IFMT(inode.mode) | asked.mode
+    return msgspec.structs.replace(inode, **fields, ctime_ns=max(inode.ctime_ns, now_ns))
 
 
 def bytes_of(request: m.CommitInline) -> Held | None:

@@ -94,12 +94,23 @@ class OpenFiles:
             inode = await self.getattr(request.ino)
             if inode.uid != request.who.uid:
                 request = msgspec.structs.replace(request, atime_ns=m.NOW, mtime_ns=m.NOW)
+        changed = self.set_here(request)
+        if changed is not None:
+            return changed
         file = self._data_path.find(request.ino)
         if request.size_bytes is not None:
             self._handles.withdraw(request.ino)  # whoever reads from now on reads what is left
         if file is None:
             return await self._change(m.Op.SETATTR, request)
         return await file.setattr(request)
+
+    def set_here(self, request: m.SetAttr) -> m.Inode | None:
+        """Attributes of a file that was made here go with it when it is told of. None: the leader has to be asked."""
+        file = self._data_path.find(request.ino)
+        if file is None or request.ino not in self._metadata.new_files:
+            return None
+        changed = self._metadata.making.set_attributes(request, file.committed_inode)
+        return changed and file.attributes_set(changed, mtime=request.mtime_ns is not None)
 
     async def _change(self, op: m.Op, request: Message) -> m.Inode:
         """A mutation that is answered with the inode it made or changed."""
@@ -122,6 +133,8 @@ class OpenFiles:
         self._handles.hold(file.ino)
         if made.data:
             file.fill(made.data, made.written_ns)
+        if made.attributes is not None:
+            file.attributes_set(inode, mtime=made.attributes[-1] is not None)
         if made.is_closed:
             self.closing.adopt(file)
         else:
@@ -348,6 +361,7 @@ class OpenFiles:
             self.check_lockable(number)
         if handle.file.committed_inode.mode & _SET_ID:
             await self._drop_set_id(handle.file.committed_inode)
+        self._metadata.making.written(handle.file.ino)
         if handle.append:
             landed = await handle.file.append(data, durable=handle.sync)
             if landed != offset_bytes or self._handles.holders(handle.file.ino) > 1:

@@ -25,7 +25,7 @@ class Vfs(OpenFiles):
 
     @cached_property
     def xattrs(self) -> Xattrs:
-        return Xattrs(self._metadata, self._seen)
+        return Xattrs(self._metadata, self._seen, self.set_here)
 
     @cached_property
     def listings(self) -> Listings:
@@ -79,11 +79,14 @@ class Vfs(OpenFiles):
         new_parent: InodeId,
         new_name: bytes,
         flags: int,
-    ) -> m.Renamed:
+    ) -> None:
         """As renameat2(2). What this mount holds for the source is made durable first: the new name leads to the old
-        bytes or to the new ones, after any crash."""
-        await self._harden(who, parent, name)
+        bytes or to the new ones, after any crash. But for a new file, of which nobody knows by the old name, if nothing
+        has the new one: as its making, that is on disk when it or its directory is synced."""
         request = m.Rename(who, parent, name, new_parent, new_name, flags)
+        if self._metadata.making.rename(request):
+            return
+        await self._harden(who, parent, name)
         async with self._unlinked_here(who, new_parent, new_name):
             renamed = await self._metadata.mutate(m.Op.RENAME, request, m.Renamed)
         if not self._metadata.keeps_name(new_parent, new_name, renamed.moved.ino):
@@ -92,7 +95,6 @@ class Vfs(OpenFiles):
         if renamed.other is not None:
             await self._register(renamed.other.ino)
             self._seen(renamed.other)
-        return renamed
 
     async def _harden(self, who: m.Credentials, parent: InodeId, name: bytes) -> None:
         """Put on disk what this mount wrote to the file of that name, open or closed."""

@@ -1,8 +1,9 @@
 """One entry of the replicated log: the leader's time and the commands of many sessions. Pure.
 
-A version byte, then msgpack. Version 3 is as version 2, and files may be made with extents: a program that does not
-know these fields would make them empty, and must not apply the entry. Version 2 is as version 1, and its commands are
-bounded (:mod:`shoalfs.mds.bounds`): what a command of version 1 does, it does at once. The commands' bodies are the
+A version byte, then msgpack. Version 4 is as version 3, and files may be made with attributes. Version 3 is as version
+2, and files may be made with extents: a program that does not know these fields would make other files, and must not
+apply the entry. Version 2 is as version 1, and its commands are bounded (:mod:`shoalfs.mds.bounds`): what a command of
+version 1 does, it does at once. The commands' bodies are the
 bytes that the clients sent. An empty entry is the no-op with which a leader begins its term; it is never encoded here.
 """
 
@@ -17,8 +18,8 @@ from shoalfs.transport.ids import SessionId
 from shoalfs.transport.method import Message
 
 _UNBOUNDED_VERSION: Final = b"\x01"
-_VERSION: Final = b"\x03"
-_KNOWN_VERSIONS: Final = frozenset({_UNBOUNDED_VERSION, b"\x02", _VERSION})
+_VERSION: Final = b"\x04"
+_KNOWN_VERSIONS: Final = frozenset({_UNBOUNDED_VERSION, b"\x02", b"\x03", _VERSION})
 _TIME_MAX_NS: Final = (1 << 63) - 1
 
 

@@ -192,6 +192,7 @@ bool answer_here(const void *message, size_t size)
         return close_here(&header, body, size) || made_here(&header, body, size);
     case FUSE_WRITE:
     case FUSE_GETATTR:
+    case FUSE_SETATTR:
         return made_here(&header, body, size);
     case FUSE_READ:
         return read_here(&header, body, size);

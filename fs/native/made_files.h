@@ -18,6 +18,10 @@ struct made_file {
     uint32_t mode, umask, flags, uid, gid;
     bool closed;
     int64_t made_ns, written_ns; /* CLOCK_REALTIME; written_ns 0: never */
+    uint32_t set; /* which of these were set: FATTR_MODE and so on; the mode has no set-id bits */
+    uint32_t set_mode, set_uid, set_gid;
+    int64_t set_atime_ns, set_mtime_ns;
+    int64_t changed_ns; /* when one was set last; 0: never */
     char *data;
     size_t size, room;
     struct made_name *entry; /* among the names of its directory; NULL: that is not granted any more */

@@ -17,6 +17,8 @@
 #include "serve.h"
 
 #define MADE_HERE ((uint64_t)1 << 62) /* set in the handle of every file that was made here */
+#define NS 1000000000LL
+#define TIME_S_MAX 100000000000LL /* beyond, Python finds the nearest time that can be stored */
 #define BLOCK_SIZE 65536 /* st_blksize, as fs/fuse_wire.py has it */
 
 static struct {
@@ -56,20 +58,27 @@ bool deny_here(const struct fuse_in_header *header, const void *body, size_t siz
 
 /* --- files -------------------------------------------------------------------------------------------------------- */
 
+static void set_time(int64_t time_ns, uint64_t *seconds, uint32_t *nanoseconds)
+{
+    int64_t rest = (time_ns % NS + NS) % NS;
+
+    *seconds = (uint64_t)((time_ns - rest) / NS);
+    *nanoseconds = (uint32_t)rest;
+}
+
 static void describe(const struct made_file *file, struct fuse_attr *attr)
 {
     int64_t changed_ns = file->written_ns > file->made_ns ? file->written_ns : file->made_ns;
 
     attr->ino = file->node;
     attr->size = file->size;
-    attr->atime = (uint64_t)(file->made_ns / 1000000000);
-    attr->atimensec = (uint32_t)(file->made_ns % 1000000000);
-    attr->mtime = attr->ctime = (uint64_t)(changed_ns / 1000000000);
-    attr->mtimensec = attr->ctimensec = (uint32_t)(changed_ns % 1000000000);
-    attr->mode = S_IFREG | (file->mode & ~file->umask);
+    set_time(file->set & FATTR_ATIME ? file->set_atime_ns : file->made_ns, &attr->atime, &attr->atimensec);
+    set_time(file->set & FATTR_MTIME ? file->set_mtime_ns : changed_ns, &attr->mtime, &attr->mtimensec);
+    set_time(file->changed_ns > changed_ns ? file->changed_ns : changed_ns, &attr->ctime, &attr->ctimensec);
+    attr->mode = S_IFREG | (file->set & FATTR_MODE ? file->set_mode : file->mode & ~file->umask);
     attr->nlink = 1;
-    attr->uid = file->uid;
-    attr->gid = file->gid;
+    attr->uid = file->set & FATTR_UID ? file->set_uid : file->uid;
+    attr->gid = file->set & FATTR_GID ? file->set_gid : file->gid;
     attr->blksize = BLOCK_SIZE;
 }
 
@@ -147,38 +156,6 @@ bool make_here(const struct fuse_in_header *header, const void *body, size_t siz
     return true;
 }
 
-static bool write_here(const struct fuse_in_header *header, struct made_file *file, const void *body, size_t size)
-{
-    struct fuse_write_in asked;
-    struct fuse_write_out done = {0};
-
-    if (size < sizeof asked)
-        return false;
-    memcpy(&asked, body, sizeof asked);
-    if (asked.fh != file->handle || asked.write_flags & FUSE_WRITE_CACHE || asked.offset != file->size ||
-        asked.size != size - sizeof asked || (file->flags & O_ACCMODE) == O_RDONLY)
-        return false;
-    if (!made_files_write(&makes.files, file, (const char *)body + sizeof asked, asked.size))
-        return false;
-    file->written_ns = present_ns();
-    done.size = asked.size;
-    send_reply(header->unique, 0, &done, sizeof done);
-    return true;
-}
-
-/* It has no attribute that the kernel could ask for before it writes, or checks permissions. */
-static bool deny_attribute(const struct fuse_in_header *header, const void *body, size_t size)
-{
-    const char *name = (const char *)body + sizeof(struct fuse_getxattr_in);
-
-    if (size < sizeof(struct fuse_getxattr_in) || !memchr(name, 0, size - sizeof(struct fuse_getxattr_in)))
-        return false;
-    if (strncmp(name, "security.", 9) || !name[9])
-        return false;
-    send_reply(header->unique, ENODATA, NULL, 0);
-    return true;
-}
-
 /* While it is open: the times of one that is closed are those of its commit. They are asked for after each open with
  * O_TRUNC. */
 static bool describe_here(const struct fuse_in_header *header, const struct made_file *file)
@@ -195,6 +172,81 @@ static bool describe_here(const struct fuse_in_header *header, const struct made
     return true;
 }
 
+static bool write_here(const struct fuse_in_header *header, struct made_file *file, const void *body, size_t size)
+{
+    struct fuse_write_in asked;
+    struct fuse_write_out done = {0};
+
+    if (size < sizeof asked)
+        return false;
+    memcpy(&asked, body, sizeof asked);
+    if (asked.fh != file->handle || asked.write_flags & FUSE_WRITE_CACHE || asked.offset != file->size ||
+        asked.size != size - sizeof asked || (file->flags & O_ACCMODE) == O_RDONLY)
+        return false;
+    if (!made_files_write(&makes.files, file, (const char *)body + sizeof asked, asked.size))
+        return false;
+    file->written_ns = present_ns();
+    file->set &= ~(uint32_t)FATTR_MTIME;
+    done.size = asked.size;
+    send_reply(header->unique, 0, &done, sizeof done);
+    return true;
+}
+
+/* What the leader will let whoever made the file set (mds/ops/create.py), and no time that is the leader's to say. */
+static bool may_set(const struct fuse_in_header *header, const struct made_file *file, const struct fuse_setattr_in *asked)
+{
+    const uint32_t known = FATTR_MODE | FATTR_UID | FATTR_GID | FATTR_ATIME | FATTR_MTIME | FATTR_FH | FATTR_LOCKOWNER;
+    int64_t atime_s = (int64_t)asked->atime, mtime_s = (int64_t)asked->mtime;
+
+    if (file->closed || header->uid != file->uid || asked->valid & ~known)
+        return false;
+    if (!(asked->valid & (FATTR_MODE | FATTR_UID | FATTR_GID | FATTR_ATIME | FATTR_MTIME)))
+        return false;
+    if (asked->valid & FATTR_MODE && asked->mode & (S_ISUID | S_ISGID))
+        return false;
+    if (file->uid && ((asked->valid & FATTR_UID && asked->uid != file->uid) ||
+                      (asked->valid & FATTR_GID && asked->gid != file->gid)))
+        return false;
+    return atime_s > -TIME_S_MAX && atime_s < TIME_S_MAX && mtime_s > -TIME_S_MAX && mtime_s < TIME_S_MAX;
+}
+
+static bool set_here(const struct fuse_in_header *header, struct made_file *file, const void *body, size_t size)
+{
+    struct fuse_setattr_in asked;
+
+    if (size < sizeof asked)
+        return false;
+    memcpy(&asked, body, sizeof asked);
+    if (opens_left_s() <= 0 || !may_set(header, file, &asked))
+        return false;
+    if (asked.valid & FATTR_MODE)
+        file->set_mode = asked.mode & 07777;
+    if (asked.valid & FATTR_UID)
+        file->set_uid = asked.uid;
+    if (asked.valid & FATTR_GID)
+        file->set_gid = asked.gid;
+    if (asked.valid & FATTR_ATIME)
+        file->set_atime_ns = (int64_t)asked.atime * NS + asked.atimensec;
+    if (asked.valid & FATTR_MTIME)
+        file->set_mtime_ns = (int64_t)asked.mtime * NS + asked.mtimensec;
+    file->set |= asked.valid & (FATTR_MODE | FATTR_UID | FATTR_GID | FATTR_ATIME | FATTR_MTIME);
+    file->changed_ns = present_ns();
+    return describe_here(header, file);
+}
+
+/* It has no attribute that the kernel could ask for before it writes, or checks permissions. */
+static bool deny_attribute(const struct fuse_in_header *header, const void *body, size_t size)
+{
+    const char *name = (const char *)body + sizeof(struct fuse_getxattr_in);
+
+    if (size < sizeof(struct fuse_getxattr_in) || !memchr(name, 0, size - sizeof(struct fuse_getxattr_in)))
+        return false;
+    if (strncmp(name, "security.", 9) || !name[9])
+        return false;
+    send_reply(header->unique, ENODATA, NULL, 0);
+    return true;
+}
+
 bool made_here(const struct fuse_in_header *header, const void *body, size_t size)
 {
     struct made_file *file = made_files_find(&makes.files, header->nodeid);
@@ -204,6 +256,8 @@ bool made_here(const struct fuse_in_header *header, const void *body, size_t siz
         return file ? describe_here(header, file) : describe_directory(header);
     if (!file)
         return false;
+    if (header->opcode == FUSE_SETATTR)
+        return set_here(header, file, body, size);
     if (header->opcode == FUSE_WRITE)
         return write_here(header, file, body, size);
     if (header->opcode == FUSE_GETXATTR)
@@ -375,15 +429,31 @@ PyObject *numbers_left(PyObject *self, PyObject *args)
     return PyLong_FromUnsignedLongLong(makes.end - makes.next);
 }
 
+static PyObject *number_or_none(uint32_t is_set, long long number)
+{
+    return is_set ? PyLong_FromLongLong(number) : Py_NewRef(Py_None);
+}
+
+static PyObject *attributes_of(const struct made_file *file)
+{
+    if (!file->set)
+        return Py_NewRef(Py_None);
+    return Py_BuildValue("NNNNN", number_or_none(file->set & FATTR_MODE, file->set_mode),
+                         number_or_none(file->set & FATTR_UID, file->set_uid),
+                         number_or_none(file->set & FATTR_GID, file->set_gid),
+                         number_or_none(file->set & FATTR_ATIME, file->set_atime_ns),
+                         number_or_none(file->set & FATTR_MTIME, file->set_mtime_ns));
+}
+
 /* Puts the file into the list and takes it out here. False: an error is set, and the file stays. */
 static bool hand_over(PyObject *list, struct made_file *file)
 {
     PyObject *one = Py_BuildValue(
-        "Ky#KKIIIIINLLy#", (unsigned long long)file->parent, file->name, (Py_ssize_t)file->length,
+        "Ky#KKIIIIINLLy#N", (unsigned long long)file->parent, file->name, (Py_ssize_t)file->length,
         (unsigned long long)file->node, (unsigned long long)file->handle, (unsigned int)file->mode,
         (unsigned int)file->umask, (unsigned int)file->flags, (unsigned int)file->uid, (unsigned int)file->gid,
         PyBool_FromLong(file->closed), (long long)file->made_ns, (long long)file->written_ns,
-        file->data ? file->data : "", (Py_ssize_t)file->size);
+        file->data ? file->data : "", (Py_ssize_t)file->size, attributes_of(file));
 
     if (!one || PyList_Append(list, one)) {
         Py_XDECREF(one);
@@ -415,7 +485,8 @@ static bool hand_over_some(PyObject *list, struct made_list *from, uint64_t node
 const char take_made_doc[] = "take_made(node) -> list[tuple]\n\n"
                             "This file, those of this directory, or (0) all are Python's from now on, closed ones first, in "
                             "the order of their closes: (parent, name, node, handle, mode, umask, flags, uid, gid, closed, "
-                            "made_ns, written_ns, data) of each.";
+                            "made_ns, written_ns, data, attributes) of each; attributes: None, or what was set of "
+                            "(mode, uid, gid, atime_ns, mtime_ns).";
 
 PyObject *take_made(PyObject *self, PyObject *args)
 {

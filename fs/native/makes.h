@@ -26,7 +26,7 @@ bool deny_here(const struct fuse_in_header *header, const void *body, size_t siz
 /* CREATE; the same. */
 bool make_here(const struct fuse_in_header *header, const void *body, size_t size);
 
-/* WRITE, FLUSH, RELEASE, GETATTR and GETXATTR of a file that is here, GETATTR of a granted directory; the same. */
+/* WRITE, FLUSH, RELEASE, GETATTR, SETATTR and GETXATTR of a file that is here, GETATTR of a granted directory; the same. */
 bool made_here(const struct fuse_in_header *header, const void *body, size_t size);
 
 /* A request that was not answered here goes to Python: whatever is here and concerns it is taken first. Under the

@@ -49,13 +49,25 @@ class InodesReserved(Message, frozen=True):
     count: int
 
 
+class NewAttributes(Message, frozen=True):
+    """What whoever made a file has set since, before the service knew of it: what is not None, as in SetAttr, but no
+    NOW and no set-id bits."""
+
+    mode: int | None = None  # permission bits
+    uid: int | None = None
+    gid: int | None = None
+    atime_ns: int | None = None
+    mtime_ns: int | None = None
+
+
 class Create(Message, frozen=True):
     """Make a regular file. Exists already: EEXIST if ``exclusive``, else that file is returned unchanged.
 
     ``ino``: the number that it gets, of those reserved for the session; it has shown the file to its programs already
     (docs/leases.md). Then ``data`` is what it holds, at most the inline bytes of such a file; or ``extents`` are, in
     order and without overlaps, at most CREATE_EXTENTS_MAX, of chunks for which ``receipts`` speak as in CommitExtents.
-    If the name leads to this very inode, this was done before, and is done."""
+    ``attributes`` are set last. If the name leads to this very inode, this was done before, and is done; the attributes
+    are set again."""
 
     who: Credentials
     parent: InodeId
@@ -67,6 +79,7 @@ class Create(Message, frozen=True):
     data: bytes = b""
     extents: tuple[Extent, ...] = ()
     receipts: tuple[Receipt, ...] = ()
+    attributes: NewAttributes | None = None
 
 
 class Created(Message, frozen=True):

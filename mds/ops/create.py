@@ -1,22 +1,29 @@
 """CREATE: make a regular file, or find the one that has the name. As open(2) with O_CREAT.
 
-A session that makes files by itself (docs/leases.md) tells of them here, each with what it holds: with its bytes, or
-with its extents. Both are checked before anything is written: a file that is refused for its chunks does not exist.
+A session that makes files by itself (docs/leases.md) tells of them here, each with what it holds, its bytes or its
+extents, and with the attributes that were set meanwhile. All is checked before anything is written: a file that is
+refused for its chunks does not exist.
 """
 
 import errno
 import stat
+from typing import Final
+
+import msgspec
 
 from shoalfs.mds import dentry, keys, records
 from shoalfs.mds import inode as inodes
-from shoalfs.mds.messages import CommitInline, Create, Created, Inode, Patch
+from shoalfs.mds.messages import CommitInline, Create, Created, Inode, Patch, SetAttr
 from shoalfs.mds.ops import make_entry
 from shoalfs.mds.ops.commit_extents import check_first, link_first
 from shoalfs.mds.ops.commit_inline import commit_inline
 from shoalfs.mds.ops.context import Context
+from shoalfs.mds.ops.setattr import setattr_
 from shoalfs.mds.txn import ReadTxn, Txn
 from shoalfs.transport.errors import BadMessage, LayoutConflict, PosixError
-from shoalfs.transport.limits import INLINE_BYTES_MAX
+from shoalfs.transport.limits import INLINE_BYTES_MAX, TIME_NS_MAX, TIME_NS_MIN
+
+_PLAIN_BITS: Final = make_entry.PERMISSION_BITS & ~(stat.S_ISUID | stat.S_ISGID)
 
 
 def create(txn: Txn, context: Context, request: Create) -> Created:
@@ -27,6 +34,7 @@ def create(txn: Txn, context: Context, request: Create) -> Created:
     if not request.ino and (request.data or request.extents):
         raise BadMessage("a file that is made with bytes has a number")
     inodes.check_credentials(who)
+    _check_attributes(request)
     parent = dentry.search(txn, who, request.parent)
     dentry.check_name(request.name)
     if request.name in dentry.DOTS:
@@ -36,7 +44,7 @@ def create(txn: Txn, context: Context, request: Create) -> Created:
         child = inodes.load(txn, found.ino)
         if _is_empty(child):
             check_first(txn, context.session, child.pool, request.extents, request.receipts)
-        return Created(_filled(txn, context, request, child), created=True)
+        return Created(_complete(txn, context, request, child), created=True)
     if found is not None:
         if request.exclusive or request.ino:
             raise PosixError(errno.EEXIST)
@@ -47,7 +55,22 @@ def create(txn: Txn, context: Context, request: Create) -> Created:
     _check_number(txn, context, request, parent)
     mode = stat.S_IFREG | request.mode & make_entry.PERMISSION_BITS
     child = make_entry.make(txn, context, who, parent, request.name, mode, umask=request.umask, ino=request.ino)
-    return Created(_filled(txn, context, request, child), created=True)
+    return Created(_complete(txn, context, request, child), created=True)
+
+
+def _check_attributes(request: Create) -> None:
+    """They are such as whoever makes the file may set: nothing of :func:`setattr_` refuses them afterwards."""
+    asked, who = request.attributes, request.who
+    if asked is None:
+        return
+    if not request.ino or (asked.mode is not None and asked.mode & ~_PLAIN_BITS):
+        raise BadMessage("attributes of a new file: of one with a number, and no set-id bits")
+    if any(number is not None and not inodes.is_id(number) for number in (asked.uid, asked.gid)):
+        raise PosixError(errno.EINVAL)
+    if any(t is not None and not TIME_NS_MIN <= t <= TIME_NS_MAX for t in (asked.atime_ns, asked.mtime_ns)):
+        raise PosixError(errno.EINVAL)
+    if who.uid != 0 and (asked.uid not in (None, who.uid) or asked.gid not in (None, who.gid)):
+        raise PosixError(errno.EPERM)
 
 
 def _check_number(txn: ReadTxn, context: Context, request: Create, parent: Inode) -> None:
@@ -68,6 +91,14 @@ def _check_number(txn: ReadTxn, context: Context, request: Create, parent: Inode
 def _is_empty(child: Inode) -> bool:
     """Nobody has put anything into it."""
     return child.data_version == 1
+
+
+def _complete(txn: Txn, context: Context, request: Create, child: Inode) -> Inode:
+    child = _filled(txn, context, request, child)
+    if request.attributes is None:
+        return child
+    asked = msgspec.structs.asdict(request.attributes)
+    return setattr_(txn, context, SetAttr(request.who, child.ino, **asked)).inode
 
 
 def _filled(txn: Txn, context: Context, request: Create, child: Inode) -> Inode:

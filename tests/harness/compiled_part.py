@@ -49,6 +49,7 @@ class MadeFile:
     made_ns: int
     written_ns: int
     data: bytes
+    attributes: tuple[int | None, ...] | None = None
 
 
 @dataclass

@@ -37,6 +37,40 @@ def close_body(handle: int) -> bytes:
     return struct.pack("=QIIQ", handle, 0, 0, 5)
 
 
+def set_body(
+    mode: int | None = None,
+    uid: int | None = None,
+    gid: int | None = None,
+    atime: tuple[int, int] | None = None,
+    mtime: tuple[int, int] | None = None,
+    size: int | None = None,
+    now: bool = False,
+) -> bytes:
+    """struct fuse_setattr_in"""
+    given = {1: mode, 2: uid, 4: gid, 8: size, 16: atime, 32: mtime}
+    valid = sum(bit for bit, value in given.items() if value is not None) | 64 | (16 | 128 if now else 0)
+    (atime_s, atime_ns), (mtime_s, mtime_ns) = atime or (0, 0), mtime or (0, 0)
+    fields = (
+        valid,
+        0,
+        5,
+        size or 0,
+        0,
+        atime_s,
+        mtime_s,
+        0,
+        atime_ns,
+        mtime_ns,
+        0,
+        mode or 0,
+        0,
+        uid or 0,
+        gid or 0,
+        0,
+    )
+    return struct.pack("=IIQQQqqqIIIIIIII", *fields)
+
+
 def directory_attributes(size: int) -> bytes:
     return ATTR.pack(DIRECTORY, size, 0, 1, 2, 3, 4, 5, 6, 0o40755, 2, OWNER, 9, 0, 4096, 0)
 
@@ -101,6 +135,7 @@ def check_makes(shim, session) -> None:
     shim.give_numbers(FIRST, COUNT)
     _check_one_file(maker)
     _check_what_is_not_made(maker)
+    _check_attributes(maker)
     _check_directory(maker)
     _check_what_is_concerned(maker)
     _check_bounds(maker)
@@ -153,7 +188,7 @@ def _check_one_file(maker: Maker) -> None:
     flags = os.O_RDWR | os.O_CREAT
     assert made == (
         *(DIRECTORY, b"one", node, handle, 0o664, 0o22, flags, OWNER, 100, True),
-        *(made_ns, written_ns, b"some data"),
+        *(made_ns, written_ns, b"some data", None),
     )
     assert maker.shim.take_made(ALL) == []
     assert maker.ask(LOOKUP, b"one\0") is None, "it is Python's"
@@ -211,7 +246,15 @@ def _check_what_is_not_made(maker: Maker) -> None:
             (GETXATTR, lambda handle: bytes(8) + b"security.\0"),
             (GETXATTR, lambda handle: bytes(8) + b"security.x"),
             (LISTXATTR, lambda handle: bytes(8)),
-            (SETATTR, lambda handle: bytes(88)),
+            (SETATTR, lambda handle: set_body()),
+            (SETATTR, lambda handle: set_body(size=1)),
+            (SETATTR, lambda handle: set_body(mode=0o104644)),
+            (SETATTR, lambda handle: set_body(mode=0o102644)),
+            (SETATTR, lambda handle: set_body(uid=OWNER + 1)),
+            (SETATTR, lambda handle: set_body(gid=101)),
+            (SETATTR, lambda handle: set_body(now=True)),
+            (SETATTR, lambda handle: set_body(mtime=(1 << 62, 0))),
+            (SETATTR, lambda handle: set_body(mode=0o100644)[:-1]),
             (STATX, lambda handle: bytes(24)),
             (RELEASE, lambda handle: close_body(handle + 1)),
         )
@@ -220,13 +263,46 @@ def _check_what_is_not_made(maker: Maker) -> None:
         assert maker.ask(WRITE, write_body(handle, 0, b"ab"), node) is not None
         maker.taken.clear()
         assert maker.asks_for(opcode, body(handle), node) == [(node, False)], (opcode, number)
-        ((_, name, *_, is_closed, _, _, data),) = maker.taken
+        ((_, name, *_, is_closed, _, _, data, _),) = maker.taken
         assert (name, is_closed, data) == (b"once%d" % number, False, b"ab")
     node, handle, _ = maker.create(b"reader", flags=os.O_RDONLY)
     assert maker.asks_for(WRITE, write_body(handle, 0, b"x"), node) == [(node, False)]
     node, handle, _ = maker.create(b"closed")
     maker.ask(RELEASE, close_body(handle), node)
     assert maker.asks_for(GETATTR, bytes(16), node) == [(node, False)], "its times are those of the commit"
+
+
+def _check_attributes(maker: Maker) -> None:
+    """What is set of an open file goes with it."""
+
+    def told(opcode: int, body: bytes) -> tuple:
+        error, answer = maker.ask(opcode, body, node)
+        assert not error
+        return ATTR.unpack(answer[ATTR_OUT.size :])
+
+    node, handle, _ = maker.create(b"set")
+    maker.ask(WRITE, write_body(handle, 0, b"data"), node)
+    fields = told(SETATTR, set_body(mode=0o100600, atime=(5, 6), mtime=(-7, 8), uid=OWNER, gid=100))
+    assert (fields[1], fields[3], fields[6], fields[9:13]) == (4, 5, 6, (0o100600, 1, OWNER, 100))
+    assert (fields[4], fields[7]) == ((1 << 64) - 7, 8)
+    assert fields[5] > 1_700_000_000
+    assert told(GETATTR, bytes(16)) == fields
+    assert told(SETATTR, set_body(mode=0o100640))[9] == 0o100640
+    maker.ask(WRITE, write_body(handle, 4, b"more"), node)
+    fields = told(GETATTR, bytes(16))
+    assert fields[4] > 1_700_000_000, "it was written since"
+    assert (fields[3], fields[9]) == (5, 0o100640)
+    told(SETATTR, set_body(mtime=(9, 10)))
+    maker.ask(RELEASE, close_body(handle), node)
+    (made,) = maker.shim.take_closed(10, 0)
+    assert made[-2:] == (b"datamore", (0o640, OWNER, 100, 5 * 10**9 + 6, 9 * 10**9 + 10))
+    node, handle, _ = maker.create(b"set in part")
+    told(SETATTR, set_body(mtime=(0, 1)))
+    (made,) = maker.shim.take_made(node)
+    assert made[-1] == (None, None, None, None, 1)
+    node, handle, _ = maker.create(b"set and closed")
+    maker.ask(RELEASE, close_body(handle), node)
+    assert maker.asks_for(SETATTR, set_body(mode=0o100600), node) == [(node, False)]
 
 
 def _check_directory(maker: Maker) -> None:
@@ -386,7 +462,7 @@ def _check_history(maker: Maker) -> None:
     files: dict[int, list] = {}  # parent, name, handle, is closed, data
 
     def check(taken: list[tuple]) -> None:
-        for parent, name, node, handle, *_, is_closed, _, _, data in taken:
+        for parent, name, node, handle, *_, is_closed, _, _, data, _ in taken:
             assert files.pop(node) == [parent, name, handle, is_closed, data]
 
     for _ in range(30_000):

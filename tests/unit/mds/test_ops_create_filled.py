@@ -19,7 +19,7 @@ from shoalfs.transport.errors import (
     StorageFailed,
 )
 from shoalfs.transport.ids import ROOT_INODE, InodeId, PoolId, TargetId, chunk_id
-from shoalfs.transport.limits import CREATE_EXTENTS_MAX
+from shoalfs.transport.limits import CREATE_EXTENTS_MAX, TIME_NS_MAX
 from unit.mds.test_ops_content import HASH, classes, content, layout, refused
 
 
@@ -169,10 +169,10 @@ def test_an_entry_of_an_older_release_makes_files_as_ever(md, ino):
     """Its CREATE ends in front of the extents, and so do the bytes that its program would write."""
     whole = told(md, ino, data=b"data")
     fields = msgspec.msgpack.decode(msgspec.msgpack.encode(whole))
-    assert fields[8:] == [[], []]
+    assert fields[8:] == [[], [], None]
     body = msgspec.Raw(msgspec.msgpack.encode(fields[:8]))
     entry = encode_entry(md.now_ns + 1, [(md.session, m.Command(0, 1 << 40, int(m.Op.CREATE), body))])
-    assert entry[:1] == b"\x03"
+    assert entry[:1] == b"\x04"
     (outcome,) = md.apply(b"\x02" + entry[1:])
     assert outcome.code == 0
     assert content(md, ino)[1] == b"data"
@@ -181,6 +181,67 @@ def test_an_entry_of_an_older_release_makes_files_as_ever(md, ino):
 def test_a_program_that_does_not_know_extents_does_not_apply_them():
     """It goes by the version of the entry: this one's are refused by it, and later ones by this."""
     entry = encode_entry(1, [])
-    assert decode_entry(entry) == decode_entry(b"\x02" + entry[1:])
-    with pytest.raises(StorageFailed, match="format 04"):
-        decode_entry(b"\x04" + entry[1:])
+    for older in (b"\x02", b"\x03"):
+        assert decode_entry(entry) == decode_entry(older + entry[1:])
+    with pytest.raises(StorageFailed, match="format 05"):
+        decode_entry(b"\x05" + entry[1:])
+
+
+# --- with attributes -------------------------------------------------------------------------------------------------
+
+ALICE = m.Credentials(1000, 1001)
+
+
+def told_with(md, ino, who=ROOT, data=b"data", **attributes):
+    return msgspec.structs.replace(told(md, ino, data=data), who=who, attributes=m.NewAttributes(**attributes))
+
+
+def test_it_is_made_with_its_attributes(md, ino):
+    asked = {"mode": 0o640, "uid": 7, "gid": 8, "atime_ns": 5, "mtime_ns": -6}
+    inode = md.do(told_with(md, ino, **asked)).inode
+    assert inode.mode == 0o100640
+    assert (inode.uid, inode.gid, inode.atime_ns, inode.mtime_ns, inode.ctime_ns) == (7, 8, 5, -6, md.now_ns)
+    assert content(md, ino)[1] == b"data"
+
+
+def test_an_empty_file_has_them_too(md, ino):
+    assert md.do(told_with(md, ino, data=b"", mtime_ns=9)).inode.mtime_ns == 9
+
+
+def test_told_again_it_has_those_of_the_last_time(md, ino):
+    md.do(told_with(md, ino, mode=0o600, mtime_ns=5))
+    again = md.do(told_with(md, ino, mode=0o640, mtime_ns=7))
+    assert again.created
+    assert (again.inode.mode, again.inode.mtime_ns) == (0o100640, 7)
+    assert content(md, ino)[1] == b"data"
+    request = command(told_with(md, ino, data=b"", mode=0o600))
+    assert ino in md.read(touched.touched_by, [request]).inodes
+
+
+@pytest.mark.parametrize(
+    ("attributes", "error"),
+    [
+        ({"uid": 0}, errno.EPERM),
+        ({"gid": 1000}, errno.EPERM),
+        ({"uid": (1 << 32) - 1}, errno.EINVAL),
+        ({"gid": -5}, errno.EINVAL),
+        ({"mtime_ns": m.NOW}, errno.EINVAL),
+        ({"atime_ns": TIME_NS_MAX + 1}, errno.EINVAL),
+    ],
+)
+def test_attributes_that_may_not_be_set_are_refused_and_nothing_is_made(md, ino, attributes, error):
+    md.do(m.SetAttr(ROOT, ROOT_INODE, mode=0o777))
+    assert refused(md, PosixError, told_with(md, ino, ALICE, **attributes)).errno == error
+    assert md.do(told_with(md, ino, ALICE, uid=1000, gid=1001, mode=0o400, mtime_ns=3)).inode.mode == 0o100400
+
+
+@pytest.mark.parametrize("mode", [0o4755, 0o2755, 0o100644, 1 << 40])
+def test_set_id_bits_are_no_attributes_of_a_new_file(md, ino, mode):
+    with pytest.raises(BadMessage):
+        md.do(told_with(md, ino, mode=mode))
+
+
+def test_without_a_number_there_are_no_attributes(md):
+    request = m.Create(ROOT, ROOT_INODE, b"f", 0o644, True, attributes=m.NewAttributes(mode=0o600))
+    with pytest.raises(BadMessage):
+        md.do(request)
