@@ -10,7 +10,7 @@ or an attribute longer than the clock runs now, so that a mount whose process is
 """
 
 import logging
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple, TypeVar, cast
 
@@ -22,6 +22,7 @@ from shoalfs.fs.handles import Handles
 from shoalfs.fs.leases import Asking, LeaseCache, Unknown
 from shoalfs.fs.making import Making
 from shoalfs.fs.ports import Files, Kernel
+from shoalfs.fs.unparsed import TAKEN_IN_S, Unparsed
 from shoalfs.mds import messages as m
 from shoalfs.mds.client import MdsClient, boot_time
 from shoalfs.transport.errors import SessionGone, ShoalError, StaleReceipt
@@ -54,6 +55,7 @@ class Coherent:
             self._gone, handles.all_gone, handles.withdraw_name, lambda ino: self.making.revoke_native(ino)
         )
         self.hits = 0  # questions answered here
+        self.unparsed = Unparsed(handles.native)
         # Told of each name that had to be asked for, and of what was found: who prefetches draws conclusions.
         self.on_looked_up: Callable[[m.Credentials, InodeId, m.Inode | None], None] = lambda who, directory, inode: None
         # Told of what was called back and is open here.
@@ -442,6 +444,7 @@ class Coherent:
             return m.Invalidated()  # nothing is left of what an earlier session had
         if request.everything:
             self.drop_everything()
+            await self._forget_names_told()
             return m.Invalidated()
         for directory in {*request.directories, *request.inodes, *(parent for parent, _ in request.names)}:
             self.making.revoke_native(directory)
@@ -449,7 +452,8 @@ class Coherent:
         waiting = [ino for ino in concerned if self._handles.has_waiting_write(ino)]
         concerned = tuple(ino for ino in concerned if ino not in waiting)
         self.cache.drop(request.names, request.inodes, request.directories)
-        if request.names or request.directories:
+        listed = {directory for directory, _ in request.names}.union(request.directories)
+        if listed:
             self._kernel.forget_names()
         for ino in request.inodes:
             self._kernel.forget_attributes(ino)
@@ -457,11 +461,20 @@ class Coherent:
             self._kernel.forget_pages(ino)  # once they are unlocked; that may take an acknowledgement like this one
         if concerned:
             await self._kernel.drop_pages(concerned)
+        if listed:
+            await self._forget_names_told(listed)
         # Last, in the step in which the answer is sent: a release that follows is then sent after it.
         opens = tuple(ino for ino in request.inodes if self._handles.holders(ino))
         self._handles.registered.update(opens)
         self.on_recalled(opens)
         return m.Invalidated(opens)
+
+    async def _forget_names_told(self, directories: Collection[InodeId] | None = None) -> None:
+        """Names were forgotten, here and by the kernel: have it forget those, too, that listings told it of before and
+        that it has taken in since."""
+        within_s = min(TAKEN_IN_S, self._session.ttl_ms * WRITE_BACK_TTLS / 1000)  # or the leader gives this mount up
+        if await self.unparsed.settle(directories, within_s):
+            self._kernel.forget_names()
 
     def drop_everything(self) -> None:
         """The leases are gone, or may be."""
@@ -487,6 +500,7 @@ class Coherent:
         """What an earlier leader has leased is not known to the present one."""
         self.drop_everything()
         await trio.lowlevel.checkpoint()
+        await self._forget_names_told()
         self.cache.writes = set(self.kept_writes())  # they are told with the report
         self._owed.clear()
         self._handles.registered.update(self._handles.reported())  # they are told with the report

@@ -46,10 +46,12 @@ class DirectoryPages:
         self._known = known
         self._timeouts = timeouts
 
-    async def after(self, handle: int, cookie: int, size_bytes: int) -> Part:
+    async def after(self, handle: int, cookie: int, size_bytes: int, thread: int = 0) -> Part:
         """As many of the entries after ``cookie`` (0: from the start) as a reply of this size holds; none at the end.
-        What of them may be kept is decided last, in the step in which this returns. Raises ShoalError."""
+        What of them may be kept is decided last, in the step in which this returns, and in which the reply has to be
+        sent. ``thread``: who asks, if that is known. Raises ShoalError."""
         directory = self._vfs.dir_inode(handle)
+        self._vfs.unparsed.taken_in(handle)
         dots: list[Shown] = []
         if cookie < _DOT:
             dots.append(_dot(b".", self._vfs.view(await self._vfs.getattr(directory)), _DOT))
@@ -66,6 +68,8 @@ class DirectoryPages:
         shown = self._vfs.shown(directory, entries, keeps_names=self._keeps_names())
         if self._known is not None:
             shown = [_as_announced(one, entry) for one, entry in zip(shown, entries, strict=True)]
+        if any(keeps_name for _, _, _, keeps_name, _ in shown):
+            self._vfs.unparsed.sent(handle, directory, thread)
         left_s = self._vfs.left_s()
         return Part(dots + shown, min(self._timeouts.entry_s, left_s), min(self._timeouts.attr_s, left_s))
 

@@ -52,6 +52,10 @@ class NativeOpens(Protocol):
 
     def withdraw_all_bare(self) -> None: ...
 
+    def listen_to(self, thread: int, /) -> int: ...
+
+    def has_asked(self, thread: int, since: int, /) -> bool: ...
+
 
 class NothingNative:
     """Where there is no compiled part."""
@@ -91,6 +95,12 @@ class NothingNative:
 
     def withdraw_all_bare(self) -> None:
         pass
+
+    def listen_to(self, thread: int, /) -> int:
+        return 0
+
+    def has_asked(self, thread: int, since: int, /) -> bool:
+        return False
 
 
 @dataclass(slots=True)

@@ -178,7 +178,7 @@ class NativeOps:
 
     async def _readdirplus(self, request: wire.Request) -> bytes:
         asked = wire.readdirplus(request.body)
-        part = await self._pages.after(asked.handle, asked.cookie, asked.size_bytes)
+        part = await self._pages.after(asked.handle, asked.cookie, asked.size_bytes, request.pid)
         for entry in part.entries:
             self._pages.told(entry)
         return self._shim.pack_entries(*part)

@@ -14,6 +14,7 @@ from functools import cached_property
 
 from shoalfs.fs.listings import Listings, Shown
 from shoalfs.fs.open_files import Caching, OpenFiles
+from shoalfs.fs.unparsed import Unparsed
 from shoalfs.fs.xattrs import Xattrs
 from shoalfs.mds import messages as m
 from shoalfs.transport.errors import PosixError
@@ -164,6 +165,12 @@ class Vfs(OpenFiles):
 
     def releasedir(self, number: int) -> None:
         self._handles.pop_dir(number)
+        self.unparsed.taken_in(number)
+
+    @property
+    def unparsed(self) -> Unparsed:
+        """What the kernel was told of listings and may not have taken in."""
+        return self._metadata.unparsed
 
     async def parent_of(self, ino: InodeId) -> m.Inode:
         """Where `..` of an open directory leads."""

@@ -17,8 +17,8 @@ WITHOUT = "SHOAL_WITHOUT_NATIVE"
 
 
 class Shim(Protocol):
-    """The functions of ``fuse_shim.c``, ``opens.c``, ``names.c``, ``makes.c``, ``bare.c`` and ``entries.c``; their
-    docstrings are there."""
+    """The functions of ``fuse_shim.c``, ``opens.c``, ``names.c``, ``makes.c``, ``bare.c``, ``entries.c`` and
+    ``askers.c``; their docstrings are there."""
 
     def install(
         self,
@@ -92,6 +92,10 @@ class Shim(Protocol):
     def withdraw_all_bare(self) -> None: ...
 
     def found_bare(self) -> int: ...
+
+    def listen_to(self, thread: int, /) -> int: ...
+
+    def has_asked(self, thread: int, since: int, /) -> bool: ...
 
     def pack_entries(self, entries: "list[Shown]", entry_s: float, attr_s: float, /) -> bytes: ...
 

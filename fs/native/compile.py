@@ -12,6 +12,7 @@ from pathlib import Path
 
 MODULE = "_fuse_shim"
 _PARTS = (
+    "askers.c",
     "bare.c",
     "concerned.c",
     "entries.c",

@@ -32,6 +32,7 @@
 #include <fuse3/fuse_lowlevel.h>
 #include <linux/fuse.h>
 
+#include "askers.h"
 #include "bare.h"
 #include "entries.h"
 #include "fuse_shim.h"
@@ -178,6 +179,7 @@ bool answer_here(const void *message, size_t size)
         return false;
     memcpy(&header, message, sizeof header);
     size -= sizeof header;
+    asker_heard(&header);
     if (refuse_here(&header))
         return true;
     switch (header.opcode) {
@@ -324,6 +326,7 @@ static PyObject *detach(PyObject *self, PyObject *args)
     makes_end();
     opens_end();
     bare_end();
+    askers_end();
     Py_CLEAR(shim.take);
     Py_RETURN_NONE;
 }
@@ -424,6 +427,7 @@ static PyMethodDef methods[] = {
     NAMES_METHODS,
     BARE_METHODS,
     ENTRIES_METHODS,
+    ASKERS_METHODS,
     {NULL, NULL, 0, NULL},
 };
 

@@ -61,6 +61,7 @@ class CompiledPart:
     through: list[int] = field(default_factory=list)
     names: dict[tuple[int, bytes], bytes] = field(default_factory=dict)  # attributes of what they lead to
     bare: set[int] = field(default_factory=set)
+    asked: set[int] = field(default_factory=set)  # threads that have
     number: int = OPENED_NATIVELY
     granted: dict[int, "Grant"] = field(default_factory=dict)
     made: dict[int, "MadeFile"] = field(default_factory=dict)
@@ -103,6 +104,12 @@ class CompiledPart:
 
     def withdraw_all_bare(self) -> None:
         self.bare.clear()
+
+    def listen_to(self, thread: int, /) -> int:
+        return 0
+
+    def has_asked(self, thread: int, since: int, /) -> bool:
+        return thread in self.asked
 
     def lookup(self, parent: int, name: bytes) -> bytes | None:
         """struct fuse_attr of the inode that it leads to; None: Python has to be asked."""

@@ -428,6 +428,36 @@ def check_bare(shim, session: Session) -> None:
     shim.withdraw_all_bare()
 
 
+def check_askers(shim, session: Session) -> None:
+    """A thread is heard by what it waits for, from the moment on from which it is listened to."""
+    shim.install(lambda *request: True, bytes([LOOKUP, READ, RELEASE, GETXATTR]), 0, 0)
+    for node, length in ((7, 5), (9, 0)):
+        session.ask(LOOKUP, 4000, b"x" * length, node)  # of thread 42, as all
+    since = shim.listen_to(42)
+    assert not shim.has_asked(42, since), "before"
+    for opcode in (READ, RELEASE):
+        session.ask(opcode, 4000, bytes(40))
+    assert not shim.has_asked(42, since), "not waited for"
+    other = shim.listen_to(43)
+    session.ask(LOOKUP, 4000, b"name\0")
+    assert shim.has_asked(42, since)
+    assert not shim.has_asked(43, other)
+    later = shim.listen_to(42)
+    assert not shim.has_asked(42, later)
+    assert shim.has_asked(42, since), "still"
+    session.ask(GETXATTR, 4000, bytes(8) + b"user.a\0")
+    assert shim.has_asked(42, later)
+    later = shim.listen_to(42)
+    for thread in range(100, 5000):
+        shim.listen_to(thread)
+    session.ask(LOOKUP, 4000, b"name\0")
+    assert not shim.has_asked(42, later), "too many: it is forgotten, which is taken for silence"
+    assert not shim.has_asked(0, shim.listen_to(0)), "a thread that the mount cannot see"
+    later = shim.listen_to(42)
+    session.ask(LOOKUP, 4000, b"name\0")
+    assert shim.has_asked(42, later)
+
+
 def check_table(shim, session: Session) -> None:
     """The table against a dictionary."""
     rng = random.Random(4)
@@ -621,6 +651,7 @@ def main(path: str) -> None:
     check_reads(shim, session)
     check_names(shim, session)
     check_bare(shim, session)
+    check_askers(shim, session)
     check_table(shim, session)
     check_serving(shim, session)
     check_makes(shim, session)

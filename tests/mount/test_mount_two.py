@@ -266,3 +266,30 @@ def test_a_log_is_tailed_elsewhere_through_one_open_file(mnt: Path, there: Path,
                 os.fsync(writer)
             assert tail.read(10_000) == record, number
     os.close(writer)
+
+
+_LIST = """
+import os, sys
+os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+while True:
+    list(os.scandir(sys.argv[1]))
+"""
+_WORK = "import os\nos.nice(15)\nwhile True: pass"
+
+
+def test_a_name_removed_there_is_gone_here_while_threads_list_that_hardly_run(mnt: Path, there: Path):
+    """The kernel takes in what a listing brought when its thread runs next: names that were called back since, too."""
+    for number in range(300):
+        (there / f"{number:03}").touch()
+    processes = [subprocess.Popen([sys.executable, "-c", _LIST, str(mnt)]) for _ in range(4)]
+    processes += [subprocess.Popen([sys.executable, "-c", _WORK]) for _ in range(os.cpu_count() or 1)]
+    try:
+        time.sleep(1)
+        for number in range(25):
+            time.sleep(0.1 + Random(number).random() / 10)
+            (there / f"{number:03}").unlink()
+            assert not (mnt / f"{number:03}").exists()
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
