@@ -35,8 +35,8 @@ def _permissions_of(value: bytes) -> int | None:
 
 
 class Xattrs:
-    """``seen`` is told of each inode that an answer brings; ``set_here`` sets attributes of a file that was made here, if
-    that can be done without the leader. All methods raise ShoalError."""
+    """``seen`` is told of each inode that an answer brings; ``set_here`` sets attributes of a file that was made here,
+    if that can be done without the leader. All methods raise ShoalError."""
 
     def __init__(
         self,
