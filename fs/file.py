@@ -116,6 +116,20 @@ class FileData:
         )
 
     @property
+    def is_solid(self) -> bool:
+        """Nothing of it is committed or on its way, and it has no holes."""
+        size_bytes = self.size_bytes
+        return sum(len(data) for _, data in self._dirty.read(0, size_bytes)) == size_bytes
+
+    @property
+    def dated_inode(self) -> Inode:
+        """What is committed, with the times of :attr:`inode` and the room that a file without holes takes."""
+        now = self.inode
+        return msgspec.structs.replace(
+            self._contents.inode, used_bytes=now.size_bytes, mtime_ns=now.mtime_ns, ctime_ns=now.ctime_ns
+        )
+
+    @property
     def size_bytes(self) -> int:
         return max(self._contents.inode.size_bytes, self._dirty.end_bytes, self._backlog.end_bytes)
 

@@ -95,15 +95,26 @@ class Making:
     def set_attributes(self, request: m.SetAttr, inode: m.Inode) -> m.Inode | None:
         """Set attributes of a new file, which go with it when it is told of: what ``inode`` is with them. None: the
         leader has to be asked."""
-        asked = self.new_files.set_attributes(request)
+        now_ns = time.time_ns()
+        asked = self.new_files.set_attributes(request, now_ns)
         if asked is None:
             return None
-        changed = with_attributes(inode, asked, time.time_ns())
-        if self._cache.inode(inode.ino) is not None:
+        changed = with_attributes(inode, asked, now_ns)
+        self._relearn(changed)
+        return changed
+
+    def settle_times(self, inode: m.Inode) -> bool:
+        """A program is told of these times of a new file that is closed: so will the leader be. False: they are his."""
+        if not self.new_files.settle_times(inode):
+            return False
+        self._relearn(inode)
+        return True
+
+    def _relearn(self, changed: m.Inode) -> None:
+        if self._cache.inode(changed.ino) is not None:
             asking = self._cache.ask()
             self._cache.learn_inode(asking, changed)
             self._cache.answered(asking)
-        return changed
 
     def written(self, ino: InodeId) -> None:
         """A program writes to the file: it is not as old as somebody has said."""

@@ -149,7 +149,7 @@ class NewFiles:
         )
         return inode if request.attributes is None else with_attributes(inode, request.attributes, now_ns)
 
-    def set_attributes(self, request: m.SetAttr) -> m.NewAttributes | None:
+    def set_attributes(self, request: m.SetAttr, now_ns: int) -> m.NewAttributes | None:
         """What is asked for goes with the file when it is told of: it, with the ids of whoever made the file, is what
         the leader will let him set (`mds/ops/create.py`). None: it cannot go so, or nobody knows whether it would."""
         new = self._files.get(request.ino)
@@ -163,8 +163,17 @@ class NewFiles:
             return None  # the leader's
         if maker.uid and (asked.uid not in (None, maker.uid) or asked.gid not in (None, maker.gid)):
             return None
-        self._attach(new, asked)
+        self._attach(new, asked, now_ns)
         return asked
+
+    def settle_times(self, inode: m.Inode) -> bool:
+        """A program is told the times of this file, which is closed: so is the leader. False: they are the leader's."""
+        new = self._files.get(inode.ino)
+        if new is None or new.telling is not None or new.filling:
+            return False
+        times = m.NewAttributes(atime_ns=inode.atime_ns, mtime_ns=inode.mtime_ns, ctime_ns=inode.ctime_ns)
+        self._attach(new, times, inode.ctime_ns)
+        return True
 
     def rename(self, ino: InodeId, name: bytes) -> bool:
         """The file has another name in its directory, which is free. False: the leader may know it by the old one."""
@@ -180,10 +189,12 @@ class NewFiles:
         siblings[ino] = None  # the newest: its directory has changed just now
         return True
 
-    def _attach(self, new: _New, asked: m.NewAttributes) -> None:
+    def _attach(self, new: _New, asked: m.NewAttributes, now_ns: int) -> None:
         before = new.request.attributes
         if before is not None:
             fields = {name: value for name, value in msgspec.structs.asdict(asked).items() if value is not None}
+            if before.ctime_ns is not None:
+                fields.setdefault("ctime_ns", max(before.ctime_ns, now_ns))
             asked = msgspec.structs.replace(before, **fields)
         new.request = msgspec.structs.replace(new.request, attributes=asked)
 
@@ -191,7 +202,7 @@ class NewFiles:
         """A program writes to the file: a time of its last change that was set before is not that any more."""
         new = self._files.get(ino)
         if new is not None and new.request.attributes is not None and new.request.attributes.mtime_ns is not None:
-            attributes = msgspec.structs.replace(new.request.attributes, mtime_ns=None)
+            attributes = msgspec.structs.replace(new.request.attributes, mtime_ns=None, ctime_ns=None)
             new.request = msgspec.structs.replace(new.request, attributes=attributes)
 
     def view(self, inode: m.Inode) -> m.Inode:

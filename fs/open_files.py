@@ -81,8 +81,12 @@ class OpenFiles:
     # --- attributes --------------------------------------------------------------------------------------------------
 
     async def getattr(self, ino: InodeId) -> m.Inode:
-        if ino in self.closing:
-            await self.closing.settle((ino,))  # its times are those of the commit, and must not change after a close
+        file = self._data_path.find(ino)
+        if file is not None and ino in self.closing:
+            # Its times are those of the commit, and must not change after a close; or the commit is told of them.
+            if file.is_solid and self._metadata.making.settle_times(file.dated_inode):
+                return file.attributes_set(file.dated_inode, mtime=True)
+            await self.closing.settle((ino,))
         return self._seen(await self._metadata.getattr(ino))
 
     async def setattr(self, request: m.SetAttr) -> m.Inode:

@@ -51,13 +51,15 @@ class InodesReserved(Message, frozen=True):
 
 class NewAttributes(Message, frozen=True):
     """What whoever made a file has set since, before the service knew of it: what is not None, as in SetAttr, but no
-    NOW and no set-id bits."""
+    NOW and no set-id bits. ``ctime_ns``: a program was told that it changed then; the leader's present time, if that is
+    earlier."""
 
     mode: int | None = None  # permission bits
     uid: int | None = None
     gid: int | None = None
     atime_ns: int | None = None
     mtime_ns: int | None = None
+    ctime_ns: int | None = None
 
 
 class Create(Message, frozen=True):

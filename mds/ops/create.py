@@ -67,7 +67,8 @@ def _check_attributes(request: Create) -> None:
         raise BadMessage("attributes of a new file: of one with a number, and no set-id bits")
     if any(number is not None and not inodes.is_id(number) for number in (asked.uid, asked.gid)):
         raise PosixError(errno.EINVAL)
-    if any(t is not None and not TIME_NS_MIN <= t <= TIME_NS_MAX for t in (asked.atime_ns, asked.mtime_ns)):
+    times = (asked.atime_ns, asked.mtime_ns, asked.ctime_ns)
+    if any(t is not None and not TIME_NS_MIN <= t <= TIME_NS_MAX for t in times):
         raise PosixError(errno.EINVAL)
     if who.uid != 0 and (asked.uid not in (None, who.uid) or asked.gid not in (None, who.gid)):
         raise PosixError(errno.EPERM)
@@ -98,7 +99,13 @@ def _complete(txn: Txn, context: Context, request: Create, child: Inode) -> Inod
     if request.attributes is None:
         return child
     asked = msgspec.structs.asdict(request.attributes)
-    return setattr_(txn, context, SetAttr(request.who, child.ino, **asked)).inode
+    ctime_ns = asked.pop("ctime_ns")
+    if any(value is not None for value in asked.values()):
+        child = setattr_(txn, context, SetAttr(request.who, child.ino, **asked)).inode
+    if ctime_ns is not None:
+        child = msgspec.structs.replace(child, ctime_ns=min(ctime_ns, context.now_ns))
+        inodes.store(txn, child)
+    return child
 
 
 def _filled(txn: Txn, context: Context, request: Create, child: Inode) -> Inode:

@@ -65,14 +65,66 @@ async def test_what_is_closed_at_one_time_travels_together(cluster, nothing_by_i
                 assert await two.read_file(b"f%d" % number, directory) == b"data%d" % number
 
 
-async def test_its_times_do_not_change_after_a_close(cluster, nothing_by_itself):
+def shown(inode):
+    """What stat(2) tells of it."""
+    times = (inode.atime_ns, inode.mtime_ns, inode.ctime_ns)
+    return (inode.ino, inode.mode, inode.nlink, inode.uid, inode.gid, inode.size_bytes, inode.used_bytes, *times)
+
+
+@pytest.mark.parametrize("data", [b"", b"data", b"x" * 100_000], ids=["empty", "in its inode", "in a chunk"])
+async def test_it_does_not_change_after_a_close(cluster, nothing_by_itself, data):
+    async with alone(cluster) as (one, directory):
+        sent = counted(one)
+        ino = await one.write_file(b"f", data, directory)
+        seen = shown(await one.vfs.getattr(ino))
+        assert not changes(sent), "it need not be committed for that"
+        await trio.sleep(0.05)
+        await one.vfs.closing.settle()
+        assert changes(sent) == [m.Op.CREATE]
+        assert shown(await one.vfs.getattr(ino)) == seen
+        assert shown((await one.session.read(m.GETATTR, m.GetAttr(ino))).body.inode) == seen
+
+
+async def test_a_change_after_a_look_is_seen(cluster, nothing_by_itself):
     async with alone(cluster) as (one, directory):
         ino = await one.write_file(b"f", b"data", directory)
         seen = await one.vfs.getattr(ino)
-        await trio.sleep(0.05)
+        await trio.sleep(0.01)
+        changed = await one.vfs.setattr(m.SetAttr(ROOT, ino, mode=0o600))
+        assert changed.ctime_ns > seen.ctime_ns
+        assert changed.mtime_ns == seen.mtime_ns
         await one.vfs.closing.settle()
-        assert await one.vfs.getattr(ino) == seen
-        assert (await one.session.read(m.GETATTR, m.GetAttr(ino))).body.inode.mtime_ns == seen.mtime_ns
+        assert shown(await one.vfs.getattr(ino)) == shown(changed)
+        number, _ = await one.vfs.open(ROOT, ino, os.O_RDWR)
+        await one.vfs.write(number, 4, b"more")
+        await one.close(number)
+        after = await one.vfs.getattr(ino)
+        assert after.mtime_ns > seen.mtime_ns
+        assert after.size_bytes == 8
+
+
+async def test_one_that_is_written_to_again_after_a_look_has_other_times(cluster, nothing_by_itself):
+    async with alone(cluster) as (one, directory):
+        ino = await one.write_file(b"f", b"data", directory)
+        seen = await one.vfs.getattr(ino)
+        number, _ = await one.vfs.open(ROOT, ino, os.O_RDWR)
+        await trio.sleep(0.01)
+        await one.vfs.write(number, 4, b"more")
+        await one.close(number)
+        await one.vfs.closing.settle()
+        after = await one.vfs.getattr(ino)
+        assert after.mtime_ns > seen.mtime_ns
+        assert after.ctime_ns > seen.ctime_ns
+
+
+async def test_one_with_a_hole_is_committed_for_a_look(cluster, nothing_by_itself):
+    async with alone(cluster) as (one, directory):
+        sent = counted(one)
+        ino, number = await one.make(b"f", directory)
+        await one.vfs.write(number, 10, b"data")
+        await one.close(number)
+        await one.vfs.getattr(ino)
+        assert changes(sent) == [m.Op.CREATE]
 
 
 @pytest.mark.parametrize("size", [0, 4, 100_000])

@@ -391,6 +391,7 @@ async def test_a_pool_that_is_being_removed_takes_no_new_file(cluster, known, si
         if known:
             await one.session.refresh_map()
         ino = await one.write_file(b"f", b"x" * size, directory)
+        await one.vfs.closing.settle()
         root = await one.vfs.getattr(ROOT_INODE)
         assert (await one.vfs.getattr(ino)).pool == root.pool
         assert await one.read_file(b"f", directory) == b"x" * size

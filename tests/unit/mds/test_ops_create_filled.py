@@ -208,6 +208,18 @@ def test_an_empty_file_has_them_too(md, ino):
     assert md.do(told_with(md, ino, data=b"", mtime_ns=9)).inode.mtime_ns == 9
 
 
+def test_it_has_changed_when_a_program_was_told_that_it_has(md, ino):
+    before_ns = md.now_ns
+    inode = md.do(told_with(md, ino, mtime_ns=3, ctime_ns=before_ns)).inode
+    assert (inode.mtime_ns, inode.ctime_ns) == (3, before_ns)
+    assert content(md, ino)[1] == b"data"
+
+
+def test_it_has_not_changed_in_the_future(md, ino):
+    inode = md.do(told_with(md, ino, ctime_ns=md.now_ns + 10**12)).inode
+    assert inode.ctime_ns == md.now_ns
+
+
 def test_told_again_it_has_those_of_the_last_time(md, ino):
     md.do(told_with(md, ino, mode=0o600, mtime_ns=5))
     again = md.do(told_with(md, ino, mode=0o640, mtime_ns=7))
