@@ -15,18 +15,19 @@ import errno
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 
 import msgspec
 import trio
 
+from shoalfs.fs.assembly import extents, joined, placed
 from shoalfs.fs.budget import DirtyBudget
 from shoalfs.fs.committer import Committer, Whole
 from shoalfs.fs.contents import Contents
 from shoalfs.fs.dirty import Dirty
-from shoalfs.fs.extents import Span, first_data, first_hole
+from shoalfs.fs.extents import first_data, first_hole
 from shoalfs.fs.fetcher import Fetcher
 from shoalfs.fs.new_files import Held
 from shoalfs.fs.parallel import all_of, settle_all
@@ -213,7 +214,7 @@ class FileData:
         pieces, gaps = self._in_memory(offset_bytes, end)
         for found in await all_of([partial(self._committed, *gap) for gap in gaps]):
             pieces += found
-        return _joined(offset_bytes, end, pieces)
+        return joined(offset_bytes, end, pieces)
 
     async def prefetch(self, start: int, end: int) -> None:
         """Bring committed bytes into the cache. A hint: what cannot be had is left to whoever asks for it."""
@@ -222,7 +223,7 @@ class FileData:
         try:
             found = await self._fetcher.committed(start, min(end, self._contents.inode.size_bytes))
             spans = [] if isinstance(found, bytes) else found
-            await all_of([partial(self._services.reader.read, span) for span in _extents(spans)])
+            await all_of([partial(self._services.reader.read, span) for span in extents(spans)])
         except ShoalError as error:
             self._services.counters["prefetches_failed"] += 1
             log.debug("readahead of inode %d failed: %s", self.ino, error)
@@ -236,10 +237,10 @@ class FileData:
         """What of [start, end) is here, and what is not."""
         pieces: list[tuple[int, Buffer]] = [*self._dirty.read(start, end)]
         gaps: list[tuple[int, int]] = []
-        for gap in _gaps(pieces, start, end):
+        for gap in gaps(pieces, start, end):
             taken = list(self._backlog.read(*gap))
             pieces += taken
-            gaps += _gaps(taken, *gap)
+            gaps += gaps(taken, *gap)
         return pieces, gaps
 
     async def _committed(self, start: int, end: int) -> list[tuple[int, Buffer]]:
@@ -250,11 +251,11 @@ class FileData:
             found = await self._fetcher.committed(start, end)
             if isinstance(found, bytes):
                 return [(start, found)]
-            extents = _extents(found)
+            extents = extents(found)
             read = await settle_all([partial(self._services.reader.read, extent) for extent in extents])
             failure = next((result for result in read if isinstance(result, ShoalError)), None)
             if failure is None:
-                return list(_placed(extents, read))
+                return list(placed(extents, read))
             if not last:
                 self._services.counters["reads_repeated"] += 1
                 self._contents.forget()
@@ -511,38 +512,3 @@ class FileData:
     def _note_failure(self, error: ShoalError) -> None:
         self._services.counters["write_backs_failed"] += 1
         log.warning("inode %d: write-back failed: %s: %s", self.ino, type(error).__name__, error)
-
-
-def _extents(spans: Iterable[Span]) -> list[Extent]:
-    return [span for span in spans if isinstance(span, Extent)]
-
-
-def _placed(extents: Iterable[Extent], read: Iterable[list[memoryview] | ShoalError]) -> Iterator[tuple[int, Buffer]]:
-    for extent, views in zip(extents, read, strict=True):
-        assert not isinstance(views, ShoalError)
-        offset = extent.offset_bytes
-        for view in views:
-            yield offset, view
-            offset += len(view)
-
-
-def _gaps(pieces: Iterable[tuple[int, Buffer]], start: int, end: int) -> list[tuple[int, int]]:
-    """What ``pieces``, in order, leave of [start, end)."""
-    gaps: list[tuple[int, int]] = []
-    for offset, data in pieces:
-        if start < offset:
-            gaps.append((start, offset))
-        start = offset + len(data)
-    if start < end:
-        gaps.append((start, end))
-    return gaps
-
-
-def _joined(start: int, end: int, pieces: list[tuple[int, Buffer]]) -> Buffer:
-    """The pieces in their places, zeros between them. No copy if one piece is all."""
-    if len(pieces) == 1 and pieces[0][0] == start and len(pieces[0][1]) == end - start:
-        return pieces[0][1]
-    whole = bytearray(end - start)
-    for offset, data in pieces:
-        whole[offset - start : offset - start + len(data)] = data
-    return whole

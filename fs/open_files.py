@@ -1,7 +1,6 @@
-"""Files as programs have them open, and attributes: what of POSIX needs no names (`fs/vfs.py` adds them).
-
-Attributes come from the metadata service, with what this mount has written and not committed yet laid over them. That
-view belongs to the file's :class:`~shoalfs.fs.file.FileData`; :class:`~shoalfs.fs.data_path.DataPath` keeps them.
+"""Files as programs have them open: what of POSIX needs no names (`fs/vfs.py` adds them), beside attributes
+(`fs/attributes.py`). What is written and not committed is in a file's :class:`~shoalfs.fs.file.FileData`;
+:class:`~shoalfs.fs.data_path.DataPath` keeps them.
 
 Cancelled: any method leaves the mount usable; a mutation may or may not have been applied.
 """
@@ -15,9 +14,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import NamedTuple
 
-import msgspec
-
 from shoalfs.fs import fuse_wire as wire
+from shoalfs.fs.attributes import Attributes
 from shoalfs.fs.closing import Closing
 from shoalfs.fs.coherent import Coherent, FetchedFile
 from shoalfs.fs.data_path import DataPath
@@ -31,7 +29,6 @@ from shoalfs.fs.scans import Scans
 from shoalfs.mds import messages as m
 from shoalfs.transport.errors import PosixError, ShoalError
 from shoalfs.transport.ids import InodeId
-from shoalfs.transport.method import Message
 
 log = logging.getLogger("shoal.fs.open_files")
 
@@ -49,7 +46,7 @@ def _caching(flags: int, *, keep: bool) -> Caching:
     return Caching(keep=keep, direct=bool(flags & os.O_APPEND))
 
 
-class OpenFiles:
+class OpenFiles(Attributes):
     """The files of one mount."""
 
     def __init__(
@@ -64,61 +61,17 @@ class OpenFiles:
         *,
         durable_close: bool = False,
     ) -> None:
-        self._metadata = metadata
-        self._data_path = data_path
-        self._handles = handles
+        closing = Closing(metadata.making, self._commit_closed, lambda file: self._unhold(file.ino, file))
+        super().__init__(metadata, data_path, handles, closing)
         self._releases = releases
         self._scans = scans
         self._pages = pages
         self._kernel = kernel
         self._durable_close = durable_close
-        self.closing = Closing(metadata.making, self._commit_closed, lambda file: self._unhold(file.ino, file))
         self._opening: Counter[InodeId] = Counter()  # opens that hold the inode and are not answered yet
         self._unlinking: Counter[InodeId] = Counter()  # whose names mutations of this mount are taking away
         self.opens_here = 0  # opens of which nobody had to be told
         releases.tell(self._offer)
-
-    # --- attributes --------------------------------------------------------------------------------------------------
-
-    async def getattr(self, ino: InodeId) -> m.Inode:
-        file = self._data_path.find(ino)
-        if file is not None and ino in self.closing:
-            # Its times are those of the commit, and must not change after a close; or the commit is told of them.
-            if file.is_solid and self._metadata.making.settle_times(file.dated_inode):
-                return file.attributes_set(file.dated_inode, mtime=True)
-            await self.closing.settle((ino,))
-        return self._seen(await self._metadata.getattr(ino))
-
-    async def setattr(self, request: m.SetAttr) -> m.Inode:
-        """Change attributes. Bytes written before are committed first, so that times set now stay as they are set.
-
-        The kernel has let a caller who is not the owner set times, hence it asked for the present time.
-        """
-        if request.who.uid and (request.atime_ns is not None or request.mtime_ns is not None):
-            inode = await self.getattr(request.ino)
-            if inode.uid != request.who.uid:
-                request = msgspec.structs.replace(request, atime_ns=m.NOW, mtime_ns=m.NOW)
-        changed = self.set_here(request)
-        if changed is not None:
-            return changed
-        file = self._data_path.find(request.ino)
-        if request.size_bytes is not None:
-            self._handles.withdraw(request.ino)  # whoever reads from now on reads what is left
-        if file is None:
-            return await self._change(m.Op.SETATTR, request)
-        return await file.setattr(request)
-
-    def set_here(self, request: m.SetAttr) -> m.Inode | None:
-        """Attributes of a file that was made here go with it when it is told of. None: the leader has to be asked."""
-        file = self._data_path.find(request.ino)
-        if file is None or request.ino not in self._metadata.new_files:
-            return None
-        changed = self._metadata.making.set_attributes(request, file.committed_inode)
-        return changed and file.attributes_set(changed, mtime=request.mtime_ns is not None)
-
-    async def _change(self, op: m.Op, request: Message) -> m.Inode:
-        """A mutation that is answered with the inode it made or changed."""
-        return self._seen((await self._metadata.mutate(op, request, m.Entry)).inode)
 
     # --- opening and closing -----------------------------------------------------------------------------------------
 
@@ -495,39 +448,3 @@ class OpenFiles:
         await self.getattr(ino)
         if file is None or file.committed_inode.data_version != before or file.is_mixed:
             await self._kernel.forgotten_pages(ino)
-
-    # --- what the kernel may keep ------------------------------------------------------------------------------------
-
-    def attributes_left_s(self, ino: InodeId) -> float:
-        """How long the kernel may keep the attributes that it is told now: while they are leased; not at all while
-        this mount has bytes that are not committed, whose times are not known."""
-        if self._metadata.known(ino) is None:
-            return 0.0
-        file = self._data_path.find(ino)
-        return 0.0 if file is not None and file.is_dirty else self._metadata.left_s()
-
-    def name_left_s(self, parent: InodeId, name: bytes, ino: InodeId | None) -> float:
-        """How long the kernel may keep that the name leads to ``ino`` (None: to nothing)."""
-        return self._metadata.left_s() if self._metadata.keeps_name(parent, name, ino) else 0.0
-
-    # --- views -------------------------------------------------------------------------------------------------------
-
-    def newest(self, inode: m.Inode) -> m.Inode:
-        """The inode as it is known now, if ``inode`` was told some time ago."""
-        known = self._metadata.known(inode.ino)
-        return inode if known is None or known.version < inode.version else known
-
-    def view(self, inode: m.Inode) -> m.Inode:
-        """The inode with what this mount has written and not committed laid over it."""
-        file = self._data_path.find(inode.ino)
-        return inode if file is None else file.inode
-
-    def _seen(self, inode: m.Inode) -> m.Inode:
-        """An answer of the service: remember it, and tell the file's data if there is any here."""
-        file = self._data_path.find(inode.ino)
-        if file is None:
-            return inode
-        # The kernel is told nothing: it was when the leader pushed, or it was not to keep the attributes and drops its
-        # pages when it sees these. To be told now would make it ignore the answer that is being made of this.
-        file.refresh(inode)
-        return file.inode
