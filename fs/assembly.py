@@ -8,11 +8,13 @@ from shoalfs.mds.messages import Extent
 from shoalfs.transport.errors import ShoalError
 
 
-def extents(spans: Iterable[Span]) -> list[Extent]:
+def extents_of(spans: Iterable[Span]) -> list[Extent]:
+    """What of these is no hole."""
     return [span for span in spans if isinstance(span, Extent)]
 
 
-def placed(extents: Iterable[Extent], read: Iterable[list[memoryview] | ShoalError]) -> Iterator[tuple[int, Buffer]]:
+def place(extents: Iterable[Extent], read: Iterable[list[memoryview] | ShoalError]) -> Iterator[tuple[int, Buffer]]:
+    """What was read of the extents, each piece with its offset in the file."""
     for extent, views in zip(extents, read, strict=True):
         assert not isinstance(views, ShoalError)
         offset = extent.offset_bytes
@@ -21,7 +23,7 @@ def placed(extents: Iterable[Extent], read: Iterable[list[memoryview] | ShoalErr
             offset += len(view)
 
 
-def gaps(pieces: Iterable[tuple[int, Buffer]], start: int, end: int) -> list[tuple[int, int]]:
+def gaps_in(pieces: Iterable[tuple[int, Buffer]], start: int, end: int) -> list[tuple[int, int]]:
     """What ``pieces``, in order, leave of [start, end)."""
     gaps: list[tuple[int, int]] = []
     for offset, data in pieces:
@@ -33,7 +35,7 @@ def gaps(pieces: Iterable[tuple[int, Buffer]], start: int, end: int) -> list[tup
     return gaps
 
 
-def joined(start: int, end: int, pieces: list[tuple[int, Buffer]]) -> Buffer:
+def join(start: int, end: int, pieces: list[tuple[int, Buffer]]) -> Buffer:
     """The pieces in their places, zeros between them. No copy if one piece is all."""
     if len(pieces) == 1 and pieces[0][0] == start and len(pieces[0][1]) == end - start:
         return pieces[0][1]

@@ -1,5 +1,5 @@
-"""Attributes of files as programs on this mount see them: what the metadata service tells, with what is written here and
-not committed laid over it."""
+"""Attributes of files as programs on this mount see them: what the metadata service tells, with what is written here
+and not committed laid over it."""
 
 import msgspec
 

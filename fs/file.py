@@ -22,7 +22,7 @@ from functools import partial
 import msgspec
 import trio
 
-from shoalfs.fs.assembly import extents, joined, placed
+from shoalfs.fs.assembly import extents_of, gaps_in, join, place
 from shoalfs.fs.budget import DirtyBudget
 from shoalfs.fs.committer import Committer, Whole
 from shoalfs.fs.contents import Contents
@@ -214,7 +214,7 @@ class FileData:
         pieces, gaps = self._in_memory(offset_bytes, end)
         for found in await all_of([partial(self._committed, *gap) for gap in gaps]):
             pieces += found
-        return joined(offset_bytes, end, pieces)
+        return join(offset_bytes, end, pieces)
 
     async def prefetch(self, start: int, end: int) -> None:
         """Bring committed bytes into the cache. A hint: what cannot be had is left to whoever asks for it."""
@@ -223,7 +223,7 @@ class FileData:
         try:
             found = await self._fetcher.committed(start, min(end, self._contents.inode.size_bytes))
             spans = [] if isinstance(found, bytes) else found
-            await all_of([partial(self._services.reader.read, span) for span in extents(spans)])
+            await all_of([partial(self._services.reader.read, span) for span in extents_of(spans)])
         except ShoalError as error:
             self._services.counters["prefetches_failed"] += 1
             log.debug("readahead of inode %d failed: %s", self.ino, error)
@@ -237,10 +237,10 @@ class FileData:
         """What of [start, end) is here, and what is not."""
         pieces: list[tuple[int, Buffer]] = [*self._dirty.read(start, end)]
         gaps: list[tuple[int, int]] = []
-        for gap in gaps(pieces, start, end):
+        for gap in gaps_in(pieces, start, end):
             taken = list(self._backlog.read(*gap))
             pieces += taken
-            gaps += gaps(taken, *gap)
+            gaps += gaps_in(taken, *gap)
         return pieces, gaps
 
     async def _committed(self, start: int, end: int) -> list[tuple[int, Buffer]]:
@@ -251,11 +251,11 @@ class FileData:
             found = await self._fetcher.committed(start, end)
             if isinstance(found, bytes):
                 return [(start, found)]
-            extents = extents(found)
+            extents = extents_of(found)
             read = await settle_all([partial(self._services.reader.read, extent) for extent in extents])
             failure = next((result for result in read if isinstance(result, ShoalError)), None)
             if failure is None:
-                return list(placed(extents, read))
+                return list(place(extents, read))
             if not last:
                 self._services.counters["reads_repeated"] += 1
                 self._contents.forget()
