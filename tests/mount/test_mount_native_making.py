@@ -334,3 +334,46 @@ for n in range(150):
         for number in range(4):
             assert (base / f"p{number}-149").read_bytes() == b"p%d" % number * 149
             assert (base / f"p{number}-renamed-140").read_bytes() == b"p%d" % number * 140
+
+
+def test_tar_rsync_and_cp_make_what_they_copy(mnt: Path, tmp_path: Path):
+    """With owners, modes and times, of files and of what was there before."""
+    source = tmp_path / "source"
+    source.mkdir()
+    for number in range(150):
+        path = source / f"f{number:03}"
+        path.write_bytes(os.urandom(number * 97))
+        path.chmod(0o600 + number % 64)
+        os.chown(path, number % 3, number % 5)
+        os.utime(path, ns=(10**18 + number, 10**18 - number * 10**9 + 7))
+    (source / "f000").chmod(0o4755)
+    subprocess.run(["tar", "cf", tmp_path / "a.tar", "-C", source, "."], check=True, timeout=60)
+    for name in ("tar", "rsync", "cp"):
+        (mnt / name).mkdir()
+    for _ in range(2):  # the second time over what is there
+        subprocess.run(["tar", "xpf", tmp_path / "a.tar", "-C", mnt / "tar"], check=True, timeout=60)
+        subprocess.run(["rsync", "-a", "--ignore-times", f"{source}/", mnt / "rsync"], check=True, timeout=60)
+        subprocess.run(["cp", "-aT", source, mnt / "cp"], check=True, timeout=60)
+        for name in ("tar", "rsync", "cp"):
+            assert_same(mnt / name, source, times=False)
+            for number in range(150):
+                copied, given = (mnt / name / f"f{number:03}").stat(), (source / f"f{number:03}").stat()
+                exact = name != "tar"  # it keeps seconds
+                assert copied.st_mtime_ns // (1 if exact else 10**9) == given.st_mtime_ns // (1 if exact else 10**9)
+
+
+def test_a_stat_of_what_was_just_closed_stays_true(mnt: Path, there: Path):
+    directory = own(mnt / "d")
+    for number in range(30):
+        path = directory / f"f{number}"
+        path.write_bytes(b"x" * number * 300)
+        before = path.stat()
+        os.utime(path, ns=(7, 8))
+        path.chmod(0o640)
+        path.rename(directory / f"g{number}")
+        after = (directory / f"g{number}").stat()
+        seen = (there / f"d/g{number}").stat()
+        assert (before.st_size, before.st_blocks) == (after.st_size, after.st_blocks) == (seen.st_size, seen.st_blocks)
+        assert (after.st_mtime_ns, after.st_mode) == (seen.st_mtime_ns, seen.st_mode) == (8, 0o100640)
+        assert not (there / f"d/f{number}").exists()
+        assert (there / f"d/g{number}").read_bytes() == b"x" * number * 300
