@@ -301,8 +301,10 @@ class Coherent:
             await self.making.settle(request)
             if made is not None and (told := self.cache.inode(made.ino)) is not None and told.pool != made.pool:
                 raise StaleReceipt("the file was made in another pool than its directory's, which is being removed")
+        if isinstance(request, m.Allocate | m.CloneRange | m.SetAttr) and _reshapes(request):
+            self.making.written(request.ino)
         answer = await self._mutate(op, request, reply)
-        if isinstance(answer, m.Committed):
+        if isinstance(request, m.CommitInline | m.CommitExtents) and isinstance(answer, m.Committed):
             answer = cast("M", await self.making.with_owed_times(answer))
         if isinstance(request, m.Create) and isinstance(answer, m.Created) and answer.created:
             self.making.on_made(request.parent)
@@ -504,3 +506,8 @@ class Coherent:
         self.cache.writes = set(self.kept_writes())  # they are told with the report
         self._owed.clear()
         self._handles.registered.update(self._handles.reported())  # they are told with the report
+
+
+def _reshapes(request: m.Allocate | m.CloneRange | m.SetAttr) -> bool:
+    """It changes what a file holds, by a command of its own."""
+    return not isinstance(request, m.SetAttr) or request.size_bytes is not None

@@ -117,7 +117,7 @@ class Making:
             self._cache.answered(asking)
 
     def written(self, ino: InodeId) -> None:
-        """A program writes to the file: it is not as old as somebody has said."""
+        """A program writes to the file, or cuts or stretches it: it is not as old as somebody has said."""
         self.new_files.written(ino)
         self._owed_times.pop(ino, None)
 
@@ -293,19 +293,20 @@ class Making:
         if self._cache.inode(ino) is None:
             self._cache.drop_write(ino)  # it is not leased, for whatever reason, nor is writing to it
 
-    def _told(self, request: m.Create) -> None:
-        ino, attributes = request.ino, request.attributes
-        times = attributes is not None and (attributes.atime_ns, attributes.mtime_ns) != (None, None)
-        if attributes is not None and times and self._files is not None and self._files.is_dirty(ino):
-            # They are set again once what it holds is committed, which changes them.
-            self._owed_times[ino] = m.SetAttr(
-                request.who, ino, atime_ns=attributes.atime_ns, mtime_ns=attributes.mtime_ns
-            )
+    def _told(self, request: m.Create, carried: bool) -> None:
+        ino = request.ino
+        if not carried and request.attributes is not None and self._files is not None and self._files.is_dirty(ino):
+            self._owe_times(request.who, ino, request.attributes)
         if self._handles.holders(ino):
             self._handles.registered.add(ino)
         else:
             self._cache.drop_write(ino)
             self.on_closed(ino)
+
+    def _owe_times(self, who: m.Credentials, ino: InodeId, told: m.NewAttributes) -> None:
+        """They are set again once what the file holds is committed, which changes them."""
+        if told.atime_ns is not None or told.mtime_ns is not None:
+            self._owed_times[ino] = m.SetAttr(who, ino, atime_ns=told.atime_ns, mtime_ns=told.mtime_ns)
 
     def _refused(self, ino: InodeId, error: ShoalError) -> None:
         log.error("inode %d was made here, and the metadata service refuses it: %s", ino, error)

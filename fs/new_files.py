@@ -87,16 +87,18 @@ class _New:
     request: m.Create
     made_ns: int
     telling: trio.Event | None = None  # it is being told; set when that has ended
+    carries: bool = False  # it is, together with what it holds
     filling: bool = False  # it is, or was and failed, together with what it holds
 
 
 class NewFiles:
-    """``tell`` sends the command; ``told`` and ``refused`` hear what became of it. At most NEW_FILES_MAX."""
+    """``tell`` sends the command; ``told``, with whether it carried what the file holds, and ``refused`` hear what
+    became of it. At most NEW_FILES_MAX."""
 
     def __init__(
         self,
         tell: Callable[[m.Create], Awaitable[m.Created]],
-        told: Callable[[m.Create], None],
+        told: Callable[[m.Create, bool], None],
         refused: Callable[[InodeId, ShoalError], None],
     ) -> None:
         self._tell = tell
@@ -250,7 +252,8 @@ class NewFiles:
         new = self._files[ino]
         assert new.telling is None, ino
         new.telling = trio.Event()
-        if held == NOTHING:
+        new.carries = held != NOTHING
+        if not new.carries:
             return new.request
         assert not new.filling, ino
         new.filling = True
@@ -265,7 +268,7 @@ class NewFiles:
         telling.set()
         if isinstance(result, m.Created):
             self._forget(ino)
-            self._told(new.request)
+            self._told(new.request, new.carries)
         elif result is not None and _is_final(result):
             self._forget(ino)
             self._refused(ino, result)

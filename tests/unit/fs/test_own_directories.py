@@ -488,6 +488,27 @@ async def test_times_outlast_a_commit_that_comes_after_the_telling(cluster, data
         assert (await two.vfs.lookup(ROOT, directory, b"f")).mtime_ns > 10**18
 
 
+async def test_times_of_what_was_cut_after_they_were_set_are_newer(cluster):
+    async with alone(cluster) as (one, directory):
+        ino, number = await made_and_set(one, directory, mtime_ns=3)
+        await one.coherent.new_files.tell(ino)
+        await one.vfs.setattr(m.SetAttr(ROOT, ino, size_bytes=2, by_handle=True))
+        await one.close(number)
+        inode = await one.vfs.getattr(ino)
+        assert (inode.size_bytes, inode.mtime_ns > 10**18) == (2, True)
+
+
+async def test_times_that_went_with_the_bytes_are_set_once(cluster):
+    async with alone(cluster) as (one, directory):
+        _, number = await made_and_set(one, directory, mtime_ns=3)
+        await one.vfs.fsync(number)
+        sent = counted(one)
+        await one.vfs.write(number, 4, b"more")
+        await one.vfs.fsync(number)
+        assert m.Op.SETATTR not in changes(sent)
+        await one.close(number)
+
+
 @pytest.mark.parametrize(
     "request_", [{"mode": 0o4755}, {"mtime_ns": m.NOW}, {"size_bytes": 2}, {}], ids=["set-id", "now", "size", "nothing"]
 )
