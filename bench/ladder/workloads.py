@@ -3,6 +3,8 @@
 import hashlib
 import os
 import random
+import subprocess
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ KIB: Final = 1 << 10
 FILES_PER_DIRECTORY: Final = 500
 STEP_S: Final = 0.25  # what an accelerator computes on one batch
 BATCH: Final = 32
+COPIERS: Final = ("tar", "cp -a", "rsync -a")
 
 
 @dataclass(frozen=True)
@@ -162,6 +165,30 @@ def unlink_all(tree: Tree) -> Measured:
     return in_processes(os.unlink, _ingested(tree, 16), tree.sizes.procs)
 
 
+def copy_in(tree: Tree, tool: str) -> Measured:
+    """A directory of files of 4 KiB, from memory, with owners, modes and times, by a program that people copy with."""
+    count = tree.sizes.files // 2
+    into = tree.root / f"copied by {tool}"
+    into.mkdir()
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as scratch:
+        source = Path(scratch) / "source"
+        source.mkdir()
+        for number in range(count):
+            (source / f"f{number:06}").write_bytes(tree.content(4 * KIB))
+        subprocess.run(["tar", "cf", f"{scratch}/tar", "-C", source, "."], check=True)
+        commands = {
+            "tar": ["tar", "xf", f"{scratch}/tar", "-C", into],
+            "cp -a": ["cp", "-aT", source, into],
+            "rsync -a": ["rsync", "-a", f"{source}/", into],
+        }
+        with Stopwatch() as watch:
+            subprocess.run(commands[tool], check=True)
+        for copied in source.iterdir():
+            assert (into / copied.name).read_bytes() == copied.read_bytes()
+            assert int((into / copied.name).stat().st_mtime) == int(copied.stat().st_mtime)
+    return Measured(count, watch.seconds, watch.cpu_s)
+
+
 # --- large files -----------------------------------------------------------------------------------------------------
 
 
@@ -265,6 +292,7 @@ def ladder(procs: int) -> list[Workload]:
     ]
     return [
         *small,
+        *(Workload(f"copy by {tool}", "files/s", lambda tree, tool=tool: copy_in(tree, tool)) for tool in COPIERS),  # type: ignore[misc]
         Workload("stat, cold", "files/s", stat_storm),
         Workload("stat, again", "files/s", stat_again),
         Workload("ls -l, cold", "entries/s", list_large),
