@@ -89,6 +89,7 @@ class Making:
             return None  # others did something while we waited for a number
         directory = self._cache.inode(request.parent)
         assert directory is not None
+        self.take_native(request.parent)  # in the order in which they were made
         self.changed_native(request.parent)
         return self._make(directory, request, ino, time.time_ns())
 
