@@ -6,8 +6,8 @@ written, so that several threads write in parallel; the next segment is started 
 Large records are written past the page cache (:meth:`Disk.pwritev_direct`), one at a time, each behind all others of
 its file: what is being written lies behind the end of the file, so the system has no page that holds some of it, and no
 change elsewhere, such as marking a record as deleted, can meet it.
- Files are ``00000012.open`` while their
-bytes may not be on disk and ``00000012.seg`` afterwards.
+
+Files are ``00000012.open`` while their bytes may not be on disk and ``00000012.seg`` afterwards.
 
 Sealing, in durable order: (1) fdatasync of the file; (2) rename; (3) sync of the directory. A crash before (3) leaves
 ``.open``, which is scanned as any unsealed segment is. A new file's name is synced before the first record goes in.

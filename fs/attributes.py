@@ -24,7 +24,7 @@ class Attributes:
     async def getattr(self, ino: InodeId) -> m.Inode:
         file = self._data_path.find(ino)
         if file is not None and ino in self.closing:
-            # Its times are those of the commit, and must not change after a close; or the commit is told of them.
+            # What is told of its times must not change with the commit: that is told of them, or comes first.
             if file.is_solid and self._metadata.making.settle_times(file.dated_inode):
                 return file.attributes_set(file.dated_inode, mtime=True)
             await self.closing.settle((ino,))

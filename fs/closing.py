@@ -3,9 +3,9 @@
 In a directory that this mount fills alone (`fs/new_files.py`) nobody else can see a file before this mount was asked
 for it. So close(2) of a new file need not wait for its commit, and the commits of all files that are closed meanwhile
 travel as one request and become one log entry. Files that do not fit into their inodes are put on the chunkservers
-first, all of them at the same time, and are told of with their extents. Whoever looks at the file has it committed
-first: a stat here, anybody elsewhere. fsync, also of the directory, waits as ever (docs/leases.md,
-docs/decisions/0016-closes.md).
+first, all of them at the same time, and are told of with their extents. Whoever looks at the file from elsewhere has it
+committed first; a stat here is told times that the commit is told, too. fsync, also of the directory, waits as ever
+(docs/leases.md, docs/decisions/0016-closes.md).
 
 Steps of a batch, and what is left when this mount dies before the next one:
 

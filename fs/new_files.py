@@ -3,14 +3,15 @@
 In a directory on which this mount has the write lease nobody else is told a name, or that there is none, before this
 mount was asked for what it has made there (docs/leases.md). So a new file gets one of the inode numbers that are
 reserved for the session, and the leader is told of it when it matters to anybody: with what it holds when it is
-closed, in one command; before anything is asked or changed that concerns its name or its number; when somebody
-else looks into the directory; and after NEW_FILE_MS at the latest.
+closed, in one command; before anything is asked or changed that concerns its name or its number, but for attributes
+and another name in the directory, which go with it; when somebody else looks into the directory; and after NEW_FILE_MS
+at the latest.
 
 **Invariant**: every file here is in a directory of which this mount holds the write lease, or is being asked for what
 it made there, or has lost its session.
 
 Told once, forgotten: whether a command was applied is never in doubt for long, because telling of the same file again
-changes nothing (`mds/ops/create.py`). A file that was told of together with what it held, and nobody knows whether that
+sets its attributes again and changes nothing else (`mds/ops/create.py`). A file that was told of together with what it held, and nobody knows whether that
 was applied, may have been written to since: it is told of again without, and what it holds is committed by itself.
 """
 
