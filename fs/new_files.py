@@ -11,8 +11,9 @@ at the latest.
 it made there, or has lost its session.
 
 Told once, forgotten: whether a command was applied is never in doubt for long, because telling of the same file again
-sets its attributes again and changes nothing else (`mds/ops/create.py`). A file that was told of together with what it held, and nobody knows whether that
-was applied, may have been written to since: it is told of again without, and what it holds is committed by itself.
+sets its attributes again and changes nothing else (`mds/ops/create.py`). A file that was told of together with what it
+held, and nobody knows whether that was applied, may have been written to since: it is told of again without, and what
+it holds is committed by itself.
 """
 
 import errno
