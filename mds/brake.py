@@ -13,7 +13,7 @@ from itertools import islice
 
 from shoalfs.mds import cluster, keys, reads
 from shoalfs.mds.map_index import MapIndex
-from shoalfs.mds.messages import TargetState
+from shoalfs.mds.messages import TargetState, Upkeep
 from shoalfs.mds.targets import TargetTable
 from shoalfs.mds.txn import ReadTxn
 from shoalfs.transport.ids import ChunkId
@@ -33,9 +33,8 @@ def all_heard(index: MapIndex, targets: TargetTable) -> bool:
 def reason_to_hold(txn: ReadTxn, index: MapIndex, targets: TargetTable) -> str:
     """Why deletion has to stop now; empty: it need not. Counts no more rows than it takes to know."""
     upkeep = cluster.load_upkeep(txn)
-    percent = BRAKE_PERCENT_DEFAULT if upkeep.brake_percent is None else upkeep.brake_percent
-    stored = _stored_chunks(index, targets)
-    limit = max(BRAKE_CHUNKS_MIN, stored * percent // 100)
+    stored, percent = _stored_chunks(index, targets), _percent(upkeep)
+    limit = _limit(stored, percent)
     if percent >= 100 or reads.counts(txn).garbage_chunks <= limit:
         return ""
     first = keys.garbage_by_time((upkeep.deletions_released_ns or 0) + 1, ChunkId(0))
@@ -43,6 +42,24 @@ def reason_to_hold(txn: ReadTxn, index: MapIndex, targets: TargetTable) -> str:
     if pending <= limit:
         return ""
     return f"more than {limit} of about {stored} chunks would be deleted at once ({percent} % are usual)"
+
+
+def room(txn: ReadTxn, index: MapIndex, targets: TargetTable) -> int:
+    """How many more chunks may become garbage without pulling the brake, at least; none while deletion is held, or
+    while this leader cannot judge."""
+    upkeep = cluster.load_upkeep(txn)
+    if upkeep.deletions_held or not all_heard(index, targets):
+        return 0
+    limit = _limit(_stored_chunks(index, targets), _percent(upkeep))
+    return max(0, limit - reads.counts(txn).garbage_chunks)
+
+
+def _percent(upkeep: Upkeep) -> int:
+    return BRAKE_PERCENT_DEFAULT if upkeep.brake_percent is None else upkeep.brake_percent
+
+
+def _limit(stored_chunks: int, percent: int) -> int:
+    return max(BRAKE_CHUNKS_MIN, stored_chunks * percent // 100)
 
 
 def _stored_chunks(index: MapIndex, targets: TargetTable) -> int:

@@ -7,9 +7,11 @@ from shoalfs.mds.coherence import Coherence
 from shoalfs.mds.evictions import Evictions
 from shoalfs.mds.lock_service import LeaderLocks
 from shoalfs.mds.map_index import MapIndex
+from shoalfs.mds.messages import Absence, NearlyFull
 from shoalfs.mds.repairs import Repairs
 from shoalfs.mds.sessions import SessionTable
 from shoalfs.mds.targets import GarbageWindow, TargetTable
+from shoalfs.mds.trash_yield import Tally
 from shoalfs.mds.txn import ReadTxn
 from shoalfs.transport.ids import InodeId, SessionId
 from shoalfs.transport.limits import (
@@ -38,6 +40,10 @@ class LeaderState:
     coherence: Coherence | None = None
     # The leadership (Raft term) that all of this belongs to.
     term: int = 0
+    # As of the last round of duties: targets that are down, and pools that are nearly full.
+    absences: tuple[Absence, ...] = ()
+    nearly_full: tuple[NearlyFull, ...] = ()
+    trash_tally: Tally = field(default_factory=Tally)
     # What chunkservers are told; the same for all leaderships of this process.
     scrub_period_ms: int = SCRUB_PERIOD_MS_DEFAULT
     scrub_bytes_per_s: int = SCRUB_BYTES_PER_S_DEFAULT
@@ -67,5 +73,7 @@ class LeaderState:
         self.evictions.clear()
         self.strays.clear()
         self.reaping.clear()
+        self.absences = self.nearly_full = ()
+        self.trash_tally = Tally()
         self.coherence = coherence
         self.term = term

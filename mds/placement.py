@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from xxhash import xxh3_64_intdigest
 
-from shoalfs.mds.messages import ClusterMap, PlacementGroup, Pool, Target, TargetState
+from shoalfs.mds.messages import ClusterMap, PlacementGroup, Pool, StuckGroups, Target, TargetState
 from shoalfs.transport.errors import PosixError
 from shoalfs.transport.ids import PG_MAX, PgId, TargetId
 from shoalfs.transport.limits import PGS_PER_TARGET
@@ -68,9 +68,7 @@ def with_replacements(
     free = [t for t in map_.targets if t.state in TAKES_NEW_DATA and t.id not in group.targets and t.id not in replaced]
     members = list(group.targets)
     for place, member in enumerate(group.targets):
-        fitting = [
-            t for t in free if not group.leaving_places or t.id not in group.leaving or group.place(t.id) == place
-        ]
+        fitting = [t for t in free if _may_take(group, place, t.id)]
         if member not in replaced or not fitting:
             continue
         chosen = _next_member(map_, group.id, fitting, staying, memberships)
@@ -78,6 +76,40 @@ def with_replacements(
         staying.append(chosen)
         free.remove(chosen)
     return tuple(members)
+
+
+def _may_take(group: PlacementGroup, place: int, target: TargetId) -> bool:
+    return not group.leaving_places or target not in group.leaving or group.place(target) == place
+
+
+def stuck(map_: ClusterMap) -> tuple[StuckGroups, ...]:
+    """What :func:`with_replacements` can do nothing about now: groups with members that are draining or out and that no
+    other target can replace; one entry for each pool that has such groups."""
+    gone = {t.id for t in map_.targets if t.state in (TargetState.DRAINING, TargetState.OUT)}
+    usable = [t.id for t in map_.targets if t.state in TAKES_NEW_DATA]
+    found: list[StuckGroups] = []
+    for pool in map_.pools if gone else ():
+        staying = [kept for group in map_.groups if group.pool == pool.id and (kept := _staying(group, gone, usable))]
+        if staying:
+            targets = tuple(sorted({target for kept in staying for target in kept}))
+            found.append(StuckGroups(pool.id, targets, len(staying), max(map(len, staying))))
+    return tuple(found)
+
+
+def _staying(group: PlacementGroup, gone: set[TargetId], usable: Iterable[TargetId]) -> list[TargetId]:
+    """The members that should leave a group and cannot."""
+    if not gone.intersection(group.targets):
+        return []
+    free = [target for target in usable if target not in group.targets]
+    staying: list[TargetId] = []
+    for place, member in enumerate(group.targets):
+        if member in gone:
+            fitting = next((target for target in free if _may_take(group, place, target)), None)
+            if fitting is None:
+                staying.append(member)
+            else:
+                free.remove(fitting)
+    return staying
 
 
 def resized(

@@ -15,12 +15,12 @@ from typing import Final, NamedTuple, Protocol, TypeAlias
 
 import msgspec
 
-from shoalfs.mds import brake, cluster, reads, trash_list, upkeep
+from shoalfs.mds import brake, cluster, reads, trash_list, trash_yield, upkeep
 from shoalfs.mds import messages as m
 from shoalfs.mds.leader_state import LeaderState
 from shoalfs.mds.txn import ReadTxn
 from shoalfs.transport.ids import ChunkId, InodeId
-from shoalfs.transport.limits import TRASH_LIST_MAX
+from shoalfs.transport.limits import TRASH_LIST_MAX, TRASH_TALLIED_MAX, TRASH_YIELD_MS
 from shoalfs.transport.method import Message
 
 _REBALANCE_MS: Final = 5_000  # every group is looked at
@@ -28,6 +28,7 @@ _ORPHANS_PER_ROUND: Final = 1_000
 _TRIMMED_PER_ROUND: Final = 16  # files, each EXTENT_ROWS_MAX extents a time
 _TRIMS_PER_ROUND: Final = 8
 _CHUNKS_PER_COMMAND: Final = 1_000
+_TALLY_REST_MS: Final = 60_000  # files in the trash that are still open grow
 
 
 class Proposal(NamedTuple):
@@ -68,6 +69,8 @@ class Rounds:
         self._out_ms = out_ms
         self._closed_before: frozenset[InodeId] = frozenset()  # orphans that nobody had open, the last time we looked
         self._rebalance_at_ms = 0
+        self._yield_at_ms = 0
+        self._yield_after = 0, 0
 
     def one(self) -> Steps:
         """Everything, in this order."""
@@ -75,6 +78,7 @@ class Rounds:
         yield from self.note_lost_targets()
         yield from self.change_map()
         yield from self.empty_trash()
+        yield from self.yield_trash()
         yield from self.reap_orphans()
         yield from self.trim_files()
         yield from self.collect_garbage()
@@ -107,6 +111,7 @@ class Rounds:
             )
         if view.rebalance:
             self._rebalance_at_ms = now_ms + _REBALANCE_MS
+        self._state.absences = upkeep.absences(view)
         for op, change, text in upkeep.changes(view):
             yield Proposal(op, [change], text)
 
@@ -115,6 +120,28 @@ class Rounds:
             due = trash_list.due(txn, self._clock.now_ns(), TRASH_LIST_MAX)
         if due:
             yield Proposal(m.Op.PURGE_TRASH, [m.PurgeTrash(due)])
+
+    def yield_trash(self) -> Steps:
+        """What is in the trash goes before its time if a pool is nearly full (:mod:`shoalfs.mds.trash_yield`)."""
+        now_ms, state = self._clock.now_ms(), self._state
+        with self._store.read() as txn:
+            index = state.map_index(txn)
+            state.trash_tally.look(txn, now_ms, TRASH_TALLIED_MAX, _TALLY_REST_MS)
+            if now_ms < self._yield_at_ms:
+                return
+            self._yield_at_ms = now_ms + TRASH_YIELD_MS
+            state.nearly_full = trash_yield.nearly_full(index, state.targets)
+            if not state.nearly_full or not reads.counts(txn).trashed:
+                self._yield_after = 0, 0
+                return
+            step = trash_yield.next_step(txn, index, state.targets, self._yield_after)
+        self._yield_after = step.after
+        if step.inos:
+            text = (
+                f"targets are {state.nearly_full[0].percent} % full: the {len(step.inos)} oldest removed files with "
+                f"chunks ({step.freed_bytes >> 20} MiB on disks) are kept no longer"
+            )
+            yield Proposal(m.Op.PURGE_TRASH, [m.PurgeTrash(step.inos)], text, logging.WARNING)
 
     def reap_orphans(self) -> Steps:
         """Remove what nobody links and nobody has open. The inode may not be opened from the decision on."""

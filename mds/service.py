@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import msgspec
 import trio
 
-from shoalfs.mds import check, cluster, mending, pool_users, reads, trash_list
+from shoalfs.mds import check, cluster, mending, placement, pool_users, reads, trash_list
 from shoalfs.mds import inode as inodes
 from shoalfs.mds import messages as m
 from shoalfs.mds.batcher import Batcher
@@ -429,4 +429,8 @@ class MdsService:
             upkeep=cluster.load_upkeep(txn),
             scrub_period_ms=self._state.scrub_period_ms,
             trashed=counts.trashed,
+            absences=self._state.absences,
+            stuck=placement.stuck(index.map),
+            nearly_full=self._state.nearly_full,
+            trashed_bytes=self._state.trash_tally.total_bytes,
         )

@@ -64,19 +64,38 @@ def is_whole(index: MapIndex, repairs: Repairs, answers: Answers, group: PgId) -
 # --- targets --------------------------------------------------------------------------------------------------------
 
 
-def _out(view: View) -> Iterator[Change]:
-    """Targets that have been down for ``out_ms``. None while half of all are down: then it is the network, or whoever
-    started us, and moving everything would not help; and none that leaves a pool with too few to replace it."""
+def absences(view: View) -> tuple[m.Absence, ...]:
+    """Every target that is down, and when others take its place. Nobody does while more than half of all are down: then
+    it is the network, or whoever started us, and moving everything would not help; nor if that left a pool with too few
+    targets."""
     present = [t for t in view.index.map.targets if t.state is not TargetState.OUT]
     down = [t for t in present if t.state is TargetState.DOWN]
     usable = sum(t.state in _IN_SERVICE for t in present)
-    if len(down) * 2 > len(present) or any(usable < pool.replicas for pool in view.index.map.pools):
-        return
+    kept = next(
+        (
+            f"pool {pool.name} needs {pool.replicas} targets that are up, there are {usable}"
+            for pool in view.index.map.pools
+            if usable < pool.replicas
+        ),
+        "",
+    )
+    if len(down) * 2 > len(present):
+        kept = f"{len(down)} of {len(present)} targets are down, which may be the network"
+    found: list[m.Absence] = []
     for target in down:
-        away_ms = (view.now_ns - target.since_ns) // 1_000_000
-        if away_ms >= view.out_ms:
-            text = f"target {target.id} on {target.node} was down for {away_ms // 1000} s and is out: it is replaced"
-            yield m.Op.SET_TARGET_STATE, m.SetTargetState(target.id, TargetState.OUT), text
+        away_ms = max(0, view.now_ns - target.since_ns) // 1_000_000
+        found.append(m.Absence(target.id, away_ms, max(0, view.out_ms - away_ms), kept))
+    return tuple(found)
+
+
+def _out(view: View) -> Iterator[Change]:
+    """Targets that have been down for ``out_ms``."""
+    for absence in absences(view):
+        if not absence.kept and not absence.replaced_in_ms:
+            node = view.index.targets[absence.target].node
+            away_s = absence.away_ms // 1000
+            text = f"target {absence.target} on {node} was down for {away_s} s and is out: it is replaced"
+            yield m.Op.SET_TARGET_STATE, m.SetTargetState(absence.target, TargetState.OUT), text
 
 
 def _caught_up(view: View) -> Iterator[Change]:

@@ -107,6 +107,10 @@ SNAPSHOTS_KEPT_MAX: Final = 2  # copies of the store on one node at a time; Over
 LOST_FOUND: Final = b"lost+found"  # in the root: what fsck finds without a name gets one here
 TRASH_RETENTION_MS_MAX: Final = 10 * 365 * 86_400_000
 TRASH_LIST_MAX: Final = 1_000  # listed or purged at a time
+TRASH_YIELDS_PERCENT: Final = 95  # of a target: so full, a pool lets removed files go before their time
+TRASH_YIELDED_PERCENT: Final = 93  # until it will be filled so far
+TRASH_YIELD_MS: Final = 5_000  # between two steps of that
+TRASH_TALLIED_MAX: Final = 500  # removed files whose sizes are added up in one round of the leader: 5 ms
 MEND_ROWS_MAX: Final = 10_000  # changed or compared by one repair
 PLANS_MAX: Final = 200  # findings in one request for plans
 DUMP_PIECE_BYTES: Final = 1 * MIB  # of a dump of all metadata, in one reply
@@ -258,6 +262,7 @@ assert INLINE_BYTES_DEFAULT <= INLINE_BYTES_MAX < COMMAND_BYTES_MAX <= ENTRY_BYT
 assert ENTRY_BYTES_MAX < APPEND_BYTES_MAX <= APPEND_IN_FLIGHT_BYTES_MAX < LOG_BEHIND_BYTES_MAX < LOG_BYTES_MAX
 assert LOG_BEHIND_BYTES_MAX < SNAPSHOT_HELD_BYTES_MAX < LOG_BYTES_MAX
 assert XATTR_VALUE_BYTES_MAX < COMMAND_BYTES_MAX
+assert TRASH_YIELDED_PERCENT < TRASH_YIELDS_PERCENT < TARGET_FULL_PERCENT  # what is let go is gone after a grace only
 assert OUTCOME_BYTES_MAX < CONTROL_BYTES_MAX
 assert WRITE_BACK_TTLS < WRITE_BACK_ATTEMPT_TTLS < RECALL_PATIENCE_TTLS < LEASE_TTLS < 1
 assert GARBAGE_GRACE_MS_DEFAULT > 2 * SESSION_TTL_MS

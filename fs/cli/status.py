@@ -11,6 +11,7 @@ import typer
 from shoalfs.fs.cli import links
 from shoalfs.fs.cli.cluster import ConfigOption, MdsOption, Operator, StateOption, call, locate, own_name
 from shoalfs.fs.cli.output import Format, OutputOption, console, print_json, print_table, size
+from shoalfs.fs.cli.reasons import full_pools, stuck_groups, targets_away
 from shoalfs.fs.cli.session import as_rows
 
 if TYPE_CHECKING:
@@ -95,15 +96,16 @@ def assess(found: "MdsStatus", members: Mapping[int, bool]) -> Health:
     if not found.map.targets:
         reasons.append("no chunkserver has registered: only small files can be written")
     reasons += [f"mds {node} does not answer" for node, up in sorted(members.items()) if not up]
-    reasons += [
-        f"target {t.id} on {t.node} is {t.state.name.lower()}"
-        for t in found.map.targets
-        if t.state in (TargetState.DOWN, TargetState.SYNCING)
-    ]
+    reasons += targets_away(found)
     if found.repair.lost_chunks:
-        reasons.append(f"{found.repair.lost_chunks} chunks have no good copy within reach")
+        reasons.append(
+            f"{found.repair.lost_chunks} chunks have no good copy within reach: start the servers that are down; "
+            "`shoal fsck` names the files"
+        )
     if found.repair.missing_chunks:
         reasons.append(f"{found.repair.missing_chunks} copies of chunks are missing and being made")
+    reasons += stuck_groups(found)
+    reasons += full_pools(found)
     if found.upkeep.deletions_held:
         reasons.append(f"deletion of chunks is held: {found.upkeep.held_reason}: see `shoal gc status`")
     if not reasons:
@@ -154,6 +156,7 @@ def as_json(
         "orphans": found.orphans,
         "garbage_chunks": found.garbage_chunks,
         "trashed": found.trashed,
+        "trashed_bytes": found.trashed_bytes,
         "deletions_held": bool(found.upkeep.deletions_held),
         "repair": msgspec.structs.asdict(found.repair),
         "capacity_bytes": sum(target.capacity_bytes for target in found.map.targets),
@@ -176,7 +179,7 @@ def _print(
     screen.print(
         f"namespace  {found.inodes} inodes, {found.inline_files} files inline ({size(found.inline_bytes)}), "
         f"{found.orphans} orphans, {found.garbage_chunks} chunks of garbage, "
-        f"{found.trashed} removed files kept"
+        f"{found.trashed} removed files kept{_in_all(found.trashed_bytes)}"
     )
     screen.print(f"storage    {size(exact['used_bytes'])} of {size(exact['capacity_bytes'])} used")
     screen.print(f"redundancy {redundancy(found.repair)}")
@@ -230,6 +233,12 @@ def redundancy(repair: "RepairStatus") -> str:
     if repair.checked_percent < 100:
         parts.append(f"{repair.checked_percent} % of the targets compared, there may be more")
     return ", ".join(parts)
+
+
+def _in_all(trashed_bytes: int | None) -> str:
+    if trashed_bytes is None:
+        return " (their size is being added up)"
+    return f" ({size(trashed_bytes)})" if trashed_bytes else ""
 
 
 def _role(member: Mapping[str, Any], leader: int) -> str:

@@ -15,6 +15,7 @@ import typer
 
 from shoalfs.fs.cli.cluster import ConfigOption, MdsOption, Operator, Reach, StateOption, call, locate
 from shoalfs.fs.cli.output import Format, OutputOption, print_json, print_rows, print_table, say, size
+from shoalfs.fs.cli.reasons import stuck_groups
 from shoalfs.transport.config import ByteSize
 from shoalfs.transport.errors import Overloaded, PeerUnreachable, PosixError, TargetDown, TargetRemoved, UserError
 
@@ -113,8 +114,8 @@ def drain_target(
     target: TargetArgument, mds: MdsOption = None, config: ConfigOption = None, state: StateOption = None
 ) -> None:
     """Move everything off a target. It is read from until all of it is elsewhere, and takes no new data."""
-    found = _change(locate(mds, config, state), lambda t: t.id == target, f"target {target}", "DRAINING")
-    _say_draining(found)
+    reach = locate(mds, config, state)
+    _say_draining(reach, _change(reach, lambda t: t.id == target, f"target {target}", "DRAINING"))
 
 
 @target_app.command("resume")
@@ -155,7 +156,8 @@ def drain_node(
     node: NodeArgument, mds: MdsOption = None, config: ConfigOption = None, state: StateOption = None
 ) -> None:
     """Move everything off all targets of a chunkserver."""
-    _say_draining(_change(locate(mds, config, state), lambda t: t.node == node, f"node {node}", "DRAINING"))
+    reach = locate(mds, config, state)
+    _say_draining(reach, _change(reach, lambda t: t.node == node, f"node {node}", "DRAINING"))
 
 
 @node_app.command("resume")
@@ -308,9 +310,11 @@ def _shown(name: str, value: Any) -> object:
     return size(value) if name.endswith("_bytes") else value
 
 
-def _say_draining(targets: "Sequence[Target]") -> None:
+def _say_draining(reach: Reach, targets: "Sequence[Target]") -> None:
     numbers = ", ".join(str(target.id) for target in targets)
     say(f"draining target {numbers}: done when `shoal target list` shows 0 groups and 0 leaving; then remove it")
+    for reason in stuck_groups(call(reach, ask_status), {target.id for target in targets}):
+        say(reason)
 
 
 def _change(reach: Reach, wanted: Any, what: str, state: str) -> "Sequence[Target]":

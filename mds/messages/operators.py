@@ -60,6 +60,33 @@ class ScrubStatus(Message, frozen=True):
     report: ScrubReport
 
 
+class Absence(Message, frozen=True):
+    """A target that is down. ``kept``: why others do not take its place, however long it stays away; empty: they do,
+    ``replaced_in_ms`` from now."""
+
+    target: TargetId
+    away_ms: int
+    replaced_in_ms: int
+    kept: str = ""
+
+
+class StuckGroups(Message, frozen=True):
+    """Groups of one pool that cannot leave ``targets``, which are draining or out, because no other target can take
+    their place. ``lacking``: with so many more targets they all could."""
+
+    pool: PoolId
+    targets: tuple[TargetId, ...]
+    groups: int
+    lacking: int
+
+
+class NearlyFull(Message, frozen=True):
+    """Every group of the pool has a target that is filled to ``percent`` or more (TRASH_YIELDS_PERCENT at least)."""
+
+    pool: PoolId
+    percent: int
+
+
 class MdsStatus(Message, frozen=True):
     raft: RaftStatus
     map: ClusterMap
@@ -76,6 +103,10 @@ class MdsStatus(Message, frozen=True):
     upkeep: Upkeep = Upkeep()
     scrub_period_ms: int = 0
     trashed: int = 0  # removed files that are kept
+    absences: tuple[Absence, ...] = ()
+    stuck: tuple[StuckGroups, ...] = ()
+    nearly_full: tuple[NearlyFull, ...] = ()
+    trashed_bytes: int | None = None  # what those files take, one copy of each; None: it is being added up
 
 
 class ListPoolUsers(Message, frozen=True):

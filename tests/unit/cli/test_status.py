@@ -50,7 +50,7 @@ BOTH = {1: True, 2: True}
         ((UP, UP, UP), BOTH, "healthy", []),
         ((UP, DRAINING, UP), BOTH, "healthy", []),
         ((UP, DOWN, UP), BOTH, "degraded", ["target 2 on node-2 is down"]),
-        ((UP, SYNCING, UP), BOTH, "degraded", ["target 2 on node-2 is syncing"]),
+        ((UP, SYNCING, UP), BOTH, "degraded", ["target 2 on node-2 is syncing: what it lacks is copied to it"]),
         ((UP, UP, UP), {1: True, 2: False}, "degraded", ["mds 2 does not answer"]),
         (
             (UP, DOWN, DOWN),
@@ -78,8 +78,8 @@ def test_json_has_stable_keys():
     assert list(exact) == [
         "health", "reasons", "cluster_id", "leader", "leader_address", "term", "applied_index", "map_epoch",
         "members", "pools", "targets", "groups", "sessions", "inodes", "inline_files", "inline_bytes", "orphans",
-        "garbage_chunks", "trashed", "deletions_held", "repair", "capacity_bytes", "used_bytes", "counters",
-        "links", "links_left_out",
+        "garbage_chunks", "trashed", "trashed_bytes", "deletions_held", "repair", "capacity_bytes", "used_bytes",
+        "counters", "links", "links_left_out",
     ]  # fmt: skip
     assert exact["members"][1] == {"node": 2, "address": "tcp:m:2", "up": False}
     assert exact["targets"][0]["used_bytes"] == 250

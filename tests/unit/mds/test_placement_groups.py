@@ -100,3 +100,44 @@ def test_the_same_map_gives_the_same_groups():
 
 
 PINNED = [(1, 4, 2), (1, 3, 2), (1, 5, 2)]
+
+
+def drained(map_, *numbers, state=TargetState.DRAINING):
+    targets = tuple(msgspec.structs.replace(t, state=state) if t.id in numbers else t for t in map_.targets)
+    return msgspec.structs.replace(map_, targets=targets)
+
+
+@pytest.mark.parametrize("state", [TargetState.DRAINING, TargetState.OUT])
+def test_groups_that_nobody_else_can_take_are_known(state):
+    map_ = grown([pool(1, 1), pool(2, 2)], [target(1), target(2)])
+    assert placement.stuck(map_) == ()
+    (stuck,) = placement.stuck(drained(map_, 2, state=state))
+    assert (stuck.pool, stuck.targets, stuck.groups, stuck.lacking) == (2, (2,), 2 * PGS_PER_TARGET, 1)
+    both = placement.stuck(drained(map_, 1, 2, state=state))
+    assert [(s.pool, s.targets, s.groups, s.lacking) for s in both] == [
+        (1, (1, 2), 2 * PGS_PER_TARGET, 1),
+        (2, (1, 2), 2 * PGS_PER_TARGET, 2),
+    ]
+    assert placement.stuck(drained(grown([pool(2)], [target(1), target(2), target(3)]), 2, state=state)) == ()
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 5])
+@pytest.mark.parametrize("gone", [(1,), (1, 2), (1, 2, 3)])
+def test_stuck_is_what_replacing_can_do_nothing_about(count, gone):
+    map_ = drained(grown([pool(2)], [target(i) for i in range(1, count + 1)]), *gone)
+    counts = placement.memberships(map_.groups)
+    replaced = [placement.with_replacements(map_, g, set(gone), counts) for g in map_.groups]
+    left = [set(gone).intersection(members) for members in replaced]
+    stuck = placement.stuck(map_)
+    assert sum(s.groups for s in stuck) == sum(map(bool, left))
+    assert max((s.lacking for s in stuck), default=0) == max(map(len, left))
+
+
+def test_a_fragment_that_is_leaving_comes_back_to_its_own_place_only():
+    targets = [target(1), target(2, state=TargetState.DRAINING), target(3)]
+    pools = (m.Pool(PoolId(1), "cold", 2, 2, 1),)
+    group = m.PlacementGroup(PgId(1), PoolId(1), (TargetId(1), TargetId(2)), (TargetId(3),), 1, (0,))
+    (stuck,) = placement.stuck(m.ClusterMap(b"c" * 16, 1, pools, tuple(targets), (group,)))
+    assert (stuck.groups, stuck.targets) == (1, (2,))
+    other = msgspec.structs.replace(group, leaving_places=(1,))
+    assert placement.stuck(m.ClusterMap(b"c" * 16, 1, pools, tuple(targets), (other,))) == ()

@@ -1,0 +1,84 @@
+"""What is wrong with targets and pools, in sentences for operators: what, why, what happens next, what to do. Pure."""
+
+from typing import TYPE_CHECKING
+
+from shoalfs.fs.cli.output import size
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from shoalfs.mds.messages import Absence, MdsStatus, Pool
+
+
+def targets_away(found: "MdsStatus") -> list[str]:
+    """Targets that are down, and those that are back and are not known yet to have everything."""
+    from shoalfs.mds.messages import TargetState
+
+    absences = {absence.target: absence for absence in found.absences}
+    reasons: list[str] = []
+    for target in found.map.targets:
+        if target.state is TargetState.DOWN:
+            reasons.append(f"target {target.id} on {target.node} is down{_replaced(absences.get(target.id))}")
+        elif target.state is TargetState.SYNCING:
+            reasons.append(f"target {target.id} on {target.node} is syncing: what it lacks is copied to it")
+    return reasons
+
+
+def _replaced(absence: "Absence | None") -> str:
+    if absence is None:
+        return ""
+    since = f" for {duration(absence.away_ms)}"
+    if absence.kept:
+        return f"{since}: start its chunkserver; others do not take its place: {absence.kept}"
+    return f"{since}: start its chunkserver, or others take its place in {duration(absence.replaced_in_ms)}"
+
+
+def stuck_groups(found: "MdsStatus", only: "Collection[int] | None" = None) -> list[str]:
+    """Groups that cannot leave targets that are draining or out. ``only``: if one of these targets is among them."""
+    pools = {pool.id: pool for pool in found.map.pools}
+    states = {target.id: target.state.name.lower() for target in found.map.targets}
+    reasons: list[str] = []
+    for stuck in found.stuck:
+        if only is not None and not set(only).intersection(stuck.targets):
+            continue
+        pool = pools[stuck.pool]
+        where = ", ".join(f"{target} ({states.get(target, 'gone')})" for target in stuck.targets)
+        reasons.append(
+            f"{stuck.groups} groups of pool {pool.name} ({pool.redundancy}) cannot leave target {where}: "
+            f"too few other targets are up: {_way_out(pool, stuck.lacking)}"
+        )
+    return reasons
+
+
+def _way_out(pool: "Pool", lacking: int) -> str:
+    more = f"add {lacking} more (`shoal target add`, or another chunkserver)"
+    if pool.data == 1 and pool.replicas > lacking:
+        return f"{more}, or keep fewer copies (`shoal pool set {pool.name} --replicas {pool.replicas - lacking}`)"
+    return f"{more}, or resume a target"
+
+
+def full_pools(found: "MdsStatus") -> list[str]:
+    """Pools that are nearly full, and what becomes of removed files."""
+    names = {pool.id: pool.name for pool in found.map.pools}
+    reasons: list[str] = []
+    for full in found.nearly_full:
+        text = f"pool {names[full.pool]} is {full.percent} % full: add a target, or remove files"
+        if found.upkeep.deletions_held:
+            text += "; nothing becomes free while deletion is held (`shoal gc release`)"
+        elif found.trashed:
+            kept = f" ({size(found.trashed_bytes)})" if found.trashed_bytes else ""
+            text += (
+                f"; {found.trashed} removed files{kept} are kept, the oldest of them are let go: "
+                "`shoal trash purge --all` lets all go"
+            )
+        elif found.garbage_chunks:
+            text += f"; {found.garbage_chunks} chunks of removed files wait for their deletion"
+        reasons.append(text)
+    return reasons
+
+
+def duration(ms: int) -> str:
+    """ "45 s", "12 min", "3 h": for people."""
+    if ms < 120_000:
+        return f"{ms // 1000} s"
+    return f"{ms // 60_000} min" if ms < 7_200_000 else f"{ms // 3_600_000} h"

@@ -1,0 +1,49 @@
+"""Which targets are down, when others take their place, and why they do not."""
+
+from shoalfs.mds import messages as m
+from shoalfs.mds import upkeep
+from shoalfs.mds.map_index import MapIndex
+from shoalfs.mds.messages import TargetState
+from shoalfs.mds.repairs import Repairs
+
+UP, DOWN, OUT, DRAINING = TargetState.UP, TargetState.DOWN, TargetState.OUT, TargetState.DRAINING
+OUT_MS = 600_000
+SECOND_NS = 1_000_000_000
+
+
+def view(*states, replicas=2, now_s=100):
+    """``states``: each since second 40."""
+    targets = tuple(
+        m.Target(number, bytes([number]) * 16, f"n{number}", "tcp:n:1", 1, state, 1000, "", 40 * SECOND_NS)
+        for number, state in enumerate(states, start=1)
+    )
+    map_ = m.ClusterMap(b"c" * 16, 1, (m.Pool(1, "hot", replicas, 1),), targets, ())
+    return upkeep.View(MapIndex(map_), Repairs(1), lambda _: True, now_s * SECOND_NS, OUT_MS, rebalance=False)
+
+
+def test_who_is_down_is_replaced_in_time():
+    assert upkeep.absences(view(UP, UP, DOWN, DRAINING, OUT)) == (m.Absence(3, 60_000, 540_000),)
+    assert upkeep.changes(view(UP, UP, DOWN, now_s=639)) == []
+    ((_, request, text),) = upkeep.changes(view(UP, UP, DOWN, now_s=640))
+    assert request == m.SetTargetState(3, OUT)
+    assert text == "target 3 on n3 was down for 600 s and is out: it is replaced"
+
+
+def test_nobody_is_replaced_while_most_are_down():
+    found = view(UP, DOWN, DOWN, replicas=1, now_s=10_000)
+    assert [(a.target, a.replaced_in_ms, a.kept) for a in upkeep.absences(found)] == [
+        (2, 0, "2 of 3 targets are down, which may be the network"),
+        (3, 0, "2 of 3 targets are down, which may be the network"),
+    ]
+    assert upkeep.changes(found) == []
+
+
+def test_nobody_is_replaced_if_a_pool_would_have_too_few():
+    found = view(UP, DRAINING, DOWN, now_s=10_000)
+    (absence,) = upkeep.absences(found)
+    assert absence.kept == "pool hot needs 2 targets that are up, there are 1"
+    assert upkeep.changes(found) == []
+
+
+def test_a_clock_that_went_back_is_no_age():
+    assert upkeep.absences(view(UP, UP, DOWN, now_s=0)) == (m.Absence(3, 0, OUT_MS),)
