@@ -29,7 +29,7 @@ _GONE = {TargetState.SYNCING: 1, TargetState.DRAINING: 2, TargetState.DOWN: 3, T
 
 def missing_groups(map_: ClusterMap) -> tuple[PlacementGroup, ...]:
     """The groups to add to the map. Fewer than wanted once all group numbers are used."""
-    usable = [t for t in map_.targets if t.state in TAKES_NEW_DATA or t.state is TargetState.DOWN]
+    usable = [t for t in map_.targets if t.state in TAKES_NEW_DATA or (t.state is TargetState.DOWN and not t.draining)]
     next_id = max((group.id for group in map_.groups), default=0) + 1
     made: list[PlacementGroup] = []
     for pool in map_.pools:
@@ -85,7 +85,7 @@ def _may_take(group: PlacementGroup, place: int, target: TargetId) -> bool:
 def stuck(map_: ClusterMap) -> tuple[StuckGroups, ...]:
     """What :func:`with_replacements` can do nothing about now: groups with members that are draining or out and that no
     other target can replace; one entry for each pool that has such groups."""
-    gone = {t.id for t in map_.targets if t.state in (TargetState.DRAINING, TargetState.OUT)}
+    gone = {t.id for t in map_.targets if t.leaves}
     usable = [t.id for t in map_.targets if t.state in TAKES_NEW_DATA]
     found: list[StuckGroups] = []
     for pool in map_.pools if gone else ():

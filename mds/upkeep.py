@@ -22,6 +22,7 @@ from shoalfs.transport.method import Message
 
 CHANGES_PER_ROUND_MAX = 256
 UNEVEN_PERCENT = 5  # of the capacity: targets whose fill differs by less are left alone
+_PAIRS_MAX = 256  # of targets that are looked at for one move
 _IN_SERVICE = placement.TAKES_NEW_DATA
 _HOLDING = _IN_SERVICE | {TargetState.DRAINING}
 
@@ -133,10 +134,10 @@ def _needed(view: View, group: m.PlacementGroup) -> tuple[TargetId, ...]:
 
 
 def _replaced(view: View) -> Iterator[Change]:
-    """Groups with members that are out come first and all at once, since a copy is missing; those with members that are
-    only draining follow a few at a time."""
+    """Groups with members that are out, or down and not wanted back, come first and all at once, since a copy is
+    missing; those with members that are only draining follow a few at a time."""
     map_ = view.index.map
-    gone = {t.id for t in map_.targets if t.state is TargetState.OUT}
+    gone = {t.id for t in map_.targets if t.leaves and t.state is not TargetState.DRAINING}
     draining = {t.id for t in map_.targets if t.state is TargetState.DRAINING}
     if not gone and not draining:
         return
@@ -150,7 +151,8 @@ def _replaced(view: View) -> Iterator[Change]:
             moving += not group.leaving
             counts.update(members)
             counts.subtract(group.targets)
-            yield _change(group, members, "is out" if urgent else "is draining")
+            is_out = any(view.index.targets[target].state is TargetState.OUT for target in urgent)
+            yield _change(group, members, "is out" if is_out else "is draining")
 
 
 def _rebalanced(view: View) -> Iterator[Change]:
@@ -174,8 +176,8 @@ def _rebalanced(view: View) -> Iterator[Change]:
 
 
 def _evened_out(view: View) -> Iterator[Change]:
-    """Move groups from the fullest target to the emptiest one, by what files use: what waits for its deletion does not
-    count. Nothing is decided before every target was swept once."""
+    """Move groups from fuller targets to emptier ones, by what files use: what waits for its deletion does not count.
+    Nothing is decided before every target was swept once."""
     map_, bytes_of = view.index.map, view.repairs.group_bytes
     usable = {t.id: max(1, t.capacity_bytes) for t in map_.targets if t.state is TargetState.UP}
     if len(usable) < 2 or any(group.id not in bytes_of for group in map_.groups):
@@ -183,19 +185,41 @@ def _evened_out(view: View) -> Iterator[Change]:
     held = {t: sum(bytes_of[group] for group in view.index.member_of(t)) for t in usable}
     busy: set[PgId] = set()
     while len(busy) < GROUPS_REBALANCING_MAX:
-        full = max(usable, key=lambda t: held[t] / usable[t])
-        empty = min(usable, key=lambda t: held[t] / usable[t])
-        # Moving half of the difference makes them equally full.
-        most_bytes = (held[full] * usable[empty] - held[empty] * usable[full]) // (usable[full] + usable[empty])
-        if most_bytes * 2 * 100 < UNEVEN_PERCENT * min(usable[full], usable[empty]):
+        move = _next_move(view.index, usable, held, bytes_of, busy)
+        if move is None:
             return
-        group = _movable(view.index, full, empty, bytes_of, most_bytes, busy)
-        if group is None:
-            return
+        group, full, empty = move
         busy.add(group.id)
         held[full] -= bytes_of[group.id]
         held[empty] += bytes_of[group.id]
         yield _change(group, tuple(empty if t == full else t for t in group.targets), "is fuller than others")
+
+
+def _next_move(
+    index: MapIndex,
+    usable: Mapping[TargetId, int],
+    held: Mapping[TargetId, int],
+    bytes_of: Mapping[PgId, int],
+    busy: set[PgId],
+) -> tuple[m.PlacementGroup, TargetId, TargetId] | None:
+    """A group, from the fullest target that can give one to the emptiest that can take it. The fullest of all may have
+    none to give: that of a rack with fewer targets than others."""
+    fill = {t: held[t] / usable[t] for t in usable}
+    rising = sorted(usable, key=lambda t: fill[t])
+    tried = 0
+    for full in reversed(rising):
+        for empty in rising:
+            # Moving half of the difference makes them equally full.
+            most_bytes = (held[full] * usable[empty] - held[empty] * usable[full]) // (usable[full] + usable[empty])
+            if (fill[full] - fill[empty]) * 200 < UNEVEN_PERCENT or tried == _PAIRS_MAX:
+                break  # what follows is fuller still
+            if most_bytes * 2 * 100 < UNEVEN_PERCENT * min(usable[full], usable[empty]):
+                continue
+            tried += 1
+            group = _movable(index, full, empty, bytes_of, most_bytes, busy)
+            if group is not None:
+                return group, full, empty
+    return None
 
 
 def _movable(

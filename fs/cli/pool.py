@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from shoalfs.fs import mountinfo
 from shoalfs.fs.cli.cluster import ConfigOption, MdsOption, Operator, StateOption, call, locate
 from shoalfs.fs.cli.output import Format, OutputOption, print_rows, say
 from shoalfs.fs.cli.targets import ask_status, mutate
 from shoalfs.transport.errors import ShoalError, UserError
+from shoalfs.transport.limits import FRAGMENTS_MAX, REPLICAS_MAX
 
 if TYPE_CHECKING:
     from shoalfs.mds.messages import MdsStatus
@@ -26,7 +28,17 @@ app = typer.Typer(help="Pools: how many copies there are of a chunk, or how many
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Name of the pool, see `shoal pool list`.")]
 MinAckOption = Annotated[
-    int | None, typer.Option("--min-ack", metavar="N", help="On how many targets a chunk is before it is acknowledged.")
+    int | None,
+    typer.Option(
+        "--min-ack",
+        metavar="N",
+        min=1,
+        max=FRAGMENTS_MAX,
+        help="On how many targets a chunk is before it is acknowledged.",
+    ),
+]
+ReplicasOption = Annotated[
+    int | None, typer.Option("--replicas", metavar="N", min=1, max=REPLICAS_MAX, help="So many copies of every chunk.")
 ]
 _XATTR: Final = "trusted.shoal.pool"
 _REOPEN_S: Final = 5.0
@@ -48,7 +60,7 @@ def pool_group() -> None:
 @app.command("create")
 def create(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Letters, digits, '-', '_' and '.'.")],
-    replicas: Annotated[int | None, typer.Option(metavar="N", help="So many copies of every chunk.")] = None,
+    replicas: ReplicasOption = None,
     erasure: Annotated[
         str | None, typer.Option(metavar="K+M", help="K fragments and M of parity, such as 4+2: any M may be lost.")
     ] = None,
@@ -72,7 +84,7 @@ def create(
 @app.command("set")
 def change(
     name: NameArgument,
-    replicas: Annotated[int | None, typer.Option(metavar="N", help="So many copies of every chunk.")] = None,
+    replicas: ReplicasOption = None,
     min_ack: MinAckOption = None,
     rename: Annotated[str | None, typer.Option(metavar="NEW", help="Its new name.")] = None,
     mds: MdsOption = None,
@@ -110,6 +122,9 @@ def use(
     directory: Annotated[str, typer.Argument(metavar="DIRECTORY", help="In a mount.")],
 ) -> None:
     """Store in a pool what is made in a directory from now on. Needs root; files that exist stay where they are."""
+    found = mountinfo.mount_of(os.path.realpath(directory), mountinfo.mounts())
+    if os.path.exists(directory) and (found is None or not found.is_shoal):
+        raise UserError(f"pool use: {directory}: not in a shoalfs mount")
     try:
         os.setxattr(directory, _XATTR, name.encode())
     except OSError as error:

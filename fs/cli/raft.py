@@ -11,6 +11,7 @@ import typer
 
 from shoalfs.fs.cli.cluster import ConfigOption, MdsOption, Operator, StateOption, call, locate
 from shoalfs.fs.cli.output import Format, OutputOption, print_json, print_table, say
+from shoalfs.transport.limits import NODE_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,7 +22,7 @@ _ASK_MS: Final = 2_000  # a member that does not answer by then counts as down
 
 app = typer.Typer(help="The replicated log of the metadata service.", rich_markup_mode=None)
 
-NodeArgument = Annotated[int, typer.Argument(metavar="NODE", help="Number of the metadata node.")]
+NodeArgument = Annotated[int, typer.Argument(metavar="NODE", min=1, max=NODE_MAX, help="Number of the metadata node.")]
 
 
 @app.callback()

@@ -7,7 +7,7 @@ from shoalfs.fs.cli.output import size
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from shoalfs.mds.messages import Absence, MdsStatus, Pool
+    from shoalfs.mds.messages import Absence, MdsStatus, Pool, Target
 
 
 def targets_away(found: "MdsStatus") -> list[str]:
@@ -18,7 +18,8 @@ def targets_away(found: "MdsStatus") -> list[str]:
     reasons: list[str] = []
     for target in found.map.targets:
         if target.state is TargetState.DOWN:
-            reasons.append(f"target {target.id} on {target.node} is down{_replaced(absences.get(target.id))}")
+            drains = ", and others take its place: it is draining" if target.draining else ""
+            reasons.append(f"target {target.id} on {target.node} is down{drains or _replaced(absences.get(target.id))}")
         elif target.state is TargetState.SYNCING:
             reasons.append(f"target {target.id} on {target.node} is syncing: what it lacks is copied to it")
     return reasons
@@ -36,7 +37,7 @@ def _replaced(absence: "Absence | None") -> str:
 def stuck_groups(found: "MdsStatus", only: "Collection[int] | None" = None) -> list[str]:
     """Groups that cannot leave targets that are draining or out. ``only``: if one of these targets is among them."""
     pools = {pool.id: pool for pool in found.map.pools}
-    states = {target.id: target.state.name.lower() for target in found.map.targets}
+    states = {target.id: state_of(target) for target in found.map.targets}
     reasons: list[str] = []
     for stuck in found.stuck:
         if only is not None and not set(only).intersection(stuck.targets):
@@ -75,6 +76,11 @@ def full_pools(found: "MdsStatus") -> list[str]:
             text += f"; {found.garbage_chunks} chunks of removed files wait for their deletion"
         reasons.append(text)
     return reasons
+
+
+def state_of(target: "Target") -> str:
+    """In a word, or two."""
+    return f"{target.state.name.lower()}{', draining' if target.draining else ''}"
 
 
 def duration(ms: int) -> str:

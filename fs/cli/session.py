@@ -21,7 +21,7 @@ _COLUMNS: Final = {
 
 app = typer.Typer(help="The clients of the cluster.", rich_markup_mode=None)
 
-SessionArgument = Annotated[int, typer.Argument(metavar="ID", help="Number of the session.")]
+SessionArgument = Annotated[int, typer.Argument(metavar="ID", min=1, max=(1 << 63) - 1, help="Number of the session.")]
 
 
 @app.callback()

@@ -18,6 +18,7 @@ from shoalfs.fs.cli.output import Format, OutputOption, print_json, print_rows, 
 from shoalfs.fs.cli.reasons import stuck_groups
 from shoalfs.transport.config import ByteSize
 from shoalfs.transport.errors import Overloaded, PeerUnreachable, PosixError, TargetDown, TargetRemoved, UserError
+from shoalfs.transport.limits import CHUNK_BYTES_MAX, TARGET_ID_MAX, TARGET_SIZE_BYTES_MAX
 
 if TYPE_CHECKING:
     from shoalfs.chunkserver.messages import AddTarget
@@ -28,7 +29,10 @@ target_app = typer.Typer(help="The disks that chunks are on.", rich_markup_mode=
 node_app = typer.Typer(help="The chunkservers.", rich_markup_mode=None)
 rebalance_app = typer.Typer(help="Moving data to even out how full targets are.", rich_markup_mode=None)
 
-TargetArgument = Annotated[int, typer.Argument(metavar="TARGET", help="Number of the target, see `shoal target list`.")]
+TargetArgument = Annotated[
+    int,
+    typer.Argument(metavar="TARGET", min=1, max=TARGET_ID_MAX, help="Number of the target, see `shoal target list`."),
+]
 _ADD_MS: Final = 120_000  # a disk that was another chunkserver's has to be recovered first
 _PRESENT: Final = frozenset({"UP", "SYNCING", "DRAINING"})  # its server was there lately
 
@@ -58,7 +62,10 @@ def list_targets(
     output: OutputOption = Format.TABLE, mds: MdsOption = None, config: ConfigOption = None, state: StateOption = None
 ) -> None:
     """Show every target: its state, how many placement groups it holds, and how many are still leaving it."""
-    print_rows(output, describe(call(locate(mds, config, state), ask_status)), _COLUMNS, _shown)
+    rows = describe(call(locate(mds, config, state), ask_status))
+    if output is Format.TABLE:
+        rows = [{**row, "state": f"{row['state']}, draining"} if row["draining_when_back"] else row for row in rows]
+    print_rows(output, rows, _COLUMNS, _shown)
 
 
 @target_app.command("add")
@@ -104,9 +111,12 @@ async def _add(node: str, request: "AddTarget", operator: Operator) -> int:
 
 def _bytes(text: str) -> int:
     try:
-        return int(ByteSize.parse(text))
+        size_bytes = int(ByteSize.parse(text))
     except ValueError as error:
         raise UserError(f"--size: {error}") from error
+    if not CHUNK_BYTES_MAX <= size_bytes <= TARGET_SIZE_BYTES_MAX:
+        raise UserError(f"--size: {text}: expected {size(CHUNK_BYTES_MAX)} (one of the largest chunks) or more")
+    return size_bytes
 
 
 @target_app.command("drain")
@@ -269,6 +279,7 @@ def describe(found: "MdsStatus") -> list[dict[str, Any]]:
                 "node": target.node,
                 "rack": target.rack,
                 "state": target.state.name.lower(),
+                "draining_when_back": target.draining,
                 "groups": member[target.id],
                 "leaving": leaving[target.id],
                 "used_bytes": None if seen is None else seen.used_bytes,
@@ -313,7 +324,12 @@ def _shown(name: str, value: Any) -> object:
 def _say_draining(reach: Reach, targets: "Sequence[Target]") -> None:
     numbers = ", ".join(str(target.id) for target in targets)
     say(f"draining target {numbers}: done when `shoal target list` shows 0 groups and 0 leaving; then remove it")
-    for reason in stuck_groups(call(reach, ask_status), {target.id for target in targets}):
+    found = call(reach, ask_status)
+    chosen = {target.id for target in targets}
+    for target in found.map.targets:
+        if target.id in chosen and target.draining:
+            say(f"target {target.id} is down: what it has is copied from others as far as they have it, else start it")
+    for reason in stuck_groups(found, chosen):
         say(reason)
 
 
@@ -325,10 +341,18 @@ def _change(reach: Reach, wanted: Any, what: str, state: str) -> "Sequence[Targe
 
         new: TargetState = TargetState[state]
         chosen = _chosen((await ask_status(operator)).map.targets, wanted, what)
+        refused: list[str] = []
         for target in chosen:
             in_use = new is TargetState.SYNCING and target.state is TargetState.UP
-            if not in_use:
+            replaced = new is TargetState.DRAINING and target.state is TargetState.OUT
+            if in_use or replaced:
+                continue
+            try:
                 await mutate(operator, Op.SET_TARGET_STATE, SetTargetState(target.id, new))
+            except UserError as error:
+                refused.append(str(error))  # the other targets of a node are changed all the same
+        if refused:
+            raise UserError("; ".join(refused))
         return chosen
 
     return call(reach, change)

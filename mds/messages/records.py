@@ -193,6 +193,12 @@ class Target(Message, frozen=True):
     capacity_bytes: int
     rack: str = ""  # failure domain above the node; empty: the node is its own
     since_ns: int = 0  # when it came into this state
+    draining: bool = False  # it is down, and an operator drains it: it is draining when it comes back
+
+    @property
+    def leaves(self) -> bool:
+        """Others are to take its place in all groups."""
+        return self.draining or self.state in (TargetState.DRAINING, TargetState.OUT)
 
 
 class PlacementGroup(Message, frozen=True):

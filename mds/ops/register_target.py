@@ -10,12 +10,11 @@ from shoalfs.mds.ops.context import Context
 from shoalfs.mds.txn import ReadTxn, Txn
 from shoalfs.transport.errors import BadMessage, Overloaded, TargetRemoved
 from shoalfs.transport.ids import TargetId
+from shoalfs.transport.limits import TARGET_ID_MAX
 
 _UUID_BYTES = 16
 _NAME_CHARACTERS_MAX = 255
-_TARGET_ID_MAX = (1 << 32) - 1
 REMOVED = bytes(4)  # in the place of its number, which is never 0, for ever
-_AFTER = {state: state for state in TargetState} | {TargetState.DOWN: TargetState.SYNCING}
 
 
 def register_target(txn: Txn, context: Context, request: RegisterTarget) -> TargetRegistered:
@@ -25,9 +24,9 @@ def register_target(txn: Txn, context: Context, request: RegisterTarget) -> Targ
     map_ = cluster.load_map(txn)
     before = _find(txn, request.uuid)
     counters = inodes.load_counters(txn)
-    if before is None and counters.next_target > _TARGET_ID_MAX:
+    if before is None and counters.next_target > TARGET_ID_MAX:
         raise Overloaded("all target numbers have been used")
-    state = _AFTER[before.state] if before else TargetState.UP
+    state = _after(before) if before else TargetState.UP
     target = Target(
         id=before.id if before else TargetId(counters.next_target),
         uuid=request.uuid,
@@ -51,6 +50,12 @@ def register_target(txn: Txn, context: Context, request: RegisterTarget) -> Targ
         cluster.store_group(txn, msgspec.structs.replace(group, epoch=map_.epoch + 1))
     cluster.store_epoch(txn, map_.epoch + 1)
     return TargetRegistered(target, map_.epoch + 1)
+
+
+def _after(before: Target) -> TargetState:
+    if before.state is not TargetState.DOWN:
+        return before.state
+    return TargetState.DRAINING if before.draining else TargetState.SYNCING
 
 
 def _check(request: RegisterTarget) -> None:

@@ -9,13 +9,12 @@ from shoalfs.mds.ops.context import Context
 from shoalfs.mds.ops.register_target import REMOVED
 from shoalfs.mds.txn import Txn
 from shoalfs.transport.errors import PosixError
-
-_TARGET_ID_MAX = (1 << 32) - 1
+from shoalfs.transport.limits import TARGET_ID_MAX
 
 
 def remove_target(txn: Txn, context: Context, request: RemoveTarget) -> MapChanged:
     """Raises ENOENT; EBUSY while any group names it or it is in service: nothing that may be the last copy goes."""
-    known = 0 < request.target <= _TARGET_ID_MAX
+    known = 0 < request.target <= TARGET_ID_MAX
     target = records.TARGET.load(txn, keys.target(request.target)) if known else None
     if target is None:
         raise PosixError(errno.ENOENT, f"there is no target {request.target}")

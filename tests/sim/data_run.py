@@ -282,7 +282,12 @@ class History:
             if sum(s is TargetState.UP for s in world.states().values()) > world.pool.replicas:
                 world.md.do(m.SetTargetState(server.id, TargetState.DRAINING), session=0)
                 self.met["drain"] += 1
-        elif state in (TargetState.DRAINING, TargetState.OUT):
+        elif state is TargetState.DOWN:
+            drains = next(t.draining for t in world.md.map().targets if t.id == server.id)
+            new = TargetState.SYNCING if drains else TargetState.DRAINING
+            world.md.do(m.SetTargetState(server.id, new), session=0)
+            self.met["drain down"] += not drains
+        else:
             world.md.do(m.SetTargetState(server.id, TargetState.SYNCING), session=0)
 
     def resize(self, server: Server) -> None:

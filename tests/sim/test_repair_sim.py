@@ -161,6 +161,42 @@ def test_draining_moves_everything_before_anything_is_let_go():
     assert len(chunks) == len(world.extents())
 
 
+def test_draining_goes_on_after_its_server_was_away():
+    world = DataWorld(4, replicas=2, min_ack=2)
+    written(world, 60)
+    world.until(lambda: world.settled(), "it runs")
+    leaver = world.servers[0]
+    world.md.do(m.SetTargetState(leaver.id, TargetState.DRAINING), session=0)
+    leaver.up = False
+    world.until(lambda: world.states()[leaver.id] is TargetState.DOWN, "it is declared down")
+    world.until(
+        lambda: not any(leaver.id in g.targets for g in world.md.map().groups), "others take its place meanwhile"
+    )
+    assert world.states()[leaver.id] is TargetState.DOWN, "long before it would be out"
+    leaver.restart()
+    world.beat(leaver)
+    assert world.states()[leaver.id] is TargetState.DRAINING
+    world.until(lambda: not any(leaver.id in g.holders for g in world.md.map().groups), "it holds no group")
+    assert not world.lacking()
+
+
+def test_a_target_that_is_down_and_drained_has_the_only_copy():
+    world = DataWorld(2, replicas=1)
+    written(world, 40)
+    world.until(lambda: world.settled(), "it runs")
+    away = world.servers[0]
+    away.up = False
+    world.until(lambda: world.states()[away.id] is TargetState.DOWN, "it is declared down")
+    world.md.do(m.SetTargetState(away.id, TargetState.DRAINING), session=0)
+    for _ in range(OUT_MS // 1_000 + 10):
+        world.step()
+        world.check()
+    assert any(away.id in g.leaving for g in world.md.map().groups), "it is still looked to"
+    away.restart()
+    world.until(lambda: not any(away.id in g.holders for g in world.md.map().groups), "what it has was copied")
+    assert not world.lacking()
+
+
 def test_draining_the_only_copy():
     world = DataWorld(2, replicas=1)
     written(world, 40)

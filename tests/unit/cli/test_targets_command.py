@@ -1,10 +1,12 @@
 """What `shoal target list` and `shoal node list` make of a cluster's status."""
 
 import msgspec
+import pytest
 
-from shoalfs.fs.cli.targets import by_node, describe
+from shoalfs.fs.cli.targets import _bytes, by_node, describe
 from shoalfs.mds import messages as m
 from shoalfs.mds.messages import TargetState
+from shoalfs.transport.errors import UserError
 
 RAFT = m.RaftStatus(1, 1, "tcp:m:1", 1, 1, 1, ((1, "tcp:m:1"),))
 
@@ -42,3 +44,10 @@ def test_nodes_add_up_their_targets():
         2000,
     )
     assert (b["node"], b["used_bytes"], b["chunks"]) == ("b", 0, 0)
+
+
+@pytest.mark.parametrize("size", ["0", "1KiB", "63MiB", "99999999TiB"])
+def test_a_target_is_as_large_as_a_chunk_at_least(size):
+    with pytest.raises(UserError, match=r"^--size: .*: expected 64.0 MiB \(one of the largest chunks\) or more$"):
+        _bytes(size)
+    assert _bytes("64MiB") == 64 << 20

@@ -2,6 +2,7 @@
 
 import errno
 
+import msgspec
 import pytest
 
 from harness.metadata import ROOT, Metadata
@@ -175,7 +176,6 @@ ALLOWED = {
     ("UP", "DOWN"),
     ("UP", "DRAINING"),
     ("UP", "OUT"),
-    ("DOWN", "DRAINING"),
     ("DOWN", "OUT"),
     ("DRAINING", "UP"),
     ("DRAINING", "DOWN"),
@@ -203,11 +203,54 @@ def test_states(md, before, after):
         assert target(md, 1).state is after
         assert target(md, 1).epoch == was.epoch + (after is TargetState.DOWN)
         assert target(md, 1).since_ns == md.now_ns
+    elif (before, after) == (TargetState.DOWN, TargetState.DRAINING):
+        state(md, 1, after)
+        assert target(md, 1) == msgspec.structs.replace(was, draining=True)
     else:
         with pytest.raises(PosixError) as caught:
             state(md, 1, after)
         assert caught.value.errno == E.EINVAL
         assert target(md, 1) == was
+
+
+def test_a_draining_that_a_failure_interrupts_goes_on(md):
+    register(md, 1)
+    state(md, 1, TargetState.DRAINING)
+    state(md, 1, TargetState.DOWN)
+    assert (target(md, 1).state, target(md, 1).draining) == (TargetState.DOWN, True)
+    assert register(md, 1).target.state is TargetState.DRAINING
+    assert not target(md, 1).draining
+    state(md, 1, TargetState.SYNCING)
+    state(md, 1, TargetState.DOWN)
+    assert not target(md, 1).draining
+    assert register(md, 1).target.state is TargetState.SYNCING
+
+
+def test_a_target_that_is_down_can_be_drained_and_that_be_ended(md):
+    register(md, 1)
+    state(md, 1, TargetState.DOWN)
+    was = target(md, 1)
+    state(md, 1, TargetState.DRAINING)
+    epoch = md.map().epoch
+    assert state(md, 1, TargetState.DRAINING).map_epoch == epoch, "again: nothing to do"
+    state(md, 1, TargetState.SYNCING)
+    assert target(md, 1) == was
+    with pytest.raises(PosixError) as caught:
+        state(md, 1, TargetState.SYNCING)
+    assert "start its chunkserver" in str(caught.value)
+    state(md, 1, TargetState.DRAINING)
+    state(md, 1, TargetState.OUT)
+    assert not target(md, 1).draining
+
+
+def test_who_is_down_and_drained_gets_no_groups(md):
+    for number in (1, 2):
+        register(md, number)
+    state(md, 1, TargetState.DOWN)
+    state(md, 1, TargetState.DRAINING)
+    groups = {group.id for group in md.map().groups}
+    register(md, 3)
+    assert all(1 not in group.targets for group in md.map().groups if group.id not in groups)
 
 
 def test_unknown_targets(md):
