@@ -34,10 +34,10 @@ class Bench:
         self.log = Log(store)
         self.log.open_session()
         uuid = bytes([1]) * 16
-        self._service(m.Op.REGISTER_TARGET, m.RegisterTarget(uuid, "node", "unix:/1", 1 << 40))
+        self.service(m.Op.REGISTER_TARGET, m.RegisterTarget(uuid, "node", "unix:/1", 1 << 40))
         self.sequence, self.last = 0, 0
 
-    def _service(self, op: m.Op, request: msgspec.Struct) -> msgspec.Raw:
+    def service(self, op: m.Op, request: msgspec.Struct) -> msgspec.Raw:
         command = m.Command(0, 0, int(op), msgspec.Raw(msgspec.msgpack.encode(request)))
         return self._outcome([(0, command)]).body
 

@@ -1,8 +1,9 @@
 """What a check has found so far, and reading rows so that a damaged one is a finding and not the end.
 Pure."""
 
-from collections.abc import Iterator
-from typing import Final, TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import IO, Final, TypeVar
 
 from shoalfs.mds.messages import Finding
 from shoalfs.mds.records import Codec
@@ -13,7 +14,11 @@ from shoalfs.transport.method import Message
 
 T = TypeVar("T", bound=Message)
 
-FINDINGS_MAX: Final = 1_000  # in one reply: at most 200 KiB
+FINDINGS_MAX: Final = 1_000  # in one reply: at most 450 KiB, with their keys
+TICK_ROWS: Final = 400  # a check stops after so many rows, for whoever drives it to do something else
+
+NewFile = Callable[[], AbstractContextManager[IO[bytes]]]
+"""An empty scratch file, for reading and writing, that is gone after its block."""
 _TEXT_CHARACTERS_MAX: Final = 160
 
 
@@ -27,18 +32,21 @@ class Findings:
         self.damaged = 0  # how often a damaged record was met
 
     @property
-    def full(self) -> bool:
-        return len(self._found) >= FINDINGS_MAX
+    def are_many(self) -> bool:
+        """There is room for those of a few hundred rows yet."""
+        return len(self._found) >= FINDINGS_MAX // 2
 
-    def found(self) -> tuple[Finding, ...]:
-        if self._left_off:
-            more = Finding("more-findings", InodeId(0), f"{self._left_off} more were found and are not listed")
-            return (*self._found, more)
-        return tuple(self._found)
+    def take(self) -> tuple[Finding, ...]:
+        """What was found since the last call."""
+        found, self._found = self._found, []
+        left_off, self._left_off = self._left_off, 0
+        if left_off:
+            found.append(Finding("more-findings", InodeId(0), f"{left_off} more were found and are not listed"))
+        return tuple(found)
 
     def add(self, kind: str, ino: InodeId, text: str, key: bytes = b"") -> None:
         """``key``: the row, where the inode does not say it all."""
-        if self.full:
+        if len(self._found) >= FINDINGS_MAX:
             self._left_off += 1
         else:
             self._found.append(Finding(kind, ino, text[:_TEXT_CHARACTERS_MAX], key))

@@ -1,7 +1,6 @@
 """Repairs of rows that belong to no single inode: chunks, garbage, sessions, counters. Pure."""
 
-from shoalfs.mds import check_totals, keys, records
-from shoalfs.mds.check_findings import Findings
+from shoalfs.mds import keys, records
 from shoalfs.mds.mend_view import Change, View, gone, unrepaired
 from shoalfs.mds.messages import Finding
 from shoalfs.transport.ids import ChunkId, SessionId
@@ -85,7 +84,7 @@ def counter(view: View, finding: Finding) -> Change:
     if not finding.key:
         return unrepaired("the counters are gone, without them nothing can be changed: load a dump")
     name = finding.key.decode("ascii", "replace")
-    should = check_totals.counted(view.txn, Findings()).get(name)
+    should = view.counted().get(name)
     counters = records.COUNTERS.require(view.txn, keys.COUNTERS)
     if should is None:
         return unrepaired("this counter is not known")

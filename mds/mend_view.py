@@ -1,15 +1,19 @@
 """What a repair is worked out from, and what it becomes. Pure.
 
-``View`` reads whole prefixes once, however many findings need them: names by inode, extents by chunk.
+Names are kept by directory and wanted by inode, extents by file and wanted by chunk, and counters are of everything. So
+``View`` says first what it lacks (:class:`Unread`) and then reads it for all who want something at once: the time is a
+pass through all rows, the memory that of what is wanted.
 """
 
-from collections import defaultdict
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import msgspec
 
-from shoalfs.mds import keys, records
+from shoalfs.mds import check_totals, keys, records
+from shoalfs.mds.check_findings import TICK_ROWS, Findings
 from shoalfs.mds.messages import Extent, Inode
 from shoalfs.mds.txn import ReadTxn
 from shoalfs.transport.ids import ChunkId, InodeId
@@ -46,29 +50,66 @@ class Name(NamedTuple):
     entry: records.Dentry
 
 
+class Unread(Exception):
+    """:meth:`View.read` has to be run, then the same question will be answered."""
+
+
 class View:
+    """Of one transaction."""
+
     def __init__(self, txn: ReadTxn) -> None:
         self.txn = txn
-        self._names: dict[InodeId, list[Name]] | None = None
-        self._extents: dict[ChunkId, list[Extent]] | None = None
+        self._names: dict[InodeId, list[Name]] = {}
+        self._extents: dict[ChunkId, list[Extent]] = {}
+        self._counted: Counter[str] | None = None
+        self._inodes_wanted: set[InodeId] = set()
+        self._chunks_wanted: set[ChunkId] = set()
+        self._counting_wanted = False
 
     def names(self, ino: InodeId) -> list[Name]:
-        """All entries that lead to the inode."""
-        if self._names is None:
-            self._names = defaultdict(list)
-            for key, value in self.txn.range(*keys.all_of(b"D")):
-                entry = records.DENTRY.decode(key, value)
-                self._names[entry.ino].append(Name(InodeId(keys.first_field(key)), keys.name_of(key), entry))
-        return self._names.get(ino, [])
+        """All entries that lead to the inode. Raises Unread."""
+        if ino not in self._names:
+            self._inodes_wanted.add(ino)
+            raise Unread
+        return self._names[ino]
 
     def extents(self, chunk: ChunkId) -> list[Extent]:
-        """All extents that use the chunk."""
-        if self._extents is None:
-            self._extents = defaultdict(list)
-            for key, value in self.txn.range(*keys.all_of(b"X")):
+        """All extents that use the chunk. Raises Unread."""
+        if chunk not in self._extents:
+            self._chunks_wanted.add(chunk)
+            raise Unread
+        return self._extents[chunk]
+
+    def counted(self) -> Counter[str]:
+        """What the counters should be. Raises Unread."""
+        if self._counted is None:
+            self._counting_wanted = True
+            raise Unread
+        return self._counted
+
+    def read(self) -> Iterator[None]:
+        """Read what is wanted; stops now and then. Raises DamagedRecord."""
+        if self._inodes_wanted:
+            self._names |= {ino: [] for ino in self._inodes_wanted}
+            for number, (key, value) in enumerate(self.txn.range(*keys.all_of(b"D")), 1):
+                entry = records.DENTRY.decode(key, value)
+                if entry.ino in self._inodes_wanted:
+                    self._names[entry.ino].append(Name(InodeId(keys.first_field(key)), keys.name_of(key), entry))
+                if number % TICK_ROWS == 0:
+                    yield
+        if self._chunks_wanted:
+            self._extents |= {chunk: [] for chunk in self._chunks_wanted}
+            for number, (key, value) in enumerate(self.txn.range(*keys.all_of(b"X")), 1):
                 extent = records.EXTENT.decode(key, value)
-                self._extents[extent.chunk].append(extent)
-        return self._extents.get(chunk, [])
+                if extent.chunk in self._chunks_wanted:
+                    self._extents[extent.chunk].append(extent)
+                if number % TICK_ROWS == 0:
+                    yield
+        if self._counting_wanted:
+            self._counted = yield from check_totals.counted(self.txn, Findings())
+        self._inodes_wanted.clear()
+        self._chunks_wanted.clear()
+        self._counting_wanted = False
 
     def inode(self, ino: InodeId) -> Inode | None:
         return records.INODE.load(self.txn, keys.inode(ino)) if 0 < ino <= keys.U64_MAX else None

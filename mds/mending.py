@@ -16,13 +16,14 @@ another one needless: a name that is back makes the file reachable.
 Which kinds there are, and what becomes of each: docs/fsck.md.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
 from shoalfs.mds import inode as inodes
 from shoalfs.mds import keys, mend_inodes, mend_rows
-from shoalfs.mds.mend_view import Change, View, unrepaired
+from shoalfs.mds.mend_view import Change, Unread, View, unrepaired
 from shoalfs.mds.messages import Finding, Mend, MendPlans, Plan, PlanMend
 from shoalfs.mds.txn import ReadTxn
 from shoalfs.transport.errors import BadMessage, DamagedRecord
@@ -83,22 +84,38 @@ WAYS: Final[dict[str, _Way]] = {
 }
 
 
-def plan(txn: ReadTxn, request: PlanMend) -> MendPlans:
-    """Raises BadMessage."""
-    if len(request.findings) > PLANS_MAX:
+def plan(txn: ReadTxn, request: PlanMend) -> Iterator[MendPlans | None]:
+    """None: it goes on. The plans come last. Raises BadMessage."""
+    findings = request.findings
+    if len(findings) > PLANS_MAX:
         raise BadMessage(f"at most {PLANS_MAX} findings are asked about at a time")
-    if any(not 0 <= finding.ino <= keys.U64_MAX for finding in request.findings):
+    if any(not 0 <= finding.ino <= keys.U64_MAX for finding in findings):
         raise BadMessage("a finding is of what is no inode")
     view = View(txn)
     try:
         mended = inodes.load_counters(txn).mended
     except DamagedRecord as error:
         text = f"the counters are gone, without them nothing can be changed: load a dump ({error})"
-        return MendPlans(tuple(Plan(text) for _ in request.findings))
-    return MendPlans(tuple(_plan(view, finding, mended) for finding in request.findings))
+        yield MendPlans(tuple(Plan(text) for _ in findings), True)
+        return
+    plans: dict[int, Plan] = {}
+    while len(plans) < len(findings):
+        for number in [number for number in range(len(findings)) if number not in plans]:
+            with suppress(Unread):
+                plans[number] = _plan(view, findings[number], mended)
+            yield None
+        if len(plans) == len(findings):
+            break
+        try:
+            yield from view.read()
+        except DamagedRecord as error:
+            text = f"a record that it depends on is damaged: {error}"
+            plans |= {number: Plan(text) for number in range(len(findings)) if number not in plans}
+    yield MendPlans(tuple(plans[number] for number in range(len(findings))), True)
 
 
 def _plan(view: View, finding: Finding, mended: int) -> Plan:
+    """Raises Unread."""
     way = WAYS.get(finding.kind)
     if way is None:
         return Plan("this program does not know how")

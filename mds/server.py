@@ -25,6 +25,7 @@ from shoalfs.mds.dump_source import DumpSource
 from shoalfs.mds.duties import Duties
 from shoalfs.mds.evictions import Evictions
 from shoalfs.mds.group import GroupService
+from shoalfs.mds.inspections import Inspections
 from shoalfs.mds.install import LOG, STORE, finish
 from shoalfs.mds.joining import joined_number
 from shoalfs.mds.journal import Journal, create_journal
@@ -66,6 +67,7 @@ log = logging.getLogger("shoal.mds.server")
 CLUSTER_ID_BYTES: Final = 16
 SENDING: Final = "sending"  # copies of the store that other members read
 DUMPING: Final = "dumping"  # a dump that an operator reads
+CHECKING: Final = "checking"  # what a check puts aside
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +222,8 @@ async def _live(
         GroupService(raft, cluster_id).install(service)
         dumps = DumpSource(store, Path(options.data_dir, DUMPING))
         dumps.install(service, metadata.leading)
+        inspections = Inspections(store, Path(options.data_dir, STORE), Path(options.data_dir, CHECKING))
+        inspections.install(service, metadata.leading)
         service.add(PEER, raft.handle_peer)
         service.add(OPEN_SNAPSHOT, snapshots.handle_open)
         service.add(READ_SNAPSHOT, snapshots.handle_read)
@@ -240,6 +244,7 @@ async def _live(
             nursery.start_soon(duties.run)
             nursery.start_soon(snapshots.run)
             nursery.start_soon(dumps.run)
+            nursery.start_soon(inspections.run)
             nursery.start_soon(backup.run, store, options.backup)
             nursery.start_soon(_checkpoint_forever, store)
             address: str = await nursery.start(serve, carriers, options.listen, service, hello)

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import msgspec
 import trio
 
-from shoalfs.mds import check, cluster, mending, placement, pool_users, reads, trash_list
+from shoalfs.mds import cluster, placement, pool_users, reads, trash_list
 from shoalfs.mds import inode as inodes
 from shoalfs.mds import messages as m
 from shoalfs.mds.batcher import Batcher
@@ -107,9 +107,7 @@ class MdsService:
             (m.GET_MAP, lambda txn, _: reads.cluster_map(txn)),
             (m.CLASSIFY_CHUNKS, reads.classify_chunks),
             (m.RESOLVE, reads.resolve),
-            (m.CHECK, check.check_namespace),
             (m.POOL_USERS, pool_users.pool_users),
-            (m.PLAN_MEND, mending.plan),
             (m.LIST_TRASH, trash_list.list_trash),
             (m.STATFS, self._statfs),
             (m.STATUS, self._status),

@@ -38,7 +38,7 @@ import msgspec
 
 from shoalfs.mds import keys, meta_page, records
 from shoalfs.mds.seal import SEAL_BYTES, seal, unseal
-from shoalfs.mds.txn import Txn
+from shoalfs.mds.txn import ReadTxn, Txn
 from shoalfs.transport.errors import DamagedRecord, StorageFailed, UserError
 from shoalfs.transport.limits import XATTR_VALUE_BYTES_MAX
 from shoalfs.transport.method import Message
@@ -261,6 +261,10 @@ class LmdbStore:
         """Size of the data file; it grows between checkpoints and never shrinks."""
         return _file_bytes(self._path)
 
+    def forget_dead_readers(self) -> None:
+        """A process that was killed while it read would keep the pages of what it saw in use for ever."""
+        self._env.reader_check()
+
     def copy_to(self, directory: str) -> records.Applied:
         """Write a compact copy of the last committed state to ``data.mdb`` in an empty directory, not synced. Returns
         the last entry applied in it.
@@ -287,6 +291,20 @@ class LmdbStore:
         finally:
             self._env.close()
             os.close(self._directory)
+
+
+@contextmanager
+def read_beside(path: str) -> Iterator[ReadTxn]:
+    """One consistent view of the store in ``path``, which another process has open and goes on changing: the pages of
+    what is seen stay in use until the block ends, or :meth:`LmdbStore.forget_dead_readers` finds this process gone.
+
+    Raises StorageFailed."""
+    try:
+        env = lmdb.open(path, map_size=MAP_BYTES, readonly=True, create=False, max_readers=READERS_MAX)
+    except lmdb.Error as error:
+        raise _failed("open", error) from error
+    with env, LmdbView(env) as txn:
+        yield txn
 
 
 # --- opening ------------------------------------------------------------------------------------------------

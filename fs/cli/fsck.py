@@ -4,10 +4,13 @@ This module asks; what the answers mean is decided in :mod:`shoalfs.fs.fsck`. It
 namespace and one page of a target's chunks at a time.
 """
 
+import errno
 import os
 import time
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import count
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import msgspec
@@ -15,7 +18,13 @@ import typer
 
 from shoalfs.fs.cli.cluster import ConfigOption, MdsOption, Operator, StateOption, call, locate
 from shoalfs.fs.cli.output import Format, OutputOption, print_json, progress
-from shoalfs.transport.limits import CHUNK_LIST_MAX, GARBAGE_GRACE_MS_DEFAULT, REQUEST_TIMEOUT_MS_MAX
+from shoalfs.transport.errors import PosixError, ShoalError, UserError
+from shoalfs.transport.limits import (
+    CHUNK_LIST_MAX,
+    GARBAGE_GRACE_MS_DEFAULT,
+    INSPECTION_LEASE_MS,
+    REQUEST_TIMEOUT_MS_MAX,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
@@ -30,6 +39,8 @@ Q = TypeVar("Q", bound=msgspec.Struct)
 A = TypeVar("A", bound=msgspec.Struct)
 
 FINDINGS_MAX: Final = 10_000  # kept and shown; further ones are only counted
+ATTEMPT_MS: Final = 60_000  # a page comes after a second; a directory of millions of entries is one step
+_TIMES_MAX: Final = 3
 _DEEP_CHUNKS: Final = 32  # per request when all bytes are read: 2 GiB at the largest chunks, within the time limit
 _WALK_ENTRIES_MAX: Final = 1_000_000  # directory entries looked at to find the paths of what was found
 
@@ -95,7 +106,18 @@ def fsck(
 
 
 async def check(operator: Operator, *, deep: bool, grace_ms: int) -> Report:
-    """Check everything. Raises ShoalError if the metadata service cannot be asked."""
+    """Check everything. Begins again if the metadata service gets another leader meanwhile. Raises ShoalError if it
+    cannot be asked."""
+    for _ in range(_TIMES_MAX):
+        try:
+            return await _check(operator, deep=deep, grace_ms=grace_ms)
+        except PosixError as error:
+            if error.errno != errno.ESTALE:
+                raise
+    raise UserError(f"the metadata service had {_TIMES_MAX} leaders during one check: see `shoal status`, check again")
+
+
+async def _check(operator: Operator, *, deep: bool, grace_ms: int) -> Report:
     from shoalfs.fs.fsck import with_paths
     from shoalfs.mds.messages import GET_MAP, STATUS, GetMap, GetStatus
 
@@ -105,9 +127,14 @@ async def check(operator: Operator, *, deep: bool, grace_ms: int) -> Report:
         map_ = (await operator.leader.call(GET_MAP, GetMap())).body
         files = shown.add_task("inodes", total=inodes)
         targets = _Targets(operator, map_, report)
-        async for page in _namespace(operator):
-            await _check_page(operator, targets, page, report, deep=deep)
-            shown.update(files, completed=report.inodes, total=max(inodes, report.inodes))
+        number = await open_check(operator)
+        async with _kept(operator, number):
+            async for page in read_check(operator, number):
+                await _check_page(operator, targets, page, report, deep=deep)
+                for ino, offset_bytes in page.unlisted:
+                    async for more in _extents(operator, ino, offset_bytes):
+                        await _check_page(operator, targets, more, report, deep=deep)
+                shown.update(files, completed=report.inodes, total=max(inodes, report.inodes))
         stored = shown.add_task("targets", total=len(map_.targets))
         for target in map_.targets:
             await _check_target(operator, targets, target, report, grace_ms)
@@ -149,22 +176,48 @@ class _Targets:
             return None
 
 
-async def _namespace(operator: Operator) -> "AsyncIterator[NamespaceChecked]":
-    """The namespace page by page."""
-    from shoalfs.mds.messages import CHECK, CheckNamespace
-    from shoalfs.transport.ids import InodeId
+async def open_check(operator: Operator) -> int:
+    """Have the metadata service check the namespace as it is now; the number of what :func:`read_check` reads."""
+    from shoalfs.mds.messages import OPEN_CHECK, OpenCheck
 
-    after = InodeId(0)
-    while True:
-        page = (await operator.leader.call(CHECK, CheckNamespace(after))).body
+    return (await operator.leader.call(OPEN_CHECK, OpenCheck(), ATTEMPT_MS)).body.number
+
+
+async def read_check(operator: Operator, number: int) -> "AsyncIterator[NamespaceChecked]":
+    """Its pages, worked out when they are wanted. Raises ESTALE if the check is gone, because another node leads by now
+    or because nothing was asked for INSPECTION_LEASE_MS."""
+    from shoalfs.mds.messages import READ_CHECK, ReadInspection
+
+    for at in count(1):
+        page = (await operator.leader.call(READ_CHECK, ReadInspection(number, at), ATTEMPT_MS)).body
         yield page
-        for ino, offset_bytes in page.unlisted:
-            async for more in _extents(operator, ino, offset_bytes):
-                yield more
-        if not page.next_ino:
+        if page.done:
             return
-        assert page.next_ino > after, "pages go forward"
-        after = page.next_ino
+
+
+@asynccontextmanager
+async def _kept(operator: Operator, number: int) -> "AsyncIterator[None]":
+    """Within the block the check is kept, however long the chunks of a page take."""
+    import trio
+
+    from shoalfs.mds.messages import READ_CHECK, ReadInspection
+
+    async def keep() -> None:
+        while True:
+            await trio.sleep(INSPECTION_LEASE_MS / 4000)
+            with suppress(ShoalError):  # whoever reads hears of it
+                await operator.leader.call(READ_CHECK, ReadInspection(number, 0))
+
+    failure: ShoalError | None = None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(keep)
+        try:
+            yield
+        except ShoalError as error:  # as itself, not in a group
+            failure = error
+        nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
 
 
 async def _extents(operator: Operator, ino: "InodeId", offset_bytes: int) -> "AsyncIterator[NamespaceChecked]":
@@ -178,7 +231,7 @@ async def _extents(operator: Operator, ino: "InodeId", offset_bytes: int) -> "As
             found = (await operator.leader.call(GET_EXTENTS, GetExtents(ino, offset_bytes, FILE_SIZE_BYTES_MAX))).body
         except PosixError:
             return
-        yield NamespaceChecked(ino, 0, (), tuple((ino, extent) for extent in found.extents))
+        yield NamespaceChecked(False, 0, (), tuple((ino, extent) for extent in found.extents))
         if found.eof:
             return
         offset_bytes = found.extents[-1].end_bytes
@@ -292,9 +345,9 @@ async def _find_paths(operator: Operator, wanted: "set[InodeId]") -> "dict[Inode
     return found
 
 
-def _batches(chunks: "Sequence[ChunkId]", count: int) -> "Iterator[Sequence[ChunkId]]":
-    for start in range(0, len(chunks), count):
-        yield chunks[start : start + count]
+def _batches(chunks: "Sequence[ChunkId]", size: int) -> "Iterator[Sequence[ChunkId]]":
+    for start in range(0, len(chunks), size):
+        yield chunks[start : start + size]
 
 
 def _summary(report: Report) -> str:

@@ -15,7 +15,7 @@ import msgspec
 import typer
 
 from shoalfs.fs.cli.cluster import ConfigOption, MdsOption, Operator, StateOption, call, locate
-from shoalfs.fs.cli.fsck import check
+from shoalfs.fs.cli.fsck import ATTEMPT_MS, check
 from shoalfs.fs.cli.output import Format, OutputOption, print_json
 from shoalfs.fs.cli.targets import mutate
 from shoalfs.transport.errors import UserError
@@ -108,12 +108,18 @@ async def carry_out(operator: Operator, *, apply: bool, deep: bool = False) -> O
 
 
 async def _plans(operator: Operator, findings: "Sequence[Finding]") -> "list[tuple[Finding, Plan]]":
-    from shoalfs.mds.messages import PLAN_MEND, PlanMend
+    """What would be done about each. Raises ESTALE if the metadata service gets another leader meanwhile."""
+    from shoalfs.mds.messages import PLAN_MEND, READ_PLANS, MendPlans, PlanMend, ReadInspection
 
     plans: list[Plan] = []
     for start in range(0, len(findings), PLANS_MAX):
         rows = tuple(found.row for found in findings[start : start + PLANS_MAX] if found.row is not None)
-        plans += (await operator.leader.call(PLAN_MEND, PlanMend(rows))).body.plans
+        number = (await operator.leader.call(PLAN_MEND, PlanMend(rows), ATTEMPT_MS)).body.number
+        page, found = 0, MendPlans((), False)
+        while not found.done:
+            page += 1
+            found = (await operator.leader.call(READ_PLANS, ReadInspection(number, page), ATTEMPT_MS)).body
+        plans += found.plans
     return list(zip(findings, plans, strict=True))
 
 

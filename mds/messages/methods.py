@@ -23,21 +23,23 @@ from shoalfs.mds.messages.leases import (
 from shoalfs.mds.messages.namespace import Entry
 from shoalfs.mds.messages.operations import Mutate, Mutated
 from shoalfs.mds.messages.operators import (
-    CheckNamespace,
     ChunkClasses,
     ClassifyChunks,
     DumpOffer,
     DumpPiece,
     GetStatus,
+    Inspection,
     ListPoolUsers,
     ListTrash,
     MdsStatus,
     MendPlans,
     NamespaceChecked,
+    OpenCheck,
     OpenDump,
     PlanMend,
     PoolUsers,
     ReadDump,
+    ReadInspection,
     ResolvePath,
     TrashListing,
 )
@@ -106,10 +108,12 @@ WRITE_BACK: Final = Method(124, "client.write_back", WriteBack, WrittenBack, rol
 HEARTBEAT: Final = Method(120, "mds.heartbeat", Heartbeat, HeartbeatReply, roles=frozenset({CHUNKSERVER}))
 REPORT_REPLICAS: Final = Method(122, "mds.report_replicas", ReportReplicas, Nothing, roles=_CLIENTS)
 STATUS: Final = Method(130, "mds.status", GetStatus, MdsStatus, roles=_CLIENTS)
-CHECK: Final = Method(131, "mds.check", CheckNamespace, NamespaceChecked, roles=frozenset({ADMIN}))
+OPEN_CHECK: Final = Method(142, "mds.open_check", OpenCheck, Inspection, roles=frozenset({ADMIN}))
+READ_CHECK: Final = Method(143, "mds.read_check", ReadInspection, NamespaceChecked, roles=frozenset({ADMIN}))
 POOL_USERS: Final = Method(141, "mds.pool_users", ListPoolUsers, PoolUsers, roles=frozenset({ADMIN}))
 CLASSIFY_CHUNKS: Final = Method(132, "mds.classify_chunks", ClassifyChunks, ChunkClasses, roles=frozenset({ADMIN}))
-PLAN_MEND: Final = Method(136, "mds.plan_mend", PlanMend, MendPlans, roles=frozenset({ADMIN}))
+PLAN_MEND: Final = Method(144, "mds.plan_mend", PlanMend, Inspection, roles=frozenset({ADMIN}))
+READ_PLANS: Final = Method(145, "mds.read_plans", ReadInspection, MendPlans, roles=frozenset({ADMIN}))
 LIST_TRASH: Final = Method(137, "mds.list_trash", ListTrash, TrashListing, roles=frozenset({ADMIN}))
 OPEN_DUMP: Final = Method(134, "mds.open_dump", OpenDump, DumpOffer, roles=frozenset({ADMIN}))
 READ_DUMP: Final = Method(135, "mds.read_dump", ReadDump, DumpPiece, 0, _BULK, frozenset({ADMIN}))

@@ -126,11 +126,23 @@ class PoolUsers(Message, frozen=True):
     next_ino: InodeId
 
 
-class CheckNamespace(Message, frozen=True):
-    """Check part of the namespace: inodes from ``after_ino`` on (0: from the start), about ``count`` of them."""
+class OpenCheck(Message, frozen=True):
+    """Begin a check of all metadata as of now. The answer is an Inspection, which READ_CHECK reads. Overloaded while
+    INSPECTIONS_MAX of them are read."""
 
-    after_ino: InodeId
-    count: int = 10_000
+
+class Inspection(Message, frozen=True):
+    """Something that is worked out beside the service, and read page by page (mds/inspections.py)."""
+
+    number: int
+
+
+class ReadInspection(Message, frozen=True):
+    """``page``: 1, 2, ... in their order, the last one again if its answer was lost; 0: none, but go on keeping it.
+    ESTALE if there is no such inspection here: another node leads by now, or nobody asked for INSPECTION_LEASE_MS."""
+
+    number: int
+    page: int
 
 
 class Finding(Message, frozen=True):
@@ -143,10 +155,11 @@ class Finding(Message, frozen=True):
 
 
 class NamespaceChecked(Message, frozen=True):
-    """``extents``: those of the inodes checked, each with its inode, so that the caller can verify the chunks.
+    """A page of a check, with what came to light since the page before: nothing, if it has not come far.
+    ``extents``: those of the inodes checked, each with its inode, so that the caller can verify the chunks.
     ``unlisted``: inodes of which not all fitted, with the offset from which they are to be asked for by GET_EXTENTS."""
 
-    next_ino: InodeId  # 0: done
+    done: bool
     inodes: int
     findings: tuple[Finding, ...]
     extents: tuple[tuple[InodeId, Extent], ...]
@@ -179,7 +192,7 @@ class TrashListing(Message, frozen=True):
 
 
 class PlanMend(Message, frozen=True):
-    """How can these findings be repaired, as things are now?"""
+    """How can these findings be repaired, as things are now? The answer is an Inspection, which READ_PLANS reads."""
 
     findings: tuple[Finding, ...]
 
@@ -194,9 +207,10 @@ class Plan(Message, frozen=True):
 
 
 class MendPlans(Message, frozen=True):
-    """In the order of the findings."""
+    """In the order of the findings; none before they are ``done``."""
 
     plans: tuple[Plan, ...]
+    done: bool
 
 
 class ClassifyChunks(Message, frozen=True):

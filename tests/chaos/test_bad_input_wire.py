@@ -488,7 +488,7 @@ def test_numbers_and_roles_that_are_none_are_refused(whole: Cluster):
         for op in (0, 9999, -1, m.Op.REAP, m.Op.REGISTER_TARGET, m.Op.ADD_GARBAGE):
             await rogue.refused(m.MUTATE, m.Mutate(session, (m.Command(1, 1, op, body),)))
         await rogue.refused(m.MUTATE, m.Mutate(session, ()))
-        await rogue.refused(m.CHECK, m.CheckNamespace(0))
+        await rogue.refused(m.OPEN_CHECK, m.OpenCheck())
         await rogue.refused(m.HEARTBEAT, m.Heartbeat("rogue", ()))
         for server in rogue.servers:
             chunk, digest, _ = await rogue.store(DATA)

@@ -1,5 +1,6 @@
 """`shoal fsck` and its repair over a state machine in this process: the real commands, no service around it."""
 
+import io
 from types import SimpleNamespace
 
 import msgspec
@@ -8,13 +9,11 @@ from shoalfs.chunkserver.messages import LIST, VERIFY, ChunksListed, ChunksVerif
 from shoalfs.fs.cli.repair import carry_out
 from shoalfs.mds import keys, mending, reads, records, trash_list
 from shoalfs.mds import messages as m
-from shoalfs.mds.check import check_namespace
+from shoalfs.mds.check import check
 from shoalfs.mds.entry import encode_entry
 from shoalfs.transport.errors import BadMessage
 
 _READS = {
-    m.CHECK: check_namespace,
-    m.PLAN_MEND: mending.plan,
     m.GET_MAP: lambda txn, _: reads.cluster_map(txn),
     m.CLASSIFY_CHUNKS: reads.classify_chunks,
     m.LIST_TRASH: trash_list.list_trash,
@@ -32,18 +31,28 @@ class Desk:
     def __init__(self, md):
         self.md = md
         self.mends = []
+        self.inspections = []
         self.operator = SimpleNamespace(
             leader=SimpleNamespace(call=self._leader), network=SimpleNamespace(call=self._target)
         )
 
-    async def _leader(self, method, request):
+    async def _leader(self, method, request, attempt_ms=0):
         if method is m.MUTATE:
             self.mends += request.commands
             data = encode_entry(self.md.now_ns, [(request.session, command) for command in request.commands])
             outcomes = self.md.apply(data)
             return SimpleNamespace(body=m.Mutated(self.md.machine.applied_index, tuple(outcomes)))
         with self.md.store.read() as txn:
-            reply = _READS[method](txn, request)
+            if method is m.OPEN_CHECK:
+                self.inspections.append([page for page in check(txn, io.BytesIO) if page is not None])
+                reply = m.Inspection(len(self.inspections) - 1)
+            elif method is m.PLAN_MEND:
+                self.inspections.append([page for page in mending.plan(txn, request) if page is not None])
+                reply = m.Inspection(len(self.inspections) - 1)
+            elif method in (m.READ_CHECK, m.READ_PLANS):
+                reply = self.inspections[request.number][request.page - 1]
+            else:
+                reply = _READS[method](txn, request)
         if method is not m.STATUS:  # as it comes over the wire
             try:
                 reply = msgspec.msgpack.decode(msgspec.msgpack.encode(reply), type=method.reply)

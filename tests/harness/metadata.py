@@ -1,6 +1,7 @@
 """A metadata state machine that tests drive by requests: each is one command of one log entry, applied at
 once."""
 
+import io
 from contextlib import contextmanager
 from itertools import count
 
@@ -9,12 +10,12 @@ import msgspec
 from shoalfs.mds import machine
 from shoalfs.mds import messages as m
 from shoalfs.mds.bounds import Bounds
-from shoalfs.mds.check import check_namespace
+from shoalfs.mds.check import check
 from shoalfs.mds.entry import encode_entry
 from shoalfs.mds.machine import Layout, Machine, OnDamage, format_store
 from shoalfs.mds.memory import MemoryStore
 from shoalfs.transport.errors import from_wire
-from shoalfs.transport.ids import ROOT_INODE, InodeId, PoolId, chunk_id
+from shoalfs.transport.ids import ROOT_INODE, PoolId, chunk_id
 from shoalfs.transport.limits import EXTENTS_PER_FILE_MAX
 
 CLUSTER = b"cluster-of-tests"
@@ -119,17 +120,14 @@ class Metadata:
     def write_inline(self, ino, offset, data, *, append=False):
         return self.do(m.CommitInline(ino, (m.Patch(offset, data),), append))
 
-    def findings(self, count=1 << 20):
-        """All findings of a whole check, page by page."""
-        after, found = InodeId(0), []
-        while True:
-            with self.store.read() as txn:
-                page = check_namespace(txn, m.CheckNamespace(after, count))
-            found += page.findings
-            if not page.next_ino:
-                return found
-            assert page.next_ino > after
-            after = page.next_ino
+    def pages(self):
+        """The pages of a whole check."""
+        with self.store.read() as txn:
+            return [page for page in check(txn, io.BytesIO) if page is not None]
+
+    def findings(self):
+        """All findings of a whole check."""
+        return [finding for page in self.pages() for finding in page.findings]
 
 
 def contents(store):

@@ -333,7 +333,9 @@ class History:
 
     def plans(self, findings: Sequence[m.Finding]) -> list[m.Plan]:
         with self.world.md.store.read() as txn:
-            plans = mending.plan(txn, m.PlanMend(tuple(findings[:100]))).plans
+            *_, last = mending.plan(txn, m.PlanMend(tuple(findings[:100])))
+        assert last is not None
+        plans = last.plans
         first = min((plan.phase for plan in plans if plan.mend is not None), default=0)
         return [plan for plan in plans if plan.mend is not None and plan.phase == first]
 

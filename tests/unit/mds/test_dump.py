@@ -14,7 +14,7 @@ from shoalfs.fs.cli.cluster import Operator
 from shoalfs.fs.cli.dump import fetch
 from shoalfs.mds import backup, dump, keys, load, messages, records
 from shoalfs.mds import messages as m
-from shoalfs.mds.check import check_namespace
+from shoalfs.mds.check import check
 from shoalfs.mds.leader import Leader
 from shoalfs.mds.machine import Machine, OnDamage
 from shoalfs.mds.raft_members import Member, founders
@@ -22,7 +22,7 @@ from shoalfs.mds.server import MdsOptions, run
 from shoalfs.mds.store import LmdbStore
 from shoalfs.transport.carrier import Carriers
 from shoalfs.transport.errors import DamagedRecord, NotAllowed, PosixError, UserError
-from shoalfs.transport.ids import ROOT_INODE, InodeId, NodeId
+from shoalfs.transport.ids import ROOT_INODE, NodeId
 from shoalfs.transport.memory import MemoryFabric
 from shoalfs.transport.network import open_network
 from shoalfs.transport.session import PROTOCOL_VERSION, Hello
@@ -84,7 +84,7 @@ def test_all_rows_come_back(md, tmp_path):
             k: v for k, v in after.items() if k not in targets
         }
         with store.read() as txn:
-            assert check_namespace(txn, m.CheckNamespace(InodeId(0), 1000)).findings == ()
+            assert [page for page in check(txn, io.BytesIO) if page is not None and page.findings] == []
     finally:
         store.close()
 
@@ -220,7 +220,9 @@ async def test_an_operator_dumps_a_node_that_runs_and_a_new_one_starts_from_it(t
         status = (await leader.call(m.STATUS, m.GetStatus())).body
         assert status.inodes == 51
         assert status.upkeep.deletions_held
-        assert (await leader.call(m.CHECK, m.CheckNamespace(InodeId(0)))).body.findings == ()
+        number = (await leader.call(m.OPEN_CHECK, m.OpenCheck())).body.number
+        checked = (await leader.call(m.READ_CHECK, m.ReadInspection(number, 1))).body
+        assert (checked.findings, checked.done) == ((), True)
         opened = await mutate(leader, m.Op.OPEN_SESSION, m.OpenSession(b"N" * 16, "t"), 0)
         nursery.cancel_scope.cancel()
 
