@@ -1,4 +1,4 @@
-"""Checks and plans of repairs, for operators: `shoal fsck`, `shoal fsck repair`.
+"""Checks, plans of repairs and paths, for operators: `shoal fsck`, `shoal fsck repair`.
 
 They read all of the metadata, which takes a second for each 30,000 files or so, and the leader must go on answering.
 So each is a process of its own (:mod:`shoalfs.mds.inspector`), which reads the store beside this one, in the state that
@@ -23,11 +23,16 @@ import msgspec
 import trio
 
 from shoalfs.mds.inspector import ERROR, LAST, LENGTH_BYTES, Task, framed
+from shoalfs.mds.keys import U64_MAX
 from shoalfs.mds.messages import (
+    FIND_PATHS,
     OPEN_CHECK,
     PLAN_MEND,
     READ_CHECK,
+    READ_PATHS,
     READ_PLANS,
+    FindPaths,
+    FoundPaths,
     Inspection,
     MendPlans,
     NamespaceChecked,
@@ -37,7 +42,7 @@ from shoalfs.mds.messages import (
 )
 from shoalfs.mds.store import LmdbStore
 from shoalfs.transport.errors import BadMessage, Overloaded, PosixError
-from shoalfs.transport.limits import CONTROL_BYTES_MAX, INSPECTION_LEASE_MS, INSPECTIONS_MAX
+from shoalfs.transport.limits import CONTROL_BYTES_MAX, INSPECTION_LEASE_MS, INSPECTIONS_MAX, PATHS_MAX
 from shoalfs.transport.service import Call, Service
 
 log: Final = logging.getLogger("shoal.mds.inspections")
@@ -47,6 +52,7 @@ _KILLED_SECONDS: Final = 5.0  # a killed process that waits for a disk is left t
 _NOTHING: Final[dict[type, bytes]] = {
     NamespaceChecked: msgspec.msgpack.encode(NamespaceChecked(False, 0, (), ())),
     MendPlans: msgspec.msgpack.encode(MendPlans((), False)),
+    FoundPaths: msgspec.msgpack.encode(FoundPaths((), False)),
 }
 
 
@@ -93,8 +99,8 @@ async def _exactly(stream: "trio.abc.ReceiveStream", size_bytes: int) -> bytes:
 
 
 class Inspections:
-    """Answers OPEN_CHECK, READ_CHECK, PLAN_MEND and READ_PLANS; ``run`` must be running. ``directory`` is for its use
-    alone."""
+    """Answers OPEN_CHECK, PLAN_MEND and FIND_PATHS, and what reads them; ``run`` must be running. ``directory`` is for
+    its use alone."""
 
     def __init__(self, store: LmdbStore, path: Path, directory: Path) -> None:
         shutil.rmtree(directory, ignore_errors=True)
@@ -111,11 +117,17 @@ class Inspections:
 
         async def check(call: Call, request: OpenCheck, payload: memoryview) -> Inspection:
             await leading()
-            return await self._open(NamespaceChecked, Task(None))
+            return await self._open(NamespaceChecked, Task())
 
         async def plan(call: Call, request: PlanMend, payload: memoryview) -> Inspection:
             await leading()
-            return await self._open(MendPlans, Task(request.findings))
+            return await self._open(MendPlans, Task(findings=request.findings))
+
+        async def find(call: Call, request: FindPaths, payload: memoryview) -> Inspection:
+            if len(request.inos) > PATHS_MAX or any(not 0 < ino <= U64_MAX for ino in request.inos):
+                raise BadMessage(f"expected at most {PATHS_MAX} inodes")
+            await leading()
+            return await self._open(FoundPaths, Task(inos=request.inos))
 
         async def read_check(call: Call, request: ReadInspection, payload: memoryview) -> Any:
             return await self._read(NamespaceChecked, request)
@@ -123,7 +135,12 @@ class Inspections:
         async def read_plans(call: Call, request: ReadInspection, payload: memoryview) -> Any:
             return await self._read(MendPlans, request)
 
+        async def read_paths(call: Call, request: ReadInspection, payload: memoryview) -> Any:
+            return await self._read(FoundPaths, request)
+
         service.add(OPEN_CHECK, check)
+        service.add(FIND_PATHS, find)
+        service.add(READ_PATHS, read_paths)
         service.add(PLAN_MEND, plan)
         service.add(READ_CHECK, read_check)
         service.add(READ_PLANS, read_plans)

@@ -1,5 +1,5 @@
-"""The process that checks the metadata, or plans repairs, beside the service: started by :mod:`shoalfs.mds.inspections`
-with the store's directory and one for scratch files, ended with its standard input.
+"""The process that checks the metadata, plans repairs or looks for paths, beside the service: started by
+:mod:`shoalfs.mds.inspections` with the store's directory and one for scratch files, ended with its standard input.
 
 It reads the store that the service goes on changing, in one state of it. It works only when it is asked, for
 INSPECTION_STEP_MS at a time, and answers with a page, or with an empty one if there is none yet.
@@ -18,11 +18,12 @@ from typing import BinaryIO, Final
 
 import msgspec
 
-from shoalfs.mds import check, mending
-from shoalfs.mds.messages import Finding, MendPlans, NamespaceChecked, PlanMend
+from shoalfs.mds import check, find_paths, mending
+from shoalfs.mds.messages import Finding, FoundPaths, MendPlans, NamespaceChecked, PlanMend
 from shoalfs.mds.store import read_beside
 from shoalfs.mds.txn import ReadTxn
 from shoalfs.transport.errors import BadMessage, StorageFailed
+from shoalfs.transport.ids import InodeId
 from shoalfs.transport.limits import CONTROL_BYTES_MAX, INSPECTION_STEP_MS
 from shoalfs.transport.method import Message
 
@@ -32,13 +33,14 @@ LAST: Final = b"L"
 ERROR: Final = b"E"
 _NICENESS: Final = 5  # the service comes first
 
-Page = NamespaceChecked | MendPlans
+Page = NamespaceChecked | MendPlans | FoundPaths
 
 
 class Task(Message, frozen=True):
-    """``findings``: plan their repairs; None: check everything."""
+    """``findings``: plan their repairs. ``inos``: find their paths. Neither: check everything."""
 
-    findings: tuple[Finding, ...] | None
+    findings: tuple[Finding, ...] | None = None
+    inos: tuple[InodeId, ...] | None = None
 
 
 def framed(message: bytes) -> bytes:
@@ -71,6 +73,8 @@ def _begin(txn: ReadTxn, task: Task, scratch: str) -> tuple[Iterator[Page | None
     """The work, and the page that says that it goes on."""
     if task.findings is not None:
         return mending.plan(txn, PlanMend(task.findings)), MendPlans((), False)
+    if task.inos is not None:
+        return find_paths.find(txn, task.inos), FoundPaths((), False)
     return check.check(txn, lambda: tempfile.TemporaryFile(dir=scratch)), NamespaceChecked(False, 0, (), ())
 
 

@@ -113,6 +113,7 @@ TRASH_YIELD_MS: Final = 5_000  # between two steps of that
 TRASH_TALLIED_MAX: Final = 500  # removed files whose sizes are added up in one round of the leader: 5 ms
 MEND_ROWS_MAX: Final = 10_000  # changed or compared by one repair
 PLANS_MAX: Final = 200  # findings in one request for plans
+PATHS_MAX: Final = 10_000  # inodes in one request for their paths
 INSPECTIONS_MAX: Final = 4  # checks and plans of repairs at one time, each a process of its own beside the service
 INSPECTION_LEASE_MS: Final = 60_000  # one that nobody reads any more is ended after this
 INSPECTION_STEP_MS: Final = 500  # it answers after this, with nothing if there is nothing yet

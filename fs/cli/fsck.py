@@ -42,7 +42,6 @@ FINDINGS_MAX: Final = 10_000  # kept and shown; further ones are only counted
 ATTEMPT_MS: Final = 60_000  # a page comes after a second; a directory of millions of entries is one step
 _TIMES_MAX: Final = 3
 _DEEP_CHUNKS: Final = 32  # per request when all bytes are read: 2 GiB at the largest chunks, within the time limit
-_WALK_ENTRIES_MAX: Final = 1_000_000  # directory entries looked at to find the paths of what was found
 
 
 @dataclass
@@ -312,36 +311,20 @@ async def _classify(operator: Operator, chunks: "Sequence[ChunkId]") -> list[int
 
 
 async def _find_paths(operator: Operator, wanted: "set[InodeId]") -> "dict[InodeId, str]":
-    """Paths of the inodes in ``wanted``, as far as a bounded walk from the root meets them.
+    """Paths of the inodes in ``wanted``, of those that have one."""
+    from shoalfs.mds.messages import FIND_PATHS, READ_PATHS, FindPaths, ReadInspection
+    from shoalfs.transport.limits import PATHS_MAX
 
-    An inode does not know its names, so that nothing but a walk finds them. Damaged directories are left out.
-    """
-    from shoalfs.mds.messages import READDIR, ROOT_CREDENTIALS, ReadDir
-    from shoalfs.transport.errors import ShoalError
-    from shoalfs.transport.ids import ROOT_INODE
-    from shoalfs.transport.limits import READDIR_ENTRIES_MAX
-
-    found: dict[InodeId, str] = {ROOT_INODE: "/"} if ROOT_INODE in wanted else {}
-    directories = [(ROOT_INODE, "")]
-    seen = 0
-    while directories and len(found) < len(wanted) and seen < _WALK_ENTRIES_MAX:
-        ino, path = directories.pop()
-        cookie, eof = 0, False
-        while not eof:
-            request = ReadDir(ROOT_CREDENTIALS, ino, cookie, READDIR_ENTRIES_MAX)
-            try:
-                page = (await operator.leader.call(READDIR, request)).body
-            except ShoalError:
-                break  # its own finding is in the report already
-            for entry in page.entries:
-                below = f"{path}/{os.fsdecode(entry.name)}"
-                if entry.inode.ino in wanted:
-                    found.setdefault(entry.inode.ino, below)
-                if entry.inode.is_dir:
-                    directories.append((entry.inode.ino, below))
-                cookie = entry.cookie
-            seen += len(page.entries)
-            eof = page.eof or not page.entries
+    inos = sorted(ino for ino in wanted if 0 < ino < 1 << 64)  # a damaged row may name anything
+    found: dict[InodeId, str] = {}
+    for start in range(0, len(inos), PATHS_MAX):
+        request = FindPaths(tuple(inos[start : start + PATHS_MAX]))
+        number = (await operator.leader.call(FIND_PATHS, request, ATTEMPT_MS)).body.number
+        for at in count(1):
+            page = (await operator.leader.call(READ_PATHS, ReadInspection(number, at), ATTEMPT_MS)).body
+            found |= {ino: os.fsdecode(path) for ino, path in page.paths}
+            if page.done:
+                break
     return found
 
 

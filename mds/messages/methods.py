@@ -27,6 +27,8 @@ from shoalfs.mds.messages.operators import (
     ClassifyChunks,
     DumpOffer,
     DumpPiece,
+    FindPaths,
+    FoundPaths,
     GetStatus,
     Inspection,
     ListPoolUsers,
@@ -114,6 +116,8 @@ POOL_USERS: Final = Method(141, "mds.pool_users", ListPoolUsers, PoolUsers, role
 CLASSIFY_CHUNKS: Final = Method(132, "mds.classify_chunks", ClassifyChunks, ChunkClasses, roles=frozenset({ADMIN}))
 PLAN_MEND: Final = Method(144, "mds.plan_mend", PlanMend, Inspection, roles=frozenset({ADMIN}))
 READ_PLANS: Final = Method(145, "mds.read_plans", ReadInspection, MendPlans, roles=frozenset({ADMIN}))
+FIND_PATHS: Final = Method(146, "mds.find_paths", FindPaths, Inspection, roles=frozenset({ADMIN}))
+READ_PATHS: Final = Method(147, "mds.read_paths", ReadInspection, FoundPaths, roles=frozenset({ADMIN}))
 LIST_TRASH: Final = Method(137, "mds.list_trash", ListTrash, TrashListing, roles=frozenset({ADMIN}))
 OPEN_DUMP: Final = Method(134, "mds.open_dump", OpenDump, DumpOffer, roles=frozenset({ADMIN}))
 READ_DUMP: Final = Method(135, "mds.read_dump", ReadDump, DumpPiece, 0, _BULK, frozenset({ADMIN}))

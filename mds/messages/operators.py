@@ -191,6 +191,19 @@ class TrashListing(Message, frozen=True):
     eof: bool
 
 
+class FindPaths(Message, frozen=True):
+    """Where are these inodes? At most PATHS_MAX of them. The answer is an Inspection, which READ_PATHS reads."""
+
+    inos: tuple[InodeId, ...]
+
+
+class FoundPaths(Message, frozen=True):
+    """Some of them, each with a path from the root; those without a name are left out."""
+
+    paths: tuple[tuple[InodeId, bytes], ...]
+    done: bool
+
+
 class PlanMend(Message, frozen=True):
     """How can these findings be repaired, as things are now? The answer is an Inspection, which READ_PLANS reads."""
 

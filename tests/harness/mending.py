@@ -7,7 +7,7 @@ import msgspec
 
 from shoalfs.chunkserver.messages import LIST, VERIFY, ChunksListed, ChunksVerified, VerifiedChunk
 from shoalfs.fs.cli.repair import carry_out
-from shoalfs.mds import keys, mending, reads, records, trash_list
+from shoalfs.mds import find_paths, keys, mending, reads, records, trash_list
 from shoalfs.mds import messages as m
 from shoalfs.mds.check import check
 from shoalfs.mds.entry import encode_entry
@@ -49,7 +49,10 @@ class Desk:
             elif method is m.PLAN_MEND:
                 self.inspections.append([page for page in mending.plan(txn, request) if page is not None])
                 reply = m.Inspection(len(self.inspections) - 1)
-            elif method in (m.READ_CHECK, m.READ_PLANS):
+            elif method is m.FIND_PATHS:
+                self.inspections.append([page for page in find_paths.find(txn, request.inos) if page is not None])
+                reply = m.Inspection(len(self.inspections) - 1)
+            elif method in (m.READ_CHECK, m.READ_PLANS, m.READ_PATHS):
                 reply = self.inspections[request.number][request.page - 1]
             else:
                 reply = _READS[method](txn, request)
