@@ -2,9 +2,9 @@
 
     bench/explore_data [--minutes N] [--states N] [--procs N] [--skip N] [--only TEXT]
 
-The spaces are all combinations of two kinds of events from all beginnings (tests/sim/data_spaces.py). Prints each that is
-done, and in the end how many states were seen: in all spaces together, and different ones. At the first broken promise
-it prints the shortest way there, and ends with exit code 1. Needs the project's .venv.
+The spaces are all combinations of two kinds of events from all beginnings (tests/sim/data_spaces.py). Prints each that
+is done, and in the end how many states were seen: in all spaces together, and different ones. At the first broken
+promise it prints the shortest way there, and ends with exit code 1.
 """
 
 import argparse
@@ -71,8 +71,8 @@ def main() -> int:
     print(
         f"{len(results)} of {len(spaces)} spaces, {whole} seen whole: {states:,} states, {len(seen):,} different ones, "
         f"{sum(result.transitions for result in results):,} transitions, depth {max(r.depth for r in results)}, "
-        f"{sum(result.rests for result in results):,} brought to rest, {seconds:.0f} s, {states / seconds:,.0f} states/s; "
-        "0 broken promises"
+        f"{sum(result.rests for result in results):,} brought to rest, {seconds:.0f} s, "
+        f"{states / seconds:,.0f} states/s; 0 broken promises"
     )
     return 0
 

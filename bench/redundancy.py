@@ -9,9 +9,9 @@ the other, each on a cluster of its own that holds so much:
     emptied   a chunkserver is killed, all its chunks are gone, and it comes back
     away      a chunkserver is killed and comes back after some of the files were written anew
 
-Prints for each when the leader knew, when the first copy was made, when the last one, when everything was whole, seconds
-and processor seconds for each GiB copied, the rate limit that was in force, and what a reader and writer of small and
-large files met meanwhile. Needs FUSE and the project's .venv.
+Prints for each when the leader knew, when the first copy was made, when the last one, when everything was whole,
+seconds and processor seconds for each GiB copied, the rate limit that was in force, and what a reader and writer of
+small and large files met meanwhile. Needs FUSE.
 """
 
 import argparse
@@ -21,7 +21,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -79,10 +80,8 @@ class Watch:
     async def _run(self) -> None:
         async with connect(self._reach) as operator:
             while not self._stop:
-                try:
+                with suppress(ShoalError):  # it is asked again
                     self._note(await ask_status(operator))
-                except ShoalError:
-                    pass  # it is asked again
                 await trio.sleep(LOOK_S)
 
     def _note(self, found: MdsStatus) -> None:
@@ -140,7 +139,7 @@ class Client:
         number = 0
         while not self._stop.wait(0.05):
             number += 1
-            self._timed("create 4 KiB", lambda: (self.tree / f"s{number}").write_bytes(b"x" * 4096))
+            self._timed("create 4 KiB", partial((self.tree / f"s{number}").write_bytes, b"x" * 4096))
             self._timed("write and fsync 1 MiB", self._write)
             self._timed("read 1 MiB", lambda: self._read(chance))
 
