@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -110,8 +111,10 @@ def _enter(txn, parent: InodeId, name: bytes, cookie: int, ino: InodeId, mode: i
     txn.put(keys.listing(parent, cookie), records.LISTING.encode(records.ListingRow(name, ino)))
 
 
-async def measure(address: str) -> tuple[Report, float, list[float]]:
-    """The report, the seconds of the check, and those of each question of the client beside it."""
+async def measure(address: str, node: int) -> tuple[Report, float, list[float], int]:
+    """The report, the seconds of the check, those of each question of the client beside it, and the most memory in MiB
+    that a process had which the metadata node ``node`` (pid) started."""
+    largest = 0
     waits: list[float] = []
     report = Report()
     hello = Hello(PROTOCOL_VERSION, b"", m.ADMIN, "bench")
@@ -126,8 +129,15 @@ async def measure(address: str) -> tuple[Report, float, list[float]]:
                 waits.append(time.monotonic() - began)
                 await trio.sleep(0.005)
 
+        async def watch() -> None:
+            nonlocal largest
+            while True:
+                await trio.sleep(0.2)
+                largest = max([largest, *children_mib(node)])
+
         async with trio.open_nursery() as nursery:
             nursery.start_soon(ask)
+            nursery.start_soon(watch)
             began = time.monotonic()
             operator = Operator(network, Leader(network, [address]))
             async for page in read_check(operator, await open_check(operator)):
@@ -136,13 +146,22 @@ async def measure(address: str) -> tuple[Report, float, list[float]]:
                 report.findings += page.findings
             took = time.monotonic() - began
             nursery.cancel_scope.cancel()
-    return report, took, waits
+    return report, took, waits, largest
 
 
 def memory_mib(pid: int) -> int:
-    """The most that a process has had in memory."""
+    """What a process has in memory, without the pages of files that it has mapped."""
     status = Path(f"/proc/{pid}/status").read_text()
-    return int(re.search(r"VmHWM:\s+(\d+)", status).group(1)) // 1024
+    return int(re.search(r"RssAnon:\s+(\d+)", status).group(1)) // 1024
+
+
+def children_mib(pid: int) -> list[int]:
+    """The same of the processes that it started."""
+    found = []
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(OSError, AttributeError):  # it has ended, or is about to
+            found += [memory_mib(int(child)) for child in (thread / "children").read_text().split()]
+    return found
 
 
 def main() -> None:
@@ -167,7 +186,7 @@ def main() -> None:
         node = subprocess.Popen(command, stderr=subprocess.DEVNULL)
         _await_socket(top, node)
         before = memory_mib(node.pid)
-        report, took, waits = trio.run(measure, address)
+        report, took, waits, largest = trio.run(measure, address, node.pid)
         waits.sort()
         print(
             f"{report.inodes} inodes, {report.extents} extents, {len(report.findings)} findings: {took:.1f} s, "
@@ -177,7 +196,8 @@ def main() -> None:
             f"a client beside it: {len(waits)} questions, median {waits[len(waits) // 2] * 1000:.1f} ms, "
             f"longest {waits[-1]:.2f} s, over 100 ms: {sum(wait > 0.1 for wait in waits)}"
         )
-        print(f"memory of the metadata node: {before} MiB before, {memory_mib(node.pid)} MiB at most")
+        after = memory_mib(node.pid)
+        print(f"memory: metadata node {before} MiB before, {after} MiB after; checker {largest} MiB at most")
         print(report.findings[:3])
     finally:
         if node is not None and node.poll() is None:
