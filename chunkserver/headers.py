@@ -28,11 +28,14 @@ VERSION: Final = 1
 
 def lines(disk: Disk, path: str, *, deep: bool = False) -> Iterator[bytes]:
     """Raises UserError if it is no target directory or in use, OSError."""
+    try:
+        made = read_target_file(disk, path)
+    except FileNotFoundError as error:
+        raise UserError(f"headers: {path}: no directory of a target: there is no target.json") from error
     lock = disk.open(f"{path}/lock", create=True)
     try:
         if not disk.lock(lock):
             raise UserError(f"{path}: a chunkserver uses it: stop it first")
-        made = read_target_file(disk, path)
         yield _line({"shoal_headers": VERSION, "cluster_id": made.cluster_id, "uuid": made.uuid})
         count = 0
         for header, fragment in _live(disk, path, bytes.fromhex(made.cluster_id), deep=deep):

@@ -33,7 +33,7 @@ from shoalfs.mds.messages import (
     TargetState,
 )
 from shoalfs.mds.txn import ReadTxn
-from shoalfs.transport.errors import ChunkCorrupt, ChunkMissing
+from shoalfs.transport.errors import ChunkCorrupt, ChunkMissing, TargetFull
 from shoalfs.transport.fragments import Fragment
 from shoalfs.transport.ids import CHUNK_SEQUENCE_BITS, ChunkId, PgId, TargetId, chunk_pg
 from shoalfs.transport.limits import (
@@ -69,6 +69,7 @@ class Lack:
     since_ms: int
     ordered: bool = False
     failures: int = 0
+    no_room: bool = False  # for which the last one failed
     not_before_ms: int = 0
 
     def is_certain(self, now_ms: int) -> bool:
@@ -195,6 +196,7 @@ class Repairs:
             self.suspect(txn, index, failed.source, failed.chunk, now_ms)
         if lack.ordered:
             lack.ordered = False
+            lack.no_room = not failed.source and failed.code == TargetFull.code
             lack.not_before_ms = now_ms + min(COPY_RETRY_MS_MIN << min(lack.failures, 8), COPY_RETRY_MS_MAX)
             lack.failures += 1
 
@@ -314,6 +316,11 @@ class Repairs:
         bytes_per_s = sum(size for _, size in self._recent) * 1000 // max(1_000, since_ms)
         missing_bytes = sum(lack.chunk_bytes for _, lack in lacks)
         checked = [self._checked(index, target) for target in index.targets if index.member_of(target)]
+        full = {
+            target
+            for target, view in self._views.items()
+            if target in index.targets and any(lack.no_room for lack in view.lacks.values())
+        }
         return RepairStatus(
             missing_chunks=len(lacks),
             missing_bytes=missing_bytes,
@@ -326,6 +333,7 @@ class Repairs:
             bytes_per_s=bytes_per_s,
             eta_s=0 if not lacks else missing_bytes // bytes_per_s + 1 if bytes_per_s else None,
             checked_percent=int(100 * sum(checked) / len(checked)) if checked else 100,
+            full_targets=tuple(sorted(full)),
         )
 
     def _checked(self, index: MapIndex, target: TargetId) -> float:

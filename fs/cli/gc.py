@@ -49,7 +49,7 @@ def hold(
     """Delete no chunk any more, until it is released. Files can still be removed; their space stays in use."""
     from shoalfs.mds.messages import Op, Upkeep
 
-    request = Upkeep(deletions_held=True, held_reason=reason)
+    request = Upkeep(deletions_held=True, held_reason=" ".join(reason.split()))  # one line wherever it is shown
     call(locate(mds, config, state), lambda operator: mutate(operator, Op.SET_UPKEEP, request))
     say("no chunk is deleted until `shoal gc release`")
 

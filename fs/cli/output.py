@@ -17,6 +17,9 @@ if TYPE_CHECKING:  # rich takes a tenth of a second to load: only those who prin
     from rich.progress import Progress
 
 
+_UNKNOWN = ("-", "?")
+
+
 class Format(enum.StrEnum):
     TABLE = "table"
     JSON = "json"
@@ -45,7 +48,8 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], title:
     table = Table(box=None, title=title, title_justify="left", pad_edge=False, header_style="bold")
     shown = [[str(cell) for cell in row] for row in rows]
     for index, name in enumerate(columns):
-        numeric = bool(shown) and all(row[index][:1].isdigit() for row in shown)
+        said = [row[index] for row in shown if row[index] not in _UNKNOWN]
+        numeric = bool(said) and all(value[:1].isdigit() for value in said)
         table.add_column(name, justify="right" if numeric else "left", overflow="fold")
     for row in shown:
         table.add_row(*map(Text, row))

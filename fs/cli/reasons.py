@@ -17,6 +17,8 @@ def targets_away(found: "MdsStatus") -> list[str]:
     absences = {absence.target: absence for absence in found.absences}
     reasons: list[str] = []
     for target in found.map.targets:
+        if target.draining and not any(target.id in group.holders for group in found.map.groups):
+            continue  # see notes()
         if target.state is TargetState.DOWN:
             drains = ", and others take its place: it is draining" if target.draining else ""
             reasons.append(f"target {target.id} on {target.node} is down{drains or _replaced(absences.get(target.id))}")
@@ -56,6 +58,43 @@ def _way_out(pool: "Pool", lacking: int) -> str:
     if pool.data == 1 and pool.replicas > lacking:
         return f"{more}, or keep fewer copies (`shoal pool set {pool.name} --replicas {pool.replicas - lacking}`)"
     return f"{more}, or resume a target"
+
+
+def full_targets(found: "MdsStatus") -> list[str]:
+    """Targets that have no room for the copies that they are to make."""
+    nodes = {target.id: target.node for target in found.map.targets}
+    return [
+        f"target {target} on {nodes[target]} is full: copies that it lacks cannot be made: add a target, remove files, "
+        f"or drain it (`shoal target drain {target}`)"
+        for target in found.repair.full_targets
+        if target in nodes
+    ]
+
+
+def notes(found: "MdsStatus") -> list[str]:
+    """What goes on by an operator's wish, and what it waits for. Nothing is wrong with it."""
+    from shoalfs.mds.messages import TargetState
+
+    told: list[str] = []
+    for target in found.map.targets:
+        held = sum(target.id in group.holders for group in found.map.groups)
+        if target.leaves and not held:
+            how = "out" if is_out(target) else "drained"
+            told.append(
+                f"target {target.id} on {target.node} is {how}, and no group needs it: "
+                f"`shoal target remove {target.id}`, or `shoal target resume {target.id}` to use it again"
+            )
+        elif target.state is TargetState.DRAINING:
+            told.append(f"target {target.id} on {target.node} is draining: {held} groups are still to leave it")
+    if found.upkeep.rebalance_paused:
+        told.append("moving data to even out targets is paused: `shoal rebalance start`")
+    return told
+
+
+def is_out(target: "Target") -> bool:
+    from shoalfs.mds.messages import TargetState
+
+    return target.state is TargetState.OUT
 
 
 def full_pools(found: "MdsStatus") -> list[str]:

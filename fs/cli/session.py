@@ -6,6 +6,7 @@ import typer
 
 from shoalfs.fs.cli.cluster import ConfigOption, MdsOption, Operator, StateOption, call, locate
 from shoalfs.fs.cli.output import Format, OutputOption, print_rows, say
+from shoalfs.transport.errors import UserError
 
 if TYPE_CHECKING:
     from shoalfs.mds.messages import MdsStatus
@@ -55,9 +56,12 @@ def evict(
 
     async def ask(operator: Operator) -> None:
         from shoalfs.mds.leader import Leader
-        from shoalfs.mds.messages import EVICT, EvictSession
+        from shoalfs.mds.messages import EVICT, STATUS, EvictSession, GetStatus
         from shoalfs.transport.ids import SessionId
 
+        known = (await operator.leader.call(STATUS, GetStatus())).body.sessions  # soon, if nobody leads
+        if all(told.session != session for told in known):
+            raise UserError(f"session {session}: there is none: see `shoal session list`")
         leader = Leader(operator.network, reach.mds, EVICT_MS)
         await leader.call(EVICT, EvictSession(SessionId(session)), EVICT_MS)
 

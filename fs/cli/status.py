@@ -11,7 +11,7 @@ import typer
 from shoalfs.fs.cli import links
 from shoalfs.fs.cli.cluster import ConfigOption, MdsOption, Operator, StateOption, call, locate, own_name
 from shoalfs.fs.cli.output import Format, OutputOption, console, print_json, print_table, size
-from shoalfs.fs.cli.reasons import full_pools, stuck_groups, targets_away
+from shoalfs.fs.cli.reasons import full_pools, full_targets, is_out, notes, stuck_groups, targets_away
 from shoalfs.fs.cli.session import as_rows
 
 if TYPE_CHECKING:
@@ -104,6 +104,7 @@ def assess(found: "MdsStatus", members: Mapping[int, bool]) -> Health:
         )
     if found.repair.missing_chunks:
         reasons.append(f"{found.repair.missing_chunks} copies of chunks are missing and being made")
+    reasons += full_targets(found)
     reasons += stuck_groups(found)
     reasons += full_pools(found)
     if found.upkeep.deletions_held:
@@ -118,9 +119,11 @@ def as_json(
 ) -> dict[str, Any]:
     """Everything that the screen shows, exactly. Keys are only ever added."""
     usage = {entry.target: entry for entry in found.usage}
+    present = [target for target in found.map.targets if not is_out(target)]
     return {
         "health": health.word,
         "reasons": list(health.reasons),
+        "notes": notes(found),
         "cluster_id": found.map.cluster_id.hex(),
         "leader": found.raft.leader,
         "leader_address": found.raft.leader_address,
@@ -159,8 +162,8 @@ def as_json(
         "trashed_bytes": found.trashed_bytes,
         "deletions_held": bool(found.upkeep.deletions_held),
         "repair": msgspec.structs.asdict(found.repair),
-        "capacity_bytes": sum(target.capacity_bytes for target in found.map.targets),
-        "used_bytes": sum(entry.used_bytes for entry in found.usage),
+        "capacity_bytes": sum(target.capacity_bytes for target in present),
+        "used_bytes": sum(usage[target.id].used_bytes for target in present if target.id in usage),
         "counters": dict(sorted(found.counters.items())),
         "links": links.as_rows(told, own_name()),
         "links_left_out": links.left_out(told),
@@ -176,6 +179,8 @@ def _print(
     screen.print(f"[bold {colour}]{health.word}[/]  cluster {exact['cluster_id']}  map epoch {exact['map_epoch']}")
     for reason in health.reasons:
         screen.print(f"  {reason}", markup=False)
+    for note in exact["notes"]:
+        screen.print(f"  {note}", markup=False)
     screen.print(
         f"namespace  {found.inodes} inodes, {found.inline_files} files inline ({size(found.inline_bytes)}), "
         f"{found.orphans} orphans, {found.garbage_chunks} chunks of garbage, "

@@ -183,12 +183,19 @@ def resume_node(
 def remove_node(
     node: NodeArgument, mds: MdsOption = None, config: ConfigOption = None, state: StateOption = None
 ) -> None:
-    """Forget all targets of a chunkserver. Refused at the first that any placement group needs."""
+    """Forget all targets of a chunkserver. Refused if any placement group needs one of them."""
 
     async def remove(operator: Operator) -> None:
         from shoalfs.mds.messages import Op, RemoveTarget
 
-        for target in _chosen((await ask_status(operator)).map.targets, lambda t: t.node == node, f"node {node}"):
+        map_ = (await ask_status(operator)).map
+        chosen = _chosen(map_.targets, lambda t: t.node == node, f"node {node}")
+        for target in chosen:  # all or none; each is checked again where it is applied
+            held = sum(target.id in group.holders for group in map_.groups)
+            if held:
+                text = f"still holds {held} placement groups: `shoal node drain {node}`, and wait until they have moved"
+                raise UserError(f"node {node}: target {target.id} {text}")
+        for target in chosen:
             await mutate(operator, Op.REMOVE_TARGET, RemoveTarget(target.id))
 
     call(locate(mds, config, state), remove)

@@ -11,15 +11,16 @@ import typer
 from shoalfs.fs.cli.cluster import ConfigOption, MdsOption, Operator, StateOption, call, locate
 from shoalfs.fs.cli.output import Format, OutputOption, print_json, print_table, say, size
 from shoalfs.fs.cli.targets import ask_status, mutate
-from shoalfs.transport.errors import UserError
+from shoalfs.transport.errors import PosixError, UserError
 from shoalfs.transport.limits import TRASH_LIST_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from shoalfs.mds.messages import Trashed
+    from shoalfs.mds.messages import RestoreTrash, Trashed
 
 app = typer.Typer(help="Removed files that are kept for a while.", rich_markup_mode=None)
+_NOTHING: Final = "nothing in the trash was there: see `shoal trash list`"
 _UNIT_MS: Final = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 PathArgument = Annotated[str, typer.Argument(metavar="PATH", help="From the root of the filesystem: /a/b.")]
 
@@ -71,6 +72,8 @@ def purge(
     if (path is None) is not everything:
         raise UserError("trash purge: name a PATH, or say --all")
     count = call(locate(mds, config, state), partial(empty, path=None if path is None else os.fsencode(path)))
+    if path is not None and not count:
+        raise UserError(f"trash: {path}: {_NOTHING}")
     say(f"{count} removed files are kept no longer")
 
 
@@ -126,31 +129,47 @@ def chosen(items: "Sequence[Trashed]", path: bytes) -> "list[Trashed]":
 
 async def give_back(operator: Operator, *, path: bytes, to: bytes | None) -> list[bytes]:
     """Returns the paths that are there again. Raises UserError at the first that cannot be given back."""
-    from shoalfs.mds.messages import RESOLVE, Op, ResolvePath, RestoreTrash
+    from shoalfs.mds.messages import RESOLVE, ResolvePath, RestoreTrash
     from shoalfs.transport.ids import InodeId
 
     items = await fetch(operator)
     found = chosen(items, path)
     if not found:
-        raise UserError(f"trash: {os.fsdecode(path)}: nothing in the trash was there: see `shoal trash list`")
+        raise UserError(f"trash: {os.fsdecode(path)}: {_NOTHING}")
     place = InodeId(0), b""
     if to is not None:
         directory, _, name = (b"/" + to.strip(b"/")).rpartition(b"/")
-        place = (await operator.leader.call(RESOLVE, ResolvePath(directory or b"/"))).body.inode.ino, name
+        if not name:
+            raise UserError(f"trash: --to {os.fsdecode(to)}: expected the PATH that it is to have")
+        try:
+            place = (await operator.leader.call(RESOLVE, ResolvePath(directory or b"/"))).body.inode.ino, name
+        except PosixError as error:
+            raise UserError(f"trash: --to {os.fsdecode(to)}: {os.fsdecode(directory)}: {error}") from error
     done: list[bytes] = []
     back: set[InodeId] = set()
     above = {item.inode.ino: item for item in items}
     for item in found:
         first = item is found[0]
         for parent in _parents_in_trash(item, above, back) if to is None or not first else ():
-            await mutate(operator, Op.RESTORE_TRASH, RestoreTrash(parent.inode.ino))
+            await _restored(operator, RestoreTrash(parent.inode.ino), parent.path)
             back.add(parent.inode.ino)
             done.append(parent.path)
         if item.inode.ino not in back:
-            await mutate(operator, Op.RESTORE_TRASH, RestoreTrash(item.inode.ino, *(place if first else ())))
+            request = RestoreTrash(item.inode.ino, *(place if first else ()))
+            await _restored(operator, request, to if first and to is not None else item.path)
             back.add(item.inode.ino)
             done.append(item.path)
     return done
+
+
+async def _restored(operator: Operator, request: "RestoreTrash", path: bytes) -> None:
+    """Raises UserError with the path, and what else can be done."""
+    from shoalfs.mds.messages import Op
+
+    try:
+        await mutate(operator, Op.RESTORE_TRASH, request)
+    except UserError as error:
+        raise UserError(f"trash: {os.fsdecode(path)}: {error}: give it another place with --to PATH") from error
 
 
 def _parents_in_trash(item: "Trashed", above: "dict[Any, Trashed]", back: "set[Any]") -> "list[Trashed]":

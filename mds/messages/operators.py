@@ -53,6 +53,7 @@ class RepairStatus(Message, frozen=True):
     bytes_per_s: int = 0  # lately
     eta_s: int | None = None  # None: not known (nothing was copied lately); 0: nothing is missing
     checked_percent: int = 100  # of the targets' inventories, since the last change
+    full_targets: tuple[TargetId, ...] = ()  # that have no room for copies that they lack
 
 
 class ScrubStatus(Message, frozen=True):

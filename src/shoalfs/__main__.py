@@ -27,8 +27,8 @@ _SERVERS: Final = ("mds", "chunkserver", "mount")  # what they log is of interes
 _INTERRUPTED: Final = 130  # 128 + SIGINT, as shells have it
 
 _NEXT: Final[dict[type[errors.ShoalError], str]] = {
-    errors.PeerUnreachable: "see with `shoal status` what runs; `shoal up MNT` starts what is missing",
-    errors.DeadlineExceeded: "see with `shoal status` what runs, then try again",
+    errors.PeerUnreachable: "`shoal doctor` shows what does not run, `shoal up MNT` starts what is missing",
+    errors.DeadlineExceeded: "see with `shoal doctor` what runs, then try again",
     errors.WrongCluster: "check the address, and cluster.id in the configuration",
     errors.VersionMismatch: "install the same release of shoalfs on both sides",
     errors.Overloaded: "try again later",

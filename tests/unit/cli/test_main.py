@@ -48,7 +48,7 @@ def command(monkeypatch):
         (
             errors.PeerUnreachable("tcp:a:1: refused"),
             1,
-            "shoal: tcp:a:1: refused: see with `shoal status` what runs; `shoal up MNT` starts what is missing",
+            "shoal: tcp:a:1: refused: `shoal doctor` shows what does not run, `shoal up MNT` starts what is missing",
         ),
         (
             ExceptionGroup("g", [ExceptionGroup("h", [errors.ShoalError("once")]), errors.ShoalError("once")]),

@@ -48,3 +48,9 @@ def test_a_pool_is_chosen_for_directories_of_mounts_only(capfd, tmp_path):
     assert "trusted.shoal.pool" not in os.listxattr(tmp_path)
     code, line = said(capfd, "pool", "use", "p", str(tmp_path / "none"))
     assert (code, line) == (2, f"shoal: pool use: {tmp_path / 'none'}: No such file or directory")
+
+
+def test_headers_of_what_is_no_target(capfd, tmp_path):
+    code, line = said(capfd, "chunkserver", "headers", str(tmp_path))
+    assert (code, line) == (2, f"shoal: headers: {tmp_path}: no directory of a target: there is no target.json")
+    assert os.listdir(tmp_path) == []

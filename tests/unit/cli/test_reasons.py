@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from shoalfs.fs.cli.reasons import duration, full_pools, stuck_groups, targets_away
+from shoalfs.fs.cli.reasons import duration, full_pools, full_targets, notes, stuck_groups, targets_away
 from shoalfs.mds import messages as m
 from shoalfs.mds.messages import TargetState
 
@@ -83,3 +83,39 @@ def test_a_pool_that_is_nearly_full(fields, told):
 )
 def test_durations(ms, text):
     assert duration(ms) == text
+
+
+def test_what_goes_on_by_an_operators_wish():
+    found = status(TargetState.UP, TargetState.DRAINING, TargetState.DRAINING, TargetState.OUT, TargetState.DOWN)
+    group = m.PlacementGroup(1, 1, (1, 2), (4,))
+    down = msgspec.structs.replace(found.map.targets[4], draining=True)
+    map_ = msgspec.structs.replace(found.map, groups=(group,), targets=(*found.map.targets[:4], down))
+    found = msgspec.structs.replace(found, map=map_, upkeep=m.Upkeep(rebalance_paused=True))
+    assert notes(found) == [
+        "target 2 on n2 is draining: 1 groups are still to leave it",
+        (
+            "target 3 on n3 is drained, and no group needs it: `shoal target remove 3`, or `shoal target resume 3` "
+            "to use it again"
+        ),
+        (
+            "target 5 on n5 is drained, and no group needs it: `shoal target remove 5`, or `shoal target resume 5` "
+            "to use it again"
+        ),
+        "moving data to even out targets is paused: `shoal rebalance start`",
+    ]
+    assert targets_away(found) == [], "nobody misses the one that is down"
+    needed = msgspec.structs.replace(map_, groups=(m.PlacementGroup(1, 1, (1, 2), (5,)),))
+    assert targets_away(msgspec.structs.replace(found, map=needed)) == [
+        "target 5 on n5 is down, and others take its place: it is draining"
+    ]
+    assert notes(status(TargetState.UP, TargetState.DOWN)) == []
+
+
+def test_a_target_without_room_for_copies():
+    found = status(TargetState.UP, repair=m.RepairStatus(full_targets=(1, 9)))
+    assert full_targets(found) == [
+        (
+            "target 1 on n1 is full: copies that it lacks cannot be made: add a target, remove files, or drain it "
+            "(`shoal target drain 1`)"
+        )
+    ]

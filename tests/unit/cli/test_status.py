@@ -74,9 +74,10 @@ def test_health(states, members, word, reasons):
 
 def test_json_has_stable_keys():
     found = cluster(UP, UP)
-    exact = as_json(found, {1: True, 2: False}, assess(found, BOTH), {})
+    health = assess(found, BOTH)
+    exact = as_json(found, {1: True, 2: False}, health, {})
     assert list(exact) == [
-        "health", "reasons", "cluster_id", "leader", "leader_address", "term", "applied_index", "map_epoch",
+        "health", "reasons", "notes", "cluster_id", "leader", "leader_address", "term", "applied_index", "map_epoch",
         "members", "pools", "targets", "groups", "sessions", "inodes", "inline_files", "inline_bytes", "orphans",
         "garbage_chunks", "trashed", "trashed_bytes", "deletions_held", "repair", "capacity_bytes", "used_bytes",
         "counters", "links", "links_left_out",
@@ -86,6 +87,8 @@ def test_json_has_stable_keys():
     assert exact["targets"][1]["used_bytes"] is None
     assert (exact["capacity_bytes"], exact["used_bytes"]) == (2000, 250)
     assert list(exact["counters"]) == ["a", "b"]
+    assert as_json(cluster(OUT, UP), BOTH, health, {})["capacity_bytes"] == 1000
+    assert as_json(cluster(OUT, UP), BOTH, health, {})["used_bytes"] == 0
     msgspec.json.encode(exact)
 
 

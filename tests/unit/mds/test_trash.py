@@ -162,3 +162,17 @@ def test_durations(text, ms):
 def test_what_is_no_duration(text):
     with pytest.raises(UserError):
         command.duration_ms(text)
+
+
+async def test_what_cannot_be_given_back_says_where_and_what_to_do(md):
+    md.create(b"f")
+    md.do(m.Unlink(ROOT, ROOT_INODE, b"f"))
+    md.create(b"f")
+    operator = Desk(md).operator
+    with pytest.raises(UserError, match=r"^trash: /f: File exists: give it another place with --to PATH$"):
+        await command.give_back(operator, path=b"/f", to=None)
+    with pytest.raises(UserError, match=r"^trash: --to /no/f: /no: No such file or directory$"):
+        await command.give_back(operator, path=b"/f", to=b"/no/f")
+    with pytest.raises(UserError, match=r"^trash: --to : expected the PATH that it is to have$"):
+        await command.give_back(operator, path=b"/f", to=b"")
+    assert counts(md)[0] == 1

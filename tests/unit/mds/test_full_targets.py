@@ -1,0 +1,59 @@
+"""Targets that have no room for the copies that they lack are known, for as long as it is so."""
+
+from harness.metadata import Metadata
+from shoalfs.mds import keys
+from shoalfs.mds import messages as m
+from shoalfs.mds.map_index import MapIndex
+from shoalfs.mds.repairs import Repairs
+from shoalfs.transport.errors import ChunkMissing, TargetFull
+from shoalfs.transport.limits import COPY_RETRY_MS_MIN, LACK_CERTAIN_MS
+
+
+class Leader:
+    def __init__(self):
+        self.md = Metadata()
+        self.md.add_targets(2)
+        self.ino = self.md.create(b"f").ino
+        self.md.write(self.ino, 0, 100)
+        self.index = MapIndex(self.md.map())
+        self.repairs = Repairs(1 << 30)
+        self.now_ms = 10 * LACK_CERTAIN_MS
+        self.hear(inventory_through=keys.U64_MAX)
+
+    def hear(self, **fields):
+        report = m.TargetReport(1, 1, 1 << 40, 0, 0, map_epoch=self.index.epoch, **fields)
+        with self.md.store.read() as txn:
+            self.repairs.heard(txn, self.index, report, self.now_ms)
+
+    def order(self):
+        self.now_ms += LACK_CERTAIN_MS
+        with self.md.store.read() as txn:
+            (order,) = self.repairs.orders(txn, self.index, 1, self.now_ms, lambda _: True)
+        return order.chunk
+
+    def full(self):
+        return self.repairs.status(self.index, self.now_ms, lambda _: True).full_targets
+
+
+def test_a_target_is_full_until_its_next_copy_is_made():
+    leader = Leader()
+    assert leader.full() == ()
+    chunk = leader.order()
+    leader.hear(not_copied=(m.CopyFailed(chunk, 0, TargetFull.code),))
+    assert leader.full() == (1,)
+    leader.now_ms += COPY_RETRY_MS_MIN
+    leader.order()
+    assert leader.full() == (1,), "it is tried again, and was not heard of yet"
+    leader.hear(copied=(chunk,))
+    assert leader.full() == ()
+
+
+def test_other_faults_do_not_make_it_full():
+    leader = Leader()
+    chunk = leader.order()
+    leader.hear(not_copied=(m.CopyFailed(chunk, 0, ChunkMissing.code),))
+    assert leader.full() == ()
+    leader.now_ms += COPY_RETRY_MS_MIN
+    leader.order()
+    leader.hear(not_copied=(m.CopyFailed(chunk, 2, TargetFull.code),))
+    assert leader.full() == (), "a source that is full can be read"
