@@ -68,7 +68,7 @@ def with_replacements(
     free = [t for t in map_.targets if t.state in TAKES_NEW_DATA and t.id not in group.targets and t.id not in replaced]
     members = list(group.targets)
     for place, member in enumerate(group.targets):
-        fitting = [t for t in free if _may_take(group, place, t.id)]
+        fitting = [t for t in free if may_take(group, place, t.id)]
         if member not in replaced or not fitting:
             continue
         chosen = _next_member(map_, group.id, fitting, staying, memberships)
@@ -78,7 +78,8 @@ def with_replacements(
     return tuple(members)
 
 
-def _may_take(group: PlacementGroup, place: int, target: TargetId) -> bool:
+def may_take(group: PlacementGroup, place: int, target: TargetId) -> bool:
+    """A target that is no member may become the one at this place: of fragments, one that is leaving has another."""
     return not group.leaving_places or target not in group.leaving or group.place(target) == place
 
 
@@ -104,7 +105,7 @@ def _staying(group: PlacementGroup, gone: set[TargetId], usable: Iterable[Target
     staying: list[TargetId] = []
     for place, member in enumerate(group.targets):
         if member in gone:
-            fitting = next((target for target in free if _may_take(group, place, target)), None)
+            fitting = next((target for target in free if may_take(group, place, target)), None)
             if fitting is None:
                 staying.append(member)
             else:

@@ -301,20 +301,25 @@ class Repairs:
         return all(self.has_all(index.groups[group], target) for group in index.member_of(target))
 
     def status(self, index: MapIndex, now_ms: int, answers: Answers) -> RepairStatus:
-        lacks = [
-            (chunk, lack)
+        known = [
+            (target, chunk, lack)
             for target, view in self._views.items()
             if target in index.targets
             for chunk, lack in view.lacks.items()
             # What it lacked when others took its place is theirs to have.
             if index.is_member(target, chunk_pg(chunk)) and lack.is_certain(now_ms)
         ]
-        copies = Counter(min(2, index.spare(chunk, self.good_copies(index, chunk, answers))) for chunk in dict(lacks))
+        # What a target lacks that does not answer waits for it, or for others to take its place.
+        lacks = {(target, chunk): lack for target, chunk, lack in known if answers(target)}
+        copies = Counter(
+            min(2, index.spare(chunk, self.good_copies(index, chunk, answers)))
+            for chunk in dict.fromkeys(chunk for _, chunk, _ in known)
+        )
         while self._recent and self._recent[0][0] <= now_ms - _SPEED_WINDOW_MS:
             self._recent.popleft()
         since_ms = now_ms - self._recent[0][0] if self._recent else 0
         bytes_per_s = sum(size for _, size in self._recent) * 1000 // max(1_000, since_ms)
-        missing_bytes = sum(lack.chunk_bytes for _, lack in lacks)
+        missing_bytes = sum(lack.chunk_bytes for lack in lacks.values())
         checked = [self._checked(index, target) for target in index.targets if index.member_of(target)]
         full = {
             target

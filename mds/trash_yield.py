@@ -1,7 +1,7 @@
 """Removed files that go before their time, because a pool is nearly full. Pure.
 
 A filesystem that refuses writes while it holds removed files surprises everybody; so what is kept is kept as long as
-there is room (docs/decisions/0021-the-trash-yields.md). What is let go is gone a grace later, so it begins some percent
+there is room (docs/decisions/0022-the-trash-yields.md). What is let go is gone a grace later, so it begins some percent
 before writes are refused, and counts what waits for its deletion already as gone.
 
 It never deletes anything itself, and lets nothing go while deletion is held. Each step makes so little garbage that it

@@ -8,7 +8,7 @@ Every move is: enter the new member (it takes new chunks, and copies the others)
 let the old one go, delete there after the grace. At no time is a chunk read from fewer places than before.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from shoalfs.mds import messages as m
@@ -67,26 +67,32 @@ def is_whole(index: MapIndex, repairs: Repairs, answers: Answers, group: PgId) -
 
 def absences(view: View) -> tuple[m.Absence, ...]:
     """Every target that is down, and when others take its place. Nobody does while more than half of all are down: then
-    it is the network, or whoever started us, and moving everything would not help; nor if that left a pool with too few
-    targets."""
+    it is the network, or whoever started us, and moving everything would not help; nor if nobody can in any group: it
+    would have to be resumed for nothing. A pool that is too wide for those who are left holds up no other."""
     present = [t for t in view.index.map.targets if t.state is not TargetState.OUT]
     down = [t for t in present if t.state is TargetState.DOWN]
-    usable = sum(t.state in _IN_SERVICE for t in present)
-    kept = next(
-        (
-            f"pool {pool.name} needs {pool.replicas} targets that are up, there are {usable}"
-            for pool in view.index.map.pools
-            if usable < pool.replicas
-        ),
-        "",
-    )
-    if len(down) * 2 > len(present):
-        kept = f"{len(down)} of {len(present)} targets are down, which may be the network"
+    usable = [t.id for t in present if t.state in _IN_SERVICE]
     found: list[m.Absence] = []
     for target in down:
+        kept = ""
+        if len(down) * 2 > len(present):
+            kept = f"{len(down)} of {len(present)} targets are down, which may be the network"
+        elif not _replaceable(view.index, target.id, usable):
+            kept = "all that are up are in the same groups already: add a target"
         away_ms = max(0, view.now_ns - target.since_ns) // 1_000_000
         found.append(m.Absence(target.id, away_ms, max(0, view.out_ms - away_ms), kept))
     return tuple(found)
+
+
+def _replaceable(index: MapIndex, target: TargetId, usable: Sequence[TargetId]) -> bool:
+    """Another could take its place in at least one of its groups, if there are any."""
+    groups = [index.groups[number] for number in index.member_of(target)]
+    return not groups or any(
+        placement.may_take(group, group.place(target), other)
+        for group in groups
+        for other in usable
+        if other not in group.targets
+    )
 
 
 def _out(view: View) -> Iterator[Change]:

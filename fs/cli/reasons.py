@@ -7,7 +7,7 @@ from shoalfs.fs.cli.output import size
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from shoalfs.mds.messages import Absence, MdsStatus, Pool, Target
+    from shoalfs.mds.messages import Absence, ClusterMap, MdsStatus, Pool, Target
 
 
 def targets_away(found: "MdsStatus") -> list[str]:
@@ -17,7 +17,7 @@ def targets_away(found: "MdsStatus") -> list[str]:
     absences = {absence.target: absence for absence in found.absences}
     reasons: list[str] = []
     for target in found.map.targets:
-        if target.draining and not any(target.id in group.holders for group in found.map.groups):
+        if target.draining and not is_missed(target, found.map):
             continue  # see notes()
         if target.state is TargetState.DOWN:
             drains = ", and others take its place: it is draining" if target.draining else ""
@@ -89,6 +89,13 @@ def notes(found: "MdsStatus") -> list[str]:
     if found.upkeep.rebalance_paused:
         told.append("moving data to even out targets is paused: `shoal rebalance start`")
     return told
+
+
+def is_missed(target: "Target", map_: "ClusterMap") -> bool:
+    """It is down, and groups need it."""
+    from shoalfs.mds.messages import TargetState
+
+    return target.state is TargetState.DOWN and any(target.id in group.holders for group in map_.groups)
 
 
 def is_out(target: "Target") -> bool:

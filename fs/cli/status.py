@@ -11,11 +11,11 @@ import typer
 from shoalfs.fs.cli import links
 from shoalfs.fs.cli.cluster import ConfigOption, MdsOption, Operator, StateOption, call, locate, own_name
 from shoalfs.fs.cli.output import Format, OutputOption, console, print_json, print_table, size
-from shoalfs.fs.cli.reasons import full_pools, full_targets, is_out, notes, stuck_groups, targets_away
+from shoalfs.fs.cli.reasons import full_pools, full_targets, is_missed, is_out, notes, stuck_groups, targets_away
 from shoalfs.fs.cli.session import as_rows
 
 if TYPE_CHECKING:
-    from shoalfs.mds.messages import MdsStatus, RepairStatus
+    from shoalfs.mds.messages import MdsStatus
     from shoalfs.transport.links import Links
 
 _ASK_MS: Final = 2_000  # a member that does not answer by then counts as down
@@ -83,16 +83,25 @@ async def _probe(operator: Operator, node: int, address: str, up: dict[int, bool
 
 
 def assess(found: "MdsStatus", members: Mapping[int, bool]) -> Health:
-    """What is wrong, worst first. A group is broken when none of its targets is up: its chunks cannot be
-    read."""
+    """What is wrong, worst first. A group is broken when none of its targets is up, or fewer than it takes fragments:
+    its chunks cannot be read."""
     from shoalfs.mds.messages import TargetState
 
     serving = (TargetState.UP, TargetState.DRAINING, TargetState.SYNCING)
     reading = {t.id for t in found.map.targets if t.state in serving}
-    broken = [group.id for group in found.map.groups if not reading.intersection(group.holders)]
+    needed = {pool.id: pool.data for pool in found.map.pools}
+    broken = [
+        group.id
+        for group in found.map.groups
+        if len({group.place(t) if needed[group.pool] > 1 else 0 for t in reading.intersection(group.holders)})
+        < needed[group.pool]
+    ]
     reasons: list[str] = []
     if broken:
-        reasons.append(f"{len(broken)} of {len(found.map.groups)} placement groups have no target that is up")
+        reasons.append(
+            f"{len(broken)} of {len(found.map.groups)} placement groups have too few targets that are up to be read: "
+            "start the chunkservers that are down"
+        )
     if not found.map.targets:
         reasons.append("no chunkserver has registered: only small files can be written")
     reasons += [f"mds {node} does not answer" for node, up in sorted(members.items()) if not up]
@@ -187,7 +196,7 @@ def _print(
         f"{found.trashed} removed files kept{_in_all(found.trashed_bytes)}"
     )
     screen.print(f"storage    {size(exact['used_bytes'])} of {size(exact['capacity_bytes'])} used")
-    screen.print(f"redundancy {redundancy(found.repair)}")
+    screen.print(f"redundancy {redundancy(found)}")
     screen.print(f"links      {links.summary(exact['links'], exact['links_left_out'])}\n")
     print_table(
         ("mds", "state", "address"),
@@ -223,11 +232,14 @@ def _print(
     links.show(exact["links"])
 
 
-def redundancy(repair: "RepairStatus") -> str:
+def redundancy(found: "MdsStatus") -> str:
     """What is being copied and how long that will take, in one line."""
+    repair = found.repair
+    away = sum(is_missed(target, found.map) for target in found.map.targets)
+    parts = [f"the copies on {away} targets that are down are out of reach"] if away else []
     if not repair.missing_chunks and not repair.groups_moving and repair.checked_percent == 100:
-        return "all copies are there, as far as targets have reported"
-    parts = [f"{repair.missing_chunks} copies to make ({size(repair.missing_bytes)})"]
+        return ", ".join(parts) or "all copies are there, as far as targets have reported"
+    parts.append(f"{repair.missing_chunks} copies to make ({size(repair.missing_bytes)})")
     if repair.last_copies:
         parts.append(f"{repair.last_copies} of them from the last good one")
     if repair.groups_moving:

@@ -42,10 +42,10 @@ class SessionInfo(Message, frozen=True):
 class RepairStatus(Message, frozen=True):
     """What is being repaired or moved, as far as the leader knows: it learns what is missing page by page."""
 
-    missing_chunks: int = 0  # copies that some target lacks
+    missing_chunks: int = 0  # copies that some target that answers lacks
     missing_bytes: int = 0
-    last_copies: int = 0  # of these, chunks with one good copy left
-    lost_chunks: int = 0  # of these, chunks without any good copy within reach
+    last_copies: int = 0  # chunks that some target lacks with one good copy left
+    lost_chunks: int = 0  # likewise, without any good copy within reach
     groups_moving: int = 0
     targets_syncing: int = 0
     copied_chunks: int = 0  # since this node leads

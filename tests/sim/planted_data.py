@@ -149,7 +149,10 @@ def a_file_that_is_told_of_again_is_filled_again(stack: ExitStack) -> None:
 
 @bug("returning")
 def who_was_away_is_up_at_once(stack: ExitStack) -> None:
-    stack.enter_context(patch.dict(register_target._AFTER, {TargetState.DOWN: TargetState.UP}))
+    def after(before: Any) -> TargetState:
+        return TargetState.UP if before.state is TargetState.DOWN else before.state
+
+    stack.enter_context(patch.object(register_target, "_after", after))
 
 
 @bug("written off")

@@ -4,13 +4,14 @@ import msgspec
 import pytest
 
 from shoalfs.fs.cli.output import size
-from shoalfs.fs.cli.status import as_json, assess
+from shoalfs.fs.cli.status import as_json, assess, redundancy
 from shoalfs.mds.messages import (
     ClusterMap,
     MdsStatus,
     PlacementGroup,
     Pool,
     RaftStatus,
+    RepairStatus,
     SessionInfo,
     Target,
     TargetState,
@@ -57,7 +58,10 @@ BOTH = {1: True, 2: True}
             BOTH,
             "broken",
             [
-                "1 of 3 placement groups have no target that is up",
+                (
+                    "1 of 3 placement groups have too few targets that are up to be read: "
+                    "start the chunkservers that are down"
+                ),
                 "target 2 on node-2 is down",
                 "target 3 on node-3 is down",
             ],
@@ -70,6 +74,20 @@ def test_health(states, members, word, reasons):
     health = assess(cluster(*states), members)
     assert health.word == word
     assert list(health.reasons) == reasons
+
+
+def test_a_group_of_fragments_is_broken_with_fewer_than_it_takes():
+    found = cluster(UP, UP, DOWN, DOWN)
+    pools = (Pool(1, "cold", 3, 3, 2),)
+
+    def word(*groups):
+        map_ = msgspec.structs.replace(found.map, pools=pools, groups=groups)
+        return assess(msgspec.structs.replace(found, map=map_), BOTH).word
+
+    assert word(PlacementGroup(1, 1, (1, 2, 3))) == "degraded"
+    assert word(PlacementGroup(1, 1, (1, 3, 4))) == "broken"
+    assert word(PlacementGroup(1, 1, (1, 3, 4), (2,), 1, (1,))) == "degraded", "who is leaving has another fragment"
+    assert word(PlacementGroup(1, 1, (1, 3, 4), (2,), 1, (0,))) == "broken", "who is leaving has the same one"
 
 
 def test_json_has_stable_keys():
@@ -90,6 +108,30 @@ def test_json_has_stable_keys():
     assert as_json(cluster(OUT, UP), BOTH, health, {})["capacity_bytes"] == 1000
     assert as_json(cluster(OUT, UP), BOTH, health, {})["used_bytes"] == 0
     msgspec.json.encode(exact)
+
+
+@pytest.mark.parametrize(
+    ("states", "repair", "line"),
+    [
+        ((UP, UP, UP), {}, "all copies are there, as far as targets have reported"),
+        ((UP, DOWN, UP), {}, "the copies on 1 targets that are down are out of reach"),
+        (
+            (UP, DOWN, UP),
+            {"missing_chunks": 3, "missing_bytes": 2048, "last_copies": 1, "bytes_per_s": 1024, "eta_s": 3},
+            (
+                "the copies on 1 targets that are down are out of reach, 3 copies to make (2.0 KiB), "
+                "1 of them from the last good one, 1.0 KiB/s, about 3 s left"
+            ),
+        ),
+        (
+            (UP, UP, UP),
+            {"groups_moving": 4, "checked_percent": 40},
+            "0 copies to make (0 B), 4 groups moving, 40 % of the targets compared, there may be more",
+        ),
+    ],
+)
+def test_the_line_about_redundancy(states, repair, line):
+    assert redundancy(msgspec.structs.replace(cluster(*states), repair=RepairStatus(**repair))) == line
 
 
 @pytest.mark.parametrize(

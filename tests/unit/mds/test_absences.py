@@ -11,13 +11,14 @@ OUT_MS = 600_000
 SECOND_NS = 1_000_000_000
 
 
-def view(*states, replicas=2, now_s=100):
+def view(*states, replicas=2, now_s=100, groups=()):
     """``states``: each since second 40."""
     targets = tuple(
         m.Target(number, bytes([number]) * 16, f"n{number}", "tcp:n:1", 1, state, 1000, "", 40 * SECOND_NS)
         for number, state in enumerate(states, start=1)
     )
-    map_ = m.ClusterMap(b"c" * 16, 1, (m.Pool(1, "hot", replicas, 1),), targets, ())
+    made = tuple(m.PlacementGroup(number, 1, members) for number, members in enumerate(groups, start=1))
+    map_ = m.ClusterMap(b"c" * 16, 1, (m.Pool(1, "hot", replicas, 1),), targets, made)
     return upkeep.View(MapIndex(map_), Repairs(1), lambda _: True, now_s * SECOND_NS, OUT_MS, rebalance=False)
 
 
@@ -38,11 +39,18 @@ def test_nobody_is_replaced_while_most_are_down():
     assert upkeep.changes(found) == []
 
 
-def test_nobody_is_replaced_if_a_pool_would_have_too_few():
-    found = view(UP, DRAINING, DOWN, now_s=10_000)
+def test_who_cannot_be_replaced_in_any_group_is_not_out():
+    """It would have to be resumed by an operator, and nothing was gained."""
+    found = view(UP, DRAINING, DOWN, now_s=10_000, groups=((1, 3), (3, 1)))
     (absence,) = upkeep.absences(found)
-    assert absence.kept == "pool hot needs 2 targets that are up, there are 1"
-    assert upkeep.changes(found) == []
+    assert absence.kept == "all that are up are in the same groups already: add a target"
+    assert not any(op is m.Op.SET_TARGET_STATE for op, _, _ in upkeep.changes(found))
+
+
+def test_a_pool_that_is_too_wide_for_who_is_left_holds_up_no_other():
+    found = view(UP, UP, UP, DOWN, now_s=10_000, groups=((1, 2, 3, 4), (4, 2)))
+    ((_, request, _),) = upkeep.changes(found)
+    assert request == m.SetTargetState(4, OUT)
 
 
 def test_a_clock_that_went_back_is_no_age():

@@ -1,4 +1,4 @@
-"""Targets that have no room for the copies that they lack are known, for as long as it is so."""
+"""What is told of repair: what is missing, and targets that have no room for what they lack."""
 
 from harness.metadata import Metadata
 from shoalfs.mds import keys
@@ -57,3 +57,15 @@ def test_other_faults_do_not_make_it_full():
     leader.order()
     leader.hear(not_copied=(m.CopyFailed(chunk, 2, TargetFull.code),))
     assert leader.full() == (), "a source that is full can be read"
+
+
+def test_what_a_target_lacks_that_does_not_answer_is_not_being_made():
+    leader = Leader()
+    leader.now_ms += LACK_CERTAIN_MS
+    both = leader.repairs.status(leader.index, leader.now_ms, lambda _: True)
+    assert (both.missing_chunks, both.missing_bytes, both.last_copies, both.lost_chunks) == (1, 100, 1, 0)
+    assert both.eta_s is None, "nothing was copied lately"
+    away = leader.repairs.status(leader.index, leader.now_ms, lambda target: target != 1)
+    assert (away.missing_chunks, away.missing_bytes, away.last_copies, away.eta_s) == (0, 0, 1, 0)
+    other = leader.repairs.status(leader.index, leader.now_ms, lambda target: target != 2)
+    assert (other.missing_chunks, other.lost_chunks) == (1, 1), "the good copy is out of reach"
