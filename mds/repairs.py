@@ -89,11 +89,19 @@ class _View:
     sweep_bytes: Counter[PgId] = field(default_factory=Counter)
     room_bytes: float = 0.0  # what may be copied now; below 0 after a chunk that was larger
     room_ms: int = 0  # as of when
+    full_at_bytes: int | None = None  # what it held when it had no room for a copy; None: it has, as far as is known
 
     def add(self, chunk: ChunkId, lack: Lack) -> None:
         if chunk not in self.lacks:
             self.lacks[chunk] = lack
             self.lacking[chunk_pg(chunk)] += 1
+
+    def has_room_again(self, now_ms: int) -> None:
+        """Something was deleted: what had no room is tried at once."""
+        self.full_at_bytes = None
+        for lack in self.lacks.values():
+            if lack.no_room:
+                lack.no_room, lack.not_before_ms = False, now_ms
 
     def drop(self, chunk: ChunkId) -> Lack | None:
         lack = self.lacks.pop(chunk, None)
@@ -132,8 +140,12 @@ class Repairs:
             lack = view.drop(chunk)
             if lack is not None:
                 self._note_copy(lack.chunk_bytes, now_ms)
+        if view.full_at_bytes is not None and report.used_bytes < view.full_at_bytes:
+            view.has_room_again(now_ms)
         for failed in report.not_copied:
             self._note_failure(txn, index, view, failed, now_ms)
+            if not failed.source and failed.code == TargetFull.code:
+                view.full_at_bytes = report.used_bytes
         for chunk in report.damaged:
             self.suspect(txn, index, report.target, chunk, now_ms)
         if report.inventory_through <= report.inventory_after or report.inventory_after != view.expected:

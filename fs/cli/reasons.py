@@ -64,8 +64,8 @@ def full_targets(found: "MdsStatus") -> list[str]:
     """Targets that have no room for the copies that they are to make."""
     nodes = {target.id: target.node for target in found.map.targets}
     return [
-        f"target {target} on {nodes[target]} is full: copies that it lacks cannot be made: add a target, remove files, "
-        f"or drain it (`shoal target drain {target}`)"
+        f"target {target} on {nodes[target]} is full: copies that it lacks cannot be made: add a target, or "
+        "remove files"
         for target in found.repair.full_targets
         if target in nodes
     ]
@@ -92,10 +92,11 @@ def notes(found: "MdsStatus") -> list[str]:
 
 
 def is_missed(target: "Target", map_: "ClusterMap") -> bool:
-    """It is down, and groups need it."""
+    """It is down or out, and groups need it."""
     from shoalfs.mds.messages import TargetState
 
-    return target.state is TargetState.DOWN and any(target.id in group.holders for group in map_.groups)
+    gone = target.state in (TargetState.DOWN, TargetState.OUT)
+    return gone and any(target.id in group.holders for group in map_.groups)
 
 
 def is_out(target: "Target") -> bool:

@@ -236,7 +236,7 @@ def redundancy(found: "MdsStatus") -> str:
     """What is being copied and how long that will take, in one line."""
     repair = found.repair
     away = sum(is_missed(target, found.map) for target in found.map.targets)
-    parts = [f"the copies on {away} targets that are down are out of reach"] if away else []
+    parts = [f"the copies on {away} targets that are down or out do not count"] if away else []
     if not repair.missing_chunks and not repair.groups_moving and repair.checked_percent == 100:
         return ", ".join(parts) or "all copies are there, as far as targets have reported"
     parts.append(f"{repair.missing_chunks} copies to make ({size(repair.missing_bytes)})")

@@ -114,8 +114,5 @@ def test_what_goes_on_by_an_operators_wish():
 def test_a_target_without_room_for_copies():
     found = status(TargetState.UP, repair=m.RepairStatus(full_targets=(1, 9)))
     assert full_targets(found) == [
-        (
-            "target 1 on n1 is full: copies that it lacks cannot be made: add a target, remove files, or drain it "
-            "(`shoal target drain 1`)"
-        )
+        ("target 1 on n1 is full: copies that it lacks cannot be made: add a target, or remove files")
     ]

@@ -114,12 +114,13 @@ def test_json_has_stable_keys():
     ("states", "repair", "line"),
     [
         ((UP, UP, UP), {}, "all copies are there, as far as targets have reported"),
-        ((UP, DOWN, UP), {}, "the copies on 1 targets that are down are out of reach"),
+        ((UP, OUT, UP), {}, "the copies on 1 targets that are down or out do not count"),
+        ((UP, DOWN, UP), {}, "the copies on 1 targets that are down or out do not count"),
         (
             (UP, DOWN, UP),
             {"missing_chunks": 3, "missing_bytes": 2048, "last_copies": 1, "bytes_per_s": 1024, "eta_s": 3},
             (
-                "the copies on 1 targets that are down are out of reach, 3 copies to make (2.0 KiB), "
+                "the copies on 1 targets that are down or out do not count, 3 copies to make (2.0 KiB), "
                 "1 of them from the last good one, 1.0 KiB/s, about 3 s left"
             ),
         ),

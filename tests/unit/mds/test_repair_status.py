@@ -6,7 +6,7 @@ from shoalfs.mds import messages as m
 from shoalfs.mds.map_index import MapIndex
 from shoalfs.mds.repairs import Repairs
 from shoalfs.transport.errors import ChunkMissing, TargetFull
-from shoalfs.transport.limits import COPY_RETRY_MS_MIN, LACK_CERTAIN_MS
+from shoalfs.transport.limits import COPY_RETRY_MS_MAX, COPY_RETRY_MS_MIN, LACK_CERTAIN_MS
 
 
 class Leader:
@@ -20,8 +20,8 @@ class Leader:
         self.now_ms = 10 * LACK_CERTAIN_MS
         self.hear(inventory_through=keys.U64_MAX)
 
-    def hear(self, **fields):
-        report = m.TargetReport(1, 1, 1 << 40, 0, 0, map_epoch=self.index.epoch, **fields)
+    def hear(self, used_bytes=1000, **fields):
+        report = m.TargetReport(1, 1, 1 << 40, used_bytes, 0, map_epoch=self.index.epoch, **fields)
         with self.md.store.read() as txn:
             self.repairs.heard(txn, self.index, report, self.now_ms)
 
@@ -46,6 +46,21 @@ def test_a_target_is_full_until_its_next_copy_is_made():
     assert leader.full() == (1,), "it is tried again, and was not heard of yet"
     leader.hear(copied=(chunk,))
     assert leader.full() == ()
+
+
+def test_what_had_no_room_is_tried_as_soon_as_something_was_deleted():
+    leader = Leader()
+    for _ in range(5):  # the pause doubles each time
+        chunk = leader.order()
+        leader.hear(not_copied=(m.CopyFailed(chunk, 0, TargetFull.code),))
+        leader.now_ms += COPY_RETRY_MS_MAX
+    chunk = leader.order()
+    leader.hear(not_copied=(m.CopyFailed(chunk, 0, TargetFull.code),))
+    leader.hear()
+    assert leader.full() == (1,)
+    leader.hear(used_bytes=999)
+    assert leader.full() == ()
+    assert leader.order() == chunk
 
 
 def test_other_faults_do_not_make_it_full():
