@@ -107,6 +107,7 @@ class Rounds:
                 answers=lambda target: self._state.targets.answers(target, now_ms),
                 now_ns=self._clock.now_ns(),
                 out_ms=self._out_ms,
+                led_ms=self._state.targets.led_ms(now_ms),
                 rebalance=now_ms >= self._rebalance_at_ms and not cluster.load_upkeep(txn).rebalance_paused,
             )
         if view.rebalance:

@@ -36,6 +36,10 @@ class TargetTable:
         self._usage.clear()
         self._since_ms = now_ms
 
+    def led_ms(self, now_ms: int) -> int:
+        """How long ago this leadership began."""
+        return now_ms - self._since_ms
+
     def report(self, report: TargetReport, now_ms: int) -> None:
         self._usage[report.target] = Usage(
             report.capacity_bytes, report.used_bytes, report.chunks, now_ms, report.failed, report.scrub

@@ -17,7 +17,7 @@ from shoalfs.mds.map_index import MapIndex
 from shoalfs.mds.messages import TargetState
 from shoalfs.mds.repairs import Answers, Repairs
 from shoalfs.transport.ids import PgId, TargetId
-from shoalfs.transport.limits import GROUPS_MOVING_MAX, GROUPS_REBALANCING_MAX
+from shoalfs.transport.limits import GROUPS_MOVING_MAX, GROUPS_REBALANCING_MAX, TARGET_RETURN_MS
 from shoalfs.transport.method import Message
 
 CHANGES_PER_ROUND_MAX = 256
@@ -32,7 +32,7 @@ Change = tuple[m.Op, Message, str]
 
 @dataclass(frozen=True)
 class View:
-    """What is decided from."""
+    """What is decided from. ``led_ms``: how long this leader has led."""
 
     index: MapIndex
     repairs: Repairs
@@ -40,6 +40,7 @@ class View:
     now_ns: int
     out_ms: int
     rebalance: bool
+    led_ms: int
 
 
 def changes(view: View) -> list[Change]:
@@ -79,8 +80,10 @@ def absences(view: View) -> tuple[m.Absence, ...]:
             kept = f"{len(down)} of {len(present)} targets are down, which may be the network"
         elif not _replaceable(view.index, target.id, usable):
             kept = "all that are up are in the same groups already: add a target"
-        away_ms = max(0, view.now_ns - target.since_ns) // 1_000_000
-        found.append(m.Absence(target.id, away_ms, max(0, view.out_ms - away_ms), kept))
+        # Metadata that were rebuilt know of no time: these targets have not been started since.
+        away_ms = max(0, view.now_ns - target.since_ns) // 1_000_000 if target.since_ns else view.led_ms
+        out_in_ms = max(view.out_ms - away_ms, min(view.out_ms, TARGET_RETURN_MS) - view.led_ms, 0)
+        found.append(m.Absence(target.id, away_ms, out_in_ms, kept))
     return tuple(found)
 
 

@@ -185,6 +185,7 @@ COPY_RETRY_MS_MIN: Final = 1_000  # a copy that failed is ordered again after th
 COPY_RETRY_MS_MAX: Final = 60_000
 REPAIR_BYTES_PER_S_DEFAULT: Final = 64 * MIB  # read from or written to one target: half of what a hard disk does
 EVICTIONS_PER_TARGET_MAX: Final = 4_000  # copies in a place where they do not belong any more that are remembered
+TARGET_RETURN_MS: Final = 30_000  # a new leader declares nobody out before: servers may be starting as it is
 GROUPS_MOVING_MAX: Final = 32  # placement groups that are moved at one time, unless a copy is missing
 GROUPS_REBALANCING_MAX: Final = 4  # of these, only to even out how full targets are
 TARGET_OUT_MS_DEFAULT: Final = 600_000  # a target that is down for so long is replaced; longer than a reboot

@@ -21,7 +21,7 @@ def moves(racks, groups, bytes_of):
     repairs = Repairs(1)
     repairs.group_bytes = dict(enumerate(bytes_of, start=1))
     map_ = m.ClusterMap(b"c" * 16, 1, (m.Pool(1, "hot", 2, 1),), targets, made)
-    view = upkeep.View(MapIndex(map_), repairs, lambda _: True, 0, 1, rebalance=True)
+    view = upkeep.View(MapIndex(map_), repairs, lambda _: True, 0, 1, rebalance=True, led_ms=0)
     return {change.group: change.targets for _, change, _ in upkeep.changes(view)}
 
 
