@@ -35,7 +35,17 @@ from shoalfs.fs.parallel import all_of
 from shoalfs.fs.ports import Buffer, Metadata
 from shoalfs.fs.units import Backlog, Unit, give_up_refused, syncs_needed
 from shoalfs.fs.uploader import Uploader
-from shoalfs.mds.messages import CommitExtents, CommitInline, Committed, Extent, Inode, Op, Patch, Receipt
+from shoalfs.mds.messages import (
+    CommitExtents,
+    CommitInline,
+    Committed,
+    Extent,
+    Inode,
+    MergeExtents,
+    Op,
+    Patch,
+    Receipt,
+)
 from shoalfs.transport.errors import ChunkNotReserved, LayoutConflict, PosixError, ShoalError, StaleReceipt
 from shoalfs.transport.limits import (
     COMMIT_ATTEMPTS_MAX,
@@ -64,6 +74,7 @@ class Committer:
         self._backlog = backlog
         self._fetcher = fetcher
         self._in_flight: dict[Unit, trio.Event] = {}
+        self.linked: tuple[int, int] | None = None  # where the last commit put its extents
 
     @property
     def is_undurable(self) -> bool:
@@ -155,6 +166,20 @@ class Committer:
                 await self._refresh(error, units)
         assert failure is not None
         raise failure
+
+    async def merge(self, pieces: Sequence[Extent], payload: Sequence[memoryview]) -> None:
+        """Let one chunk take the place of these, which are one behind the other, have these bytes, and are what is
+        there as far as is known. Raises ShoalError, LayoutConflict if they are not; then nothing has changed, or it is
+        not known."""
+        inode, offset = self._contents.inode, pieces[0].offset_bytes
+        length = sum(map(len, payload))
+        assert length == pieces[-1].end_bytes - offset, pieces
+        stored = await self._uploader.store(inode, offset, payload, durable=True)
+        extent = Extent(offset, length, stored.chunk, 0, length, stored.chunk_hash, stored.fragments)
+        request = MergeExtents(inode.ino, tuple(pieces), extent, stored.receipts)
+        reply = await self._metadata.mutate(Op.MERGE_EXTENTS, request, Committed)
+        self._uploader.committed(stored)
+        self._contents.merged(reply, extent)
 
     async def _refresh(self, error: ShoalError, units: Iterable[Unit]) -> None:
         """Learn what the refused commit did not know, and give up chunks that cannot be linked any more."""
@@ -253,6 +278,8 @@ class Committer:
             if shift_bytes:
                 done = tuple(msgspec.structs.replace(e, offset_bytes=e.offset_bytes + shift_bytes) for e in done)
             self._contents.committed_extents(reply, done)
+            if done:
+                self.linked = done[0].offset_bytes, done[-1].end_bytes
             landed = reply.offset_bytes if landed < 0 or request.append else landed
             if not left:
                 return landed

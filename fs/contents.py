@@ -84,6 +84,13 @@ class Contents:
             self.forget()
         self._adopt(reply.inode)
 
+    def merged(self, reply: Committed, extent: Extent) -> None:
+        """``extent`` has taken the place of others with the same bytes. Where something was changed since, it is
+        another version; then what is known is of that, and finds out about this when it has to."""
+        if reply.inode.data_version == self.inode.data_version and not self.is_inline:
+            self.extents.overlay(extent)
+            self.learn(reply.inode)
+
     def committed_inline(self, reply: Committed, patches: Iterable[Patch]) -> None:
         """Our commit wrote ``patches`` (at their final offsets) into the inode."""
         if self._follows(reply) and self.inline is not None:

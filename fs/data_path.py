@@ -14,6 +14,7 @@ import trio
 from shoalfs.fs.bad_replicas import BadReplicas
 from shoalfs.fs.file import FileData, Services
 from shoalfs.fs.flush import WriteBack
+from shoalfs.fs.merger import Merger
 from shoalfs.fs.parallel import settle_all
 from shoalfs.fs.ports import Chunks, Metadata
 from shoalfs.fs.prefetch import Prefetcher
@@ -48,6 +49,7 @@ class DataPath:
         self.counters: Counter[str] = Counter()
         self._write_back = WriteBack(dirty_bytes)
         self._prefetcher = Prefetcher(self.counters)
+        self._merger = Merger(self.counters)
         self._bad_replicas = BadReplicas(metadata)
         self._files: OrderedDict[InodeId, FileData] = OrderedDict()  # the one that was used last is the last
         self._is_open = is_open
@@ -63,6 +65,7 @@ class DataPath:
             cleaned=self._write_back.cleaned,
             inline_kept=self._inline_kept,
             prefetch=self._prefetcher.ask,
+            merge=self._merger.ask,
         )
 
     @property
@@ -102,10 +105,12 @@ class DataPath:
             self._services.reader.cached(extent, extent.offset_bytes, extent.end_bytes)
 
     async def run(self) -> None:
-        """Write-back, readahead and reports of bad copies, until cancelled. Call :meth:`flush_all` before the end."""
+        """Write-back, readahead, merging and reports of bad copies, until cancelled. Call :meth:`flush_all` before the
+        end."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._write_back.run)
             nursery.start_soon(self._prefetcher.run)
+            nursery.start_soon(self._merger.run)
             nursery.start_soon(self._bad_replicas.run)
             nursery.start_soon(self._forget_files)
 

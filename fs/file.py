@@ -22,6 +22,7 @@ from functools import partial
 import msgspec
 import trio
 
+from shoalfs.fs import merging
 from shoalfs.fs.assembly import extents_of, gaps_in, join, place
 from shoalfs.fs.budget import DirtyBudget
 from shoalfs.fs.committer import Committer, Whole
@@ -51,7 +52,7 @@ from shoalfs.mds.messages import (
 )
 from shoalfs.transport.errors import PosixError, SessionGone, ShoalError
 from shoalfs.transport.ids import InodeId
-from shoalfs.transport.limits import FILE_SIZE_BYTES_MAX, UNDURABLE_CHUNKS_MAX
+from shoalfs.transport.limits import FILE_SIZE_BYTES_MAX, MERGED_BYTES_MAX, UNDURABLE_CHUNKS_MAX
 
 log = logging.getLogger("shoal.fs.file")
 
@@ -63,7 +64,7 @@ _GONE = frozenset({errno.ENOENT, errno.ESTALE})  # the inode is no more: its byt
 class Services:
     """What the files of one mount share. ``wrote`` is told of each write, ``cleaned`` when a
     file has nothing dirty any more, ``inline_kept`` how many bytes of a small file are held more or less than before,
-    ``prefetch`` of each range that will probably be read."""
+    ``prefetch`` of each range that will probably be read, ``merge`` of one that may lie in many small pieces."""
 
     metadata: Metadata
     uploader: Uploader
@@ -74,6 +75,7 @@ class Services:
     cleaned: Callable[["FileData"], None]
     inline_kept: Callable[[int], None]
     prefetch: Callable[["FileData", int, int], None]
+    merge: Callable[["FileData", int, int], None]
 
 
 class FileData:
@@ -92,6 +94,7 @@ class FileData:
         self._lock = trio.Lock()
         self._charged_bytes = 0  # Invariant: what _dirty and _backlog cost, whenever a method of this class returns
         self._written_ns = 0  # when a program last wrote here, by this machine's clock
+        self._pieces = 0  # extents of the file when it was last looked at for small ones
         self._lost: ShoalError | None = None  # set once; from then on there is only EIO (or ESTALE)
 
     # --- what it is -----------------------------------------------------------------------------------------
@@ -309,7 +312,9 @@ class FileData:
                 await self._committer.commit(durable=False)
             async with self._changing():
                 # What is written meanwhile goes where it was meant to, as if it came after.
-                return await self._committer.append(data, durable=durable) if data else self.size_bytes
+                landed = await self._committer.append(data, durable=durable) if data else self.size_bytes
+                self._look_at_pieces()
+                return landed
         finally:
             self._services.budget.charge(-len(data))
 
@@ -325,6 +330,7 @@ class FileData:
         async with self._committing():
             self._take(self._dirty.take_all())
             await self._committer.commit(durable=durable or self._syncs_long)
+            self._look_at_pieces()
 
     def begin_whole(self) -> Whole | None:
         """All that a file holds of which the metadata service does not know, to be told with the file itself.
@@ -360,6 +366,33 @@ class FileData:
         alone."""
         async with self._committing():
             await self._committer.commit(durable=self._syncs_long)
+            self._look_at_pieces()
+
+    async def merge(self, start: int, end: int) -> int:
+        """Have small pieces of [start, end) become one. Returns how many did. Raises ShoalError: they have not, or it
+        is not known, and what is known of the extents is forgotten. Cancelled: the same doubt."""
+        if self._lost is not None or self._contents.is_inline:
+            return 0
+        found = await self._fetcher.committed(start, min(end, self._contents.inode.size_bytes))
+        pieces = () if isinstance(found, bytes) else merging.choose(found)
+        if not pieces:
+            return 0
+        read = await all_of([partial(self._services.reader.read, piece) for piece in pieces])
+        payload = [view for views in read for view in views]
+        try:
+            await self._committer.merge(pieces, payload)
+        except ShoalError:
+            self._contents.forget()
+            raise
+        return len(pieces)
+
+    def _look_at_pieces(self) -> None:
+        """Something was committed. Now and then, see whether it lies in small pieces, it and what is before it."""
+        extents = self._contents.inode.extents
+        if extents // merging.PIECES_MIN != self._pieces // merging.PIECES_MIN and self._committer.linked is not None:
+            first, end = self._committer.linked
+            self._services.merge(self, max(0, first - MERGED_BYTES_MAX), end)
+        self._pieces = extents
 
     async def store_full_windows(self) -> None:
         """Put windows that are complete on the chunkservers, ahead of the commit."""

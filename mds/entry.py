@@ -1,10 +1,17 @@
 """One entry of the replicated log: the leader's time and the commands of many sessions. Pure.
 
-A version byte, then msgpack. Version 4 is as version 3, and files may be made with attributes. Version 3 is as version
-2, and files may be made with extents: a program that does not know these fields would make other files, and must not
-apply the entry. Version 2 is as version 1, and its commands are bounded (:mod:`shoalfs.mds.bounds`): what a command of
-version 1 does, it does at once. The commands' bodies are the
-bytes that the clients sent. An empty entry is the no-op with which a leader begins its term; it is never encoded here.
+A version byte, then msgpack. Each version is as the one before, and
+
+====== ====================================================================================================
+2      its commands are bounded (:mod:`shoalfs.mds.bounds`): what one of version 1 does, it does at once
+3      files may be made with extents
+4      files may be made with attributes
+5      extents may be merged
+====== ====================================================================================================
+
+A program that does not know these would come to another state, and must not apply the entry. The commands' bodies are
+the bytes that the clients sent. An empty entry is the no-op with which a leader begins its term; it is never encoded
+here.
 """
 
 from collections.abc import Sequence
@@ -18,8 +25,8 @@ from shoalfs.transport.ids import SessionId
 from shoalfs.transport.method import Message
 
 _UNBOUNDED_VERSION: Final = b"\x01"
-_VERSION: Final = b"\x04"
-_KNOWN_VERSIONS: Final = frozenset({_UNBOUNDED_VERSION, b"\x02", b"\x03", _VERSION})
+_VERSION: Final = b"\x05"
+_KNOWN_VERSIONS: Final = frozenset({_UNBOUNDED_VERSION, b"\x02", b"\x03", b"\x04", _VERSION})
 _TIME_MAX_NS: Final = (1 << 63) - 1
 
 

@@ -160,6 +160,7 @@ TOUCHES_NOTHING: Final = frozenset(
         m.Op.RESERVE_INODES,
         m.Op.TMPFILE,  # it is not in the directory that it is made for
         m.Op.REAP,  # of an inode that has no name and that nobody has open
+        m.Op.MERGE_EXTENTS,  # the bytes stay the same, and the chunks that others know of stay for the grace
         m.Op.TRIM,  # of bytes that nobody sees; the space that it gives back is told afterwards (mds/rounds.py)
         m.Op.REGISTER_TARGET,
         m.Op.SET_TARGET_STATE,

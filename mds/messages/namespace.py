@@ -255,6 +255,18 @@ class CommitExtents(Message, frozen=True):
     durable: bool = False
 
 
+class MergeExtents(Message, frozen=True):
+    """Let one chunk take the place of many small ones, with the same bytes: ``extent`` lies where ``pieces`` lie, which
+    are one behind the other, and are all that is there. Refused with LayoutConflict if something else is there by now.
+    The chunk needs ``min_ack`` durable receipts: it replaces what somebody may have synced. Nothing that a program can
+    see changes."""
+
+    ino: InodeId
+    pieces: tuple[Extent, ...]
+    extent: Extent
+    receipts: tuple[Receipt, ...]
+
+
 class Committed(Message, frozen=True):
     """``offset_bytes``: where the first patch or extent landed. ``previous_data_version`` is the one before this
     commit: a client whose cached map is of that version may go on with it.

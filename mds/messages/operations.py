@@ -37,6 +37,7 @@ from shoalfs.mds.messages.namespace import (
     Entry,
     InodesReserved,
     Link,
+    MergeExtents,
     Mkdir,
     Mknod,
     OpenSession,
@@ -86,6 +87,7 @@ class Op(enum.IntEnum):
     COMMIT_EXTENTS = 31
     ALLOCATE = 32
     CLONE_RANGE = 33
+    MERGE_EXTENTS = 34
     REAP = 40
     TRIM = 41
     REGISTER_TARGET = 50
@@ -162,6 +164,7 @@ OP_TYPES: Final[dict[Op, tuple[type[Message], type[Message]]]] = {
     Op.COMMIT_EXTENTS: (CommitExtents, Committed),
     Op.ALLOCATE: (Allocate, Committed),
     Op.CLONE_RANGE: (CloneRange, Cloned),
+    Op.MERGE_EXTENTS: (MergeExtents, Committed),
     Op.REAP: (Reap, Reaped),
     Op.TRIM: (Trim, Trimmed),
     Op.REGISTER_TARGET: (RegisterTarget, TargetRegistered),

@@ -70,6 +70,16 @@ def commit_extents(txn: Txn, context: Context, request: CommitExtents) -> Commit
     return Committed(written, first_bytes, inode.data_version, left, left_from_bytes)
 
 
+def check_replacement(
+    txn: ReadTxn, session: SessionId, ino: InodeId, extent: Extent, receipts: tuple[Receipt, ...]
+) -> None:
+    """Whether the file may be linked to this extent instead of what is on disk already (MERGE_EXTENTS). Raises what
+    COMMIT_EXTENTS does."""
+    request = CommitExtents(ino, (extent,), receipts, durable=True)
+    _check_extents(request, [extent], 0)
+    _check_chunks(txn, session, request)
+
+
 def check_first(
     txn: ReadTxn, session: SessionId, pool: PoolId, placed: Sequence[Extent], receipts: tuple[Receipt, ...]
 ) -> None:

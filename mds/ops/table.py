@@ -17,6 +17,7 @@ from shoalfs.mds.ops.drop_garbage import drop_garbage
 from shoalfs.mds.ops.end_session import end_session
 from shoalfs.mds.ops.link import link
 from shoalfs.mds.ops.mend import mend
+from shoalfs.mds.ops.merge_extents import merge_extents
 from shoalfs.mds.ops.mkdir import mkdir
 from shoalfs.mds.ops.mknod import mknod
 from shoalfs.mds.ops.open_session import open_session
@@ -64,6 +65,7 @@ OPERATIONS: Final[dict[Op, Operation]] = {
     Op.COMMIT_EXTENTS: commit_extents,
     Op.ALLOCATE: allocate,
     Op.CLONE_RANGE: clone_range,
+    Op.MERGE_EXTENTS: merge_extents,
     Op.REAP: reap,
     Op.TRIM: trim,
     Op.REGISTER_TARGET: register_target,
