@@ -387,11 +387,11 @@ class FileData:
         return len(pieces)
 
     def _look_at_pieces(self) -> None:
-        """Something was committed. Now and then, see whether it lies in small pieces, it and what is before it."""
+        """Something was committed. Now and then, see whether it lies in small pieces, it and what is around it."""
         extents = self._contents.inode.extents
         if extents // merging.PIECES_MIN != self._pieces // merging.PIECES_MIN and self._committer.linked is not None:
             first, end = self._committer.linked
-            self._services.merge(self, max(0, first - MERGED_BYTES_MAX), end)
+            self._services.merge(self, max(0, first - MERGED_BYTES_MAX), end + MERGED_BYTES_MAX)
         self._pieces = extents
 
     async def store_full_windows(self) -> None:

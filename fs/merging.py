@@ -19,17 +19,25 @@ def choose(spans: Iterable[Span], limit_bytes: int = MERGED_BYTES_MAX) -> Sequen
     """The last neighbours in ``spans`` that are worth it: PIECES_MIN or more, together at most ``limit_bytes``, none of
     them with more bytes than the others have together. Empty if there are none."""
     for run in reversed(list(_runs(spans, limit_bytes // 2))):
-        best = total_bytes = largest_bytes = 0
-        for count, extent in enumerate(reversed(run), 1):
-            total_bytes += extent.length_bytes
-            if total_bytes > limit_bytes or count > MERGED_EXTENTS_MAX:
-                break
-            largest_bytes = max(largest_bytes, extent.length_bytes)
-            if 2 * largest_bytes <= total_bytes:
-                best = count
-        if best >= PIECES_MIN:
-            return run[-best:]
+        for end in range(len(run), PIECES_MIN - 1, -1):
+            count = _worth(run, end, limit_bytes)
+            if count >= PIECES_MIN:
+                return run[end - count : end]
     return ()
+
+
+def _worth(run: Sequence[Extent], end: int, limit_bytes: int) -> int:
+    """How many before ``end`` may become one; none if there is always one that is too large beside the others."""
+    best = total_bytes = largest_bytes = 0
+    for count in range(1, min(end, MERGED_EXTENTS_MAX) + 1):
+        length_bytes = run[end - count].length_bytes
+        total_bytes += length_bytes
+        if total_bytes > limit_bytes:
+            break
+        largest_bytes = max(largest_bytes, length_bytes)
+        if 2 * largest_bytes <= total_bytes:
+            best = count
+    return best
 
 
 def _runs(spans: Iterable[Span], piece_bytes_max: int) -> Iterator[list[Extent]]:

@@ -50,7 +50,7 @@ from shoalfs.transport.limits import (
 )
 from shoalfs.transport.method import AnyMethod, Message
 
-PROTOCOL_VERSION: Final = 4
+PROTOCOL_VERSION: Final = 5
 
 
 class Hello(Message, frozen=True):

@@ -8,22 +8,28 @@ chunks by the test itself, must be what the model says.
 """
 
 import errno
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
+from unittest import mock
 
 import msgspec
+import pytest
 import trio
 import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.metadata import bounded
+from shoalfs.fs import merging
 from shoalfs.fs.data_path import DataPath
+from shoalfs.fs.uploader import Uploader
 from shoalfs.mds import messages as m
 from shoalfs.mds import reads
 from shoalfs.mds.entry import encode_entry
 from shoalfs.mds.machine import Layout, Machine, OnDamage, format_store
 from shoalfs.mds.memory import MemoryStore
+from shoalfs.mds.ops import merge_extents
 from shoalfs.transport.errors import LayoutConflict, PeerUnreachable, ShoalError, TargetFull, from_wire
 from shoalfs.transport.ids import ROOT_INODE, InodeId, PoolId, SessionId, TargetId
 from unit.fs.world import CHUNK, INLINE, WHO, Reply, Servers, hash_of
@@ -31,7 +37,7 @@ from unit.fs.world import CHUNK, INLINE, WHO, Reply, Servers, hash_of
 TARGETS = 4
 REPLICAS = m.Pool(PoolId(1), "hot", 2, 2)
 FRAGMENTS = m.Pool(PoolId(1), "cold", 3, 3, 2)
-LOSABLE = {m.Op.COMMIT_EXTENTS, m.Op.COMMIT_INLINE, m.Op.SETATTR, m.Op.ALLOCATE, m.Op.CLONE_RANGE}
+LOSABLE = {m.Op.COMMIT_EXTENTS, m.Op.COMMIT_INLINE, m.Op.SETATTR, m.Op.ALLOCATE, m.Op.CLONE_RANGE, m.Op.MERGE_EXTENTS}
 _encode = msgspec.msgpack.encode
 
 
@@ -167,6 +173,7 @@ class History:
     excused: set[int] = field(default_factory=set)  # chunks that A did not write, or was told had failed
     value: int = 0
     sessions: int = 0
+    merged: int = 0  # pieces
 
     def __post_init__(self) -> None:
         self.b_session = self.session()
@@ -352,6 +359,11 @@ class History:
         changed()
         self.behind = False
 
+    async def merge(self, at: int, length: int) -> None:
+        """Whatever comes of it, nobody can see it."""
+        with suppress(ShoalError):
+            self.merged += await self.file.merge(at // 2, at + length)
+
     async def seek(self, at: int, length: int) -> None:
         """A hole is zeros, and what lies before the data that is found is a hole."""
         if self.behind:
@@ -428,6 +440,22 @@ class History:
         await self.b_step(lambda file: file.setattr(request))
         self.cut(at)
 
+    async def b_read(self, at: int, length: int) -> None:
+        """From now on B knows where the bytes are, until it opens the file again."""
+        expected = bytes(self.committed)
+        file = self.opened(self.b)
+        assert bytes(await file.read(0, len(expected))) == expected
+
+    async def b_merge(self, at: int, length: int) -> None:
+        """B looks at the pieces as they were when it opened the file, and A has changed them since, or not."""
+        servers, weather, losing = (self.cluster.servers, self.cluster.servers.on_put, self.cluster.lose_answers)
+        servers.on_put, self.cluster.lose_answers = lambda target, chunk: None, 0
+        file = self.b.find(self.ino)
+        if file is not None:
+            with suppress(ShoalError):
+                self.merged += await file.merge(0, at + length)
+        servers.on_put, self.cluster.lose_answers = weather, losing
+
     async def b_punch(self, at: int, length: int) -> None:
         mode = m.AllocateMode.PUNCH_HOLE | m.AllocateMode.KEEP_SIZE
         await self.b_step(lambda file: file.allocate(m.Allocate(self.ino, at, length, mode)))
@@ -473,8 +501,19 @@ class History:
 
 
 MINE = ["write"] * 5 + ["flush"] * 2 + ["stream", "append", "truncate", "read", "read", "reopen", "crash"]
-MINE += ["punch", "zero", "extend", "clone", "seek"]
-OTHERS = ["b_write", "b_append", "b_truncate", "b_punch", "restart", "collect", "fail_puts", "lose_answer"]
+MINE += ["punch", "zero", "extend", "clone", "seek", "merge"]
+OTHERS = [
+    "b_write",
+    "b_read",
+    "b_merge",
+    "b_append",
+    "b_truncate",
+    "b_punch",
+    "restart",
+    "collect",
+    "fail_puts",
+    "lose_answer",
+]
 OFFSETS = [
     0,
     1,
@@ -495,11 +534,16 @@ steps = st.tuples(st.sampled_from(MINE + OTHERS), st.sampled_from(OFFSETS), st.s
 small = st.tuples(st.sampled_from(MINE + OTHERS), st.integers(0, INLINE), st.integers(1, 200))
 
 
-def run(history: list[tuple[str, int, int]], pool: m.Pool = REPLICAS) -> None:
-    async def main() -> None:
-        await History(Cluster(pool)).run(history)
+def run(steps: list[tuple[str, int, int]], pool: m.Pool = REPLICAS) -> History:
+    """Two pieces of a file are enough to be merged."""
+    history = History(Cluster(pool))
 
-    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+    async def main() -> None:
+        await history.run(steps)
+
+    with mock.patch.object(merging, "PIECES_MIN", 2):
+        trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+    return history
 
 
 @given(st.lists(steps, min_size=5, max_size=40))
@@ -540,6 +584,38 @@ async def test_commit_whose_answer_was_lost_and_whose_chunk_was_collected_since(
     await history.flush(0, 0)
     assert not history.pending
     assert history.cluster.content(history.ino) == history.committed
+
+
+IN_PIECES = [step for at in range(0, 24_000, 4_000) for step in (("write", at, 4_000), ("flush", 0, 1))]
+WRITTEN_SINCE = [*IN_PIECES, ("b_read", 0, 1), ("write", 5_000, 50), ("flush", 0, 1), ("b_merge", 0, 24_000)]
+
+
+@pytest.mark.parametrize("pool", [REPLICAS, FRAGMENTS])
+def test_pieces_become_one_and_the_old_ones_garbage(pool) -> None:
+    history = run([*IN_PIECES, ("merge", 0, 24_000), ("collect", 0, 0), ("read", 0, 24_000), ("reopen", 0, 0)], pool)
+    assert history.merged == 6
+    assert len(history.linked()) == 1
+
+
+def test_what_was_written_since_stays_and_a_client_that_does_not_look_is_seen() -> None:
+    assert run(WRITTEN_SINCE).merged == 0
+    with mock.patch.object(merge_extents, "_places", return_value=[]), pytest.raises(AssertionError):
+        run(WRITTEN_SINCE)
+
+
+def test_a_merge_that_is_not_on_disk_is_refused_and_would_be_seen() -> None:
+    """Unsynced bytes may be merged, and synced ones with them."""
+    steps = [*IN_PIECES, ("merge", 0, 24_000), ("flush", 0, 1)]
+    real = Uploader.store
+
+    async def lazily(self: Any, *arguments: Any, durable: bool) -> Any:
+        return await real(self, *arguments, durable=False)
+
+    with mock.patch.object(Uploader, "store", lazily):
+        assert run(steps).merged == 0
+        ignored = mock.patch.object(merge_extents, "check_replacement")
+        with ignored, pytest.raises(AssertionError):
+            run(steps)
 
 
 def test_a_clone_of_nothing_does_not_tell_of_what_others_changed() -> None:

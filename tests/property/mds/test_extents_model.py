@@ -15,6 +15,7 @@ from harness.metadata import ROOT, Metadata, bounded
 from shoalfs.fs.committer import divide
 from shoalfs.mds import extents, keys, reads
 from shoalfs.mds import messages as m
+from shoalfs.transport.errors import LayoutConflict
 from shoalfs.transport.ids import ROOT_INODE
 from shoalfs.transport.limits import FILE_SIZE_BYTES_MAX
 
@@ -37,7 +38,7 @@ class World:
         self.md = Metadata()
         self.md.add_targets()
         self.files = [File(self.md.create(b"%d" % number).ino) for number in range(FILES)]
-        self.cut_off_seen = self.divided = 0
+        self.cut_off_seen = self.divided = self.merged = 0
 
     def rows(self) -> dict[bytes, bytes]:
         with self.md.store.read() as txn:
@@ -121,6 +122,33 @@ class World:
                 return
         raise AssertionError("the clone does not end")
 
+    def merge(self, number: int, first: int, length: int, *, then: bool = False) -> None:
+        """What lies there without a hole, up to ROWS_MAX pieces. ``then``: it is changed after the writer looked."""
+        file = self.files[number]
+        found = self.md.read(reads.get_extents, m.GetExtents(file.ino, first, length, 10_000))[0]
+        pieces = []
+        for extent in found.extents[:ROWS_MAX]:
+            part = extent.part(max(first, extent.offset_bytes), min(first + length, extent.end_bytes))
+            if pieces and pieces[-1].end_bytes != part.offset_bytes:
+                break
+            pieces.append(part)
+        if len(pieces) < 2:
+            return
+        start, end = pieces[0].offset_bytes, pieces[-1].end_bytes
+        chunk = self.md.chunk()
+        request = m.MergeExtents(
+            file.ino, tuple(pieces), self.md.extent(chunk, start, end - start), self.md.receipts(chunk)
+        )
+        if then:
+            self.write(number, [(start + 1, 1)])
+            with pytest.raises(LayoutConflict):
+                self.command(request)
+        else:
+            self.command(request)
+            file.bytes_ |= {at: (chunk, at - start) for at in range(start, end)}
+            self.merged += 1
+        self.compare()
+
     def trim(self, number: int) -> None:
         self.command(m.Trim(self.files[number].ino), session=0)
         self.compare()
@@ -152,6 +180,8 @@ CALLS = st.one_of(
     st.tuples(st.just("punch"), number, place, length),
     st.tuples(st.just("clone"), number, place, place, length),
     st.tuples(st.just("trim"), number),
+    st.tuples(st.just("merge"), number, place, length),
+    st.tuples(st.just("merge_late"), number, place, length),
 )
 
 
@@ -167,6 +197,8 @@ def carry_out(calls) -> World:
                 case "punch":
                     which, first, length_ = arguments
                     world.punch(which, first, first + length_)
+                case "merge_late":
+                    world.merge(*arguments, then=True)
                 case "clone" if world.md.read(reads.getattr_, m.GetAttr(world.files[arguments[0]].ino)).inode.storage:
                     world.clone(*arguments)
                 case "clone":
@@ -184,6 +216,12 @@ def test_files_are_as_the_model(calls):
 
 
 CUT_AND_WRITTEN = [("truncate", 0, 5), ("write", 0, [(20, 8)]), ("append", 0, 3), ("punch", 0, 2, 30), ("trim", 0)]
+
+
+def test_a_history_merges():
+    calls = [("merge", 0, at, 20) for at in range(0, BYTES, 3)]
+    pieces = [("write", 0, [(at, 1)]) for at in range(BYTES)]
+    assert carry_out([*pieces, *calls, *[("merge_late", 0, at, 9) for at in (0, 7, 20)]]).merged > 5
 
 
 def test_a_history_cuts_off_and_divides():
