@@ -20,7 +20,7 @@ backlog.
 """
 
 import errno
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 import trio
 
+from shoalfs.fs import merging
 from shoalfs.fs.contents import Contents
 from shoalfs.fs.fetcher import Fetcher
 from shoalfs.fs.new_files import Held
@@ -52,6 +53,7 @@ from shoalfs.transport.limits import (
     CREATE_EXTENTS_MAX,
     EXTENTS_PER_COMMIT_MAX,
     FILE_SIZE_BYTES_MAX,
+    MERGED_BYTES_MAX,
 )
 
 if TYPE_CHECKING:
@@ -74,7 +76,8 @@ class Committer:
         self._backlog = backlog
         self._fetcher = fetcher
         self._in_flight: dict[Unit, trio.Event] = {}
-        self.linked: tuple[int, int] | None = None  # where the last commit put its extents
+        self._linked: tuple[int, int] | None = None  # where the last commit put its extents
+        self._pieces = 0  # extents of the file when :meth:`ragged` was last asked
 
     @property
     def is_undurable(self) -> bool:
@@ -167,10 +170,32 @@ class Committer:
         assert failure is not None
         raise failure
 
-    async def merge(self, pieces: Sequence[Extent], payload: Sequence[memoryview]) -> None:
-        """Let one chunk take the place of these, which are one behind the other, have these bytes, and are what is
-        there as far as is known. Raises ShoalError, LayoutConflict if they are not; then nothing has changed, or it is
-        not known."""
+    def ragged(self) -> tuple[int, int] | None:
+        """Something was committed. Where to look for small pieces: around it, when there are many more than there
+        were."""
+        before, self._pieces = self._pieces, self._contents.inode.extents
+        if self._linked is None or before // merging.PIECES_MIN == self._pieces // merging.PIECES_MIN:
+            return None
+        first, end = self._linked
+        return max(0, first - MERGED_BYTES_MAX), end + MERGED_BYTES_MAX
+
+    async def merge(self, start: int, end: int, read: Callable[[Extent], Awaitable[list[memoryview]]]) -> int:
+        """As :meth:`shoalfs.fs.file.FileData.merge`. ``read`` gives the bytes of an extent."""
+        found = await self._fetcher.committed(start, min(end, self._contents.inode.size_bytes))
+        pieces = () if isinstance(found, bytes) else merging.choose(found)
+        if not pieces:
+            return 0
+        payload = [view for views in await all_of([partial(read, piece) for piece in pieces]) for view in views]
+        try:
+            await self._replace(pieces, payload)
+        except ShoalError:
+            self._contents.forget()
+            raise
+        return len(pieces)
+
+    async def _replace(self, pieces: Sequence[Extent], payload: Sequence[memoryview]) -> None:
+        """Let one chunk with these bytes take the place of the pieces. Raises LayoutConflict if they are not what is
+        there."""
         inode, offset = self._contents.inode, pieces[0].offset_bytes
         length = sum(map(len, payload))
         assert length == pieces[-1].end_bytes - offset, pieces
@@ -279,7 +304,7 @@ class Committer:
                 done = tuple(msgspec.structs.replace(e, offset_bytes=e.offset_bytes + shift_bytes) for e in done)
             self._contents.committed_extents(reply, done)
             if done:
-                self.linked = done[0].offset_bytes, done[-1].end_bytes
+                self._linked = done[0].offset_bytes, done[-1].end_bytes
             landed = reply.offset_bytes if landed < 0 or request.append else landed
             if not left:
                 return landed

@@ -6,7 +6,7 @@ import errno
 import trio
 
 from shoalfs.fs.contents import Contents
-from shoalfs.fs.extents import Span, cut
+from shoalfs.fs.extents import Span, cut, first_data, first_hole
 from shoalfs.fs.ports import Answer, Metadata
 from shoalfs.mds.messages import GET_EXTENTS, ExtentMap, GetExtents
 from shoalfs.transport.errors import PosixError
@@ -14,6 +14,7 @@ from shoalfs.transport.ids import ChunkId
 from shoalfs.transport.limits import EXTENTS_CACHED_MAX, FILE_SIZE_BYTES_MAX, STALE_PAGES_MAX
 
 _PAGE_EXTENTS = 1_000
+_SEEK_WINDOW_BYTES = 1 << 30  # looked at in one go; it doubles, so 16 TiB of nothing are 14 steps
 _PAGES_MAX = STALE_PAGES_MAX + EXTENTS_CACHED_MAX // _PAGE_EXTENTS
 
 
@@ -37,6 +38,21 @@ class Fetcher:
             if stale > STALE_PAGES_MAX:
                 break
         raise PosixError(errno.EIO, f"the extents of inode {self._contents.inode.ino} cannot be pinned down")
+
+    async def seek(self, offset_bytes: int, size_bytes: int, *, hole: bool) -> int:
+        """The first offset from there on, in a file of this size, that is in a hole, or that is not; the end begins a
+        hole. Raises PosixError(ENXIO) beyond the end and behind the last data."""
+        start, window = offset_bytes, _SEEK_WINDOW_BYTES
+        while start < size_bytes:
+            end = min(start + window, size_bytes)
+            found = await self.committed(start, end)
+            at = first_hole(found, start, end) if hole else first_data(found, start)
+            if at is not None:
+                return at
+            start, window = end, 2 * window
+        if hole and offset_bytes < size_bytes:
+            return size_bytes
+        raise PosixError(errno.ENXIO)
 
     async def inline(self) -> bytes:
         """All inline bytes of the file; empty if it has extents."""

@@ -22,13 +22,11 @@ from functools import partial
 import msgspec
 import trio
 
-from shoalfs.fs import merging
 from shoalfs.fs.assembly import extents_of, gaps_in, join, place
 from shoalfs.fs.budget import DirtyBudget
 from shoalfs.fs.committer import Committer, Whole
 from shoalfs.fs.contents import Contents
 from shoalfs.fs.dirty import Dirty
-from shoalfs.fs.extents import first_data, first_hole
 from shoalfs.fs.fetcher import Fetcher
 from shoalfs.fs.new_files import Held
 from shoalfs.fs.parallel import all_of, settle_all
@@ -52,11 +50,10 @@ from shoalfs.mds.messages import (
 )
 from shoalfs.transport.errors import PosixError, SessionGone, ShoalError
 from shoalfs.transport.ids import InodeId
-from shoalfs.transport.limits import FILE_SIZE_BYTES_MAX, MERGED_BYTES_MAX, UNDURABLE_CHUNKS_MAX
+from shoalfs.transport.limits import FILE_SIZE_BYTES_MAX, UNDURABLE_CHUNKS_MAX
 
 log = logging.getLogger("shoal.fs.file")
 
-_SEEK_WINDOW_BYTES = 1 << 30  # of the extent map, looked at in one go; it doubles, so 16 TiB of nothing are 14 steps
 _GONE = frozenset({errno.ENOENT, errno.ESTALE})  # the inode is no more: its bytes can never be committed
 
 
@@ -94,7 +91,6 @@ class FileData:
         self._lock = trio.Lock()
         self._charged_bytes = 0  # Invariant: what _dirty and _backlog cost, whenever a method of this class returns
         self._written_ns = 0  # when a program last wrote here, by this machine's clock
-        self._pieces = 0  # extents of the file when it was last looked at for small ones
         self._lost: ShoalError | None = None  # set once; from then on there is only EIO (or ESTALE)
 
     # --- what it is -----------------------------------------------------------------------------------------
@@ -371,28 +367,12 @@ class FileData:
     async def merge(self, start: int, end: int) -> int:
         """Have small pieces of [start, end) become one. Returns how many did. Raises ShoalError: they have not, or it
         is not known, and what is known of the extents is forgotten. Cancelled: the same doubt."""
-        if self._lost is not None or self._contents.is_inline:
-            return 0
-        found = await self._fetcher.committed(start, min(end, self._contents.inode.size_bytes))
-        pieces = () if isinstance(found, bytes) else merging.choose(found)
-        if not pieces:
-            return 0
-        read = await all_of([partial(self._services.reader.read, piece) for piece in pieces])
-        payload = [view for views in read for view in views]
-        try:
-            await self._committer.merge(pieces, payload)
-        except ShoalError:
-            self._contents.forget()
-            raise
-        return len(pieces)
+        return 0 if self._lost else await self._committer.merge(start, end, self._services.reader.read)
 
     def _look_at_pieces(self) -> None:
-        """Something was committed. Now and then, see whether it lies in small pieces, it and what is around it."""
-        extents = self._contents.inode.extents
-        if extents // merging.PIECES_MIN != self._pieces // merging.PIECES_MIN and self._committer.linked is not None:
-            first, end = self._committer.linked
-            self._services.merge(self, max(0, first - MERGED_BYTES_MAX), end + MERGED_BYTES_MAX)
-        self._pieces = extents
+        around = self._committer.ragged()
+        if around is not None:
+            self._services.merge(self, *around)
 
     async def store_full_windows(self) -> None:
         """Put windows that are complete on the chunkservers, ahead of the commit."""
@@ -458,17 +438,7 @@ class FileData:
         if self.is_dirty:
             await self.flush(durable=False)
         self._raise_if_lost()
-        start, window = offset_bytes, _SEEK_WINDOW_BYTES
-        while start < self.size_bytes:
-            end = min(start + window, self.size_bytes)
-            found = await self._fetcher.committed(start, end)
-            at = first_hole(found, start, end) if hole else first_data(found, start)
-            if at is not None:
-                return at
-            start, window = end, 2 * window
-        if hole and offset_bytes < self.size_bytes:
-            return self.size_bytes
-        raise PosixError(errno.ENXIO)
+        return await self._fetcher.seek(offset_bytes, self.size_bytes, hole=hole)
 
     def discard(self) -> None:
         """Drop what is not committed: nobody can ever read this file again (unlinked, and closed for the last
