@@ -131,7 +131,7 @@ def test_entries_round_trip():
 
 @pytest.mark.parametrize(
     "data",
-    [b"\x05\x92\x00\x90", b"\x02", b"\x01garbage", b"\x00", b"\x02\x92\xff\x90", encode_entry(5, [])[:-1]],
+    [b"\x06\x92\x00\x90", b"\x02", b"\x01garbage", b"\x00", b"\x02\x92\xff\x90", encode_entry(5, [])[:-1]],
 )
 def test_an_unreadable_entry_stops_the_node(md, data):
     before, index = contents(md.store), md.machine.applied_index

@@ -172,7 +172,7 @@ def test_an_entry_of_an_older_release_makes_files_as_ever(md, ino):
     assert fields[8:] == [[], [], None]
     body = msgspec.Raw(msgspec.msgpack.encode(fields[:8]))
     entry = encode_entry(md.now_ns + 1, [(md.session, m.Command(0, 1 << 40, int(m.Op.CREATE), body))])
-    assert entry[:1] == b"\x04"
+    assert entry[:1] == b"\x05"
     (outcome,) = md.apply(b"\x02" + entry[1:])
     assert outcome.code == 0
     assert content(md, ino)[1] == b"data"
@@ -181,10 +181,10 @@ def test_an_entry_of_an_older_release_makes_files_as_ever(md, ino):
 def test_a_program_that_does_not_know_extents_does_not_apply_them():
     """It goes by the version of the entry: this one's are refused by it, and later ones by this."""
     entry = encode_entry(1, [])
-    for older in (b"\x02", b"\x03"):
+    for older in (b"\x02", b"\x03", b"\x04"):
         assert decode_entry(entry) == decode_entry(older + entry[1:])
-    with pytest.raises(StorageFailed, match="format 05"):
-        decode_entry(b"\x05" + entry[1:])
+    with pytest.raises(StorageFailed, match="format 06"):
+        decode_entry(b"\x06" + entry[1:])
 
 
 # --- with attributes -------------------------------------------------------------------------------------------------
