@@ -337,7 +337,9 @@ class MdsService:
         allowed = _OPS_OF_ROLE[call.peer.role]
         for command in request.commands:
             if command.op not in allowed:
-                raise NotAllowed(f"a {call.peer.role} may not send operation {command.op}")
+                raise NotAllowed(
+                    f"a {call.peer.role} may not send operation {command.op}: use a certificate of another role"
+                )
 
     def _mutated(
         self,

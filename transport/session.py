@@ -330,7 +330,7 @@ class Session:
         if method is None:
             raise UnknownMethod(f"method {number} is not offered here")
         if not self._allowed(method):
-            raise NotAllowed(f"{method} is not for a peer of role {self.peer.role!r}")
+            raise NotAllowed(f"{method} is not for a peer of role {self.peer.role!r}: use a certificate of another")
         return method
 
     def _require_open(self) -> None:

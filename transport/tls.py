@@ -155,4 +155,4 @@ class TlsLink:
 
     def _refused(self, error: ssl.SSLError) -> ShoalError:
         detail = getattr(error, "verify_message", "") or error.reason or str(error)
-        return NotAllowed(f"{self.name}: {detail}")
+        return NotAllowed(f"{self.name}: {detail}: both sides need certificates that the other's tls.ca has signed")

@@ -104,7 +104,9 @@ def assess(found: "MdsStatus", members: Mapping[int, bool]) -> Health:
         )
     if not found.map.targets:
         reasons.append("no chunkserver has registered: only small files can be written")
-    reasons += [f"mds {node} does not answer" for node, up in sorted(members.items()) if not up]
+    spare = sum(members.values()) - (len(members) // 2 + 1)
+    last = "" if spare > 0 else ": the group cannot lose another"
+    reasons += [f"mds {node} does not answer: start it{last}" for node, up in sorted(members.items()) if not up]
     reasons += targets_away(found)
     if found.repair.lost_chunks:
         reasons.append(

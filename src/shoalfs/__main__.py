@@ -27,12 +27,11 @@ _SERVERS: Final = ("mds", "chunkserver", "mount")  # what they log is of interes
 _INTERRUPTED: Final = 130  # 128 + SIGINT, as shells have it
 
 _NEXT: Final[dict[type[errors.ShoalError], str]] = {
-    errors.PeerUnreachable: "`shoal doctor` shows what does not run, `shoal up MNT` starts what is missing",
-    errors.DeadlineExceeded: "see with `shoal doctor` what runs, then try again",
+    errors.PeerUnreachable: "`shoal raft status` shows which metadata nodes answer: start the others",
+    errors.DeadlineExceeded: "see with `shoal raft status` what runs, then try again",
     errors.WrongCluster: "check the address, and cluster.id in the configuration",
     errors.VersionMismatch: "install the same release of shoalfs on both sides",
     errors.Overloaded: "try again later",
-    errors.NotAllowed: "use a certificate of the role that is needed",
 }
 """What to do about an error that tells no remedy itself."""
 

@@ -43,12 +43,13 @@ def command(monkeypatch):
     [
         (errors.UserError("what: where: what to do"), 2, "shoal: what: where: what to do"),
         (errors.ShoalError("what: where: what to do"), 1, "shoal: what: where: what to do"),
+        (errors.NotAllowed("node 9 is no member"), 1, "shoal: node 9 is no member"),
         (errors.PosixError(2), 1, "shoal: No such file or directory"),
         (PermissionError(13, "Permission denied", "/x"), 1, "shoal: Permission denied: /x"),
         (
             errors.PeerUnreachable("tcp:a:1: refused"),
             1,
-            "shoal: tcp:a:1: refused: `shoal doctor` shows what does not run, `shoal up MNT` starts what is missing",
+            "shoal: tcp:a:1: refused: `shoal raft status` shows which metadata nodes answer: start the others",
         ),
         (
             ExceptionGroup("g", [ExceptionGroup("h", [errors.ShoalError("once")]), errors.ShoalError("once")]),

@@ -52,7 +52,18 @@ BOTH = {1: True, 2: True}
         ((UP, DRAINING, UP), BOTH, "healthy", []),
         ((UP, DOWN, UP), BOTH, "degraded", ["target 2 on node-2 is down"]),
         ((UP, SYNCING, UP), BOTH, "degraded", ["target 2 on node-2 is syncing: what it lacks is copied to it"]),
-        ((UP, UP, UP), {1: True, 2: False}, "degraded", ["mds 2 does not answer"]),
+        (
+            (UP, UP, UP),
+            {1: True, 2: False, 3: True},
+            "degraded",
+            ["mds 2 does not answer: start it: the group cannot lose another"],
+        ),
+        (
+            (UP, UP, UP),
+            {1: True, 2: False, 3: True, 4: True, 5: True},
+            "degraded",
+            ["mds 2 does not answer: start it"],
+        ),
         (
             (UP, DOWN, DOWN),
             BOTH,
