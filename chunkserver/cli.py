@@ -97,4 +97,5 @@ def server_options(config: Config, path: str | None = None) -> "ServerOptions":
         cluster_id=config.cluster.id_bytes or None,
         rack=table.rack,
         added_path=os.path.abspath(added) if added else None,
+        disk_call_ms_max=table.disk_call_ms_max,
     )

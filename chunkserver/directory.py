@@ -36,6 +36,10 @@ _FILE_BYTES_MAX: Final = 4096
 _FRESH: Final = frozenset({_LOCK_FILE, _TARGET_FILE + ".new", "lost+found"})  # what an unused directory may hold
 
 
+class TargetInUse(UserError):
+    """Somebody has the directory: another server, or a thread of one that ended, which hangs in a call to its disk."""
+
+
 class TargetFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``cluster_id`` and ``uuid``: 16 bytes in hex."""
 
@@ -107,7 +111,7 @@ class TargetDirectory:
         self._lock_fd = disk.open(f"{path}/{_LOCK_FILE}", create=True)
         try:
             if not disk.lock(self._lock_fd):
-                raise UserError(f"{path} is in use by another chunkserver: stop that one or use another directory")
+                raise TargetInUse(f"{path} is in use by another chunkserver: stop that one or use another directory")
             if _TARGET_FILE not in foreign:
                 fresh = TargetFile(_MAGIC, FORMAT, cluster_id.hex(), fresh_uuid.hex())
                 _write_file(disk, path, _TARGET_FILE, fresh)

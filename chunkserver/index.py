@@ -9,6 +9,10 @@ entry cannot lead to wrong bytes, because each record is verified against the id
 reader expect.
 
 Writers on several threads are grouped: whoever gets the write lock commits for all that queued up meanwhile.
+
+Any look into LMDB may wait for the disk: a page may have to be read, and a reader enters itself in a table that is a
+mapped file, too. So all of them are noted in the target's watch. What was looked up lately is remembered, for those who
+must not wait (:meth:`Index.known`).
 """
 
 import contextlib
@@ -17,14 +21,16 @@ import shutil
 import struct
 import threading
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 import lmdb
 
 from shoalfs.chunkserver.record import Header, record_bytes
+from shoalfs.chunkserver.watch import Watch
 from shoalfs.transport.ids import ChunkId
-from shoalfs.transport.limits import INDEX_MAP_BYTES
+from shoalfs.transport.limits import INDEX_MAP_BYTES, INDEX_ROWS_KNOWN_MAX
 
 IndexDamaged: Final = lmdb.Error
 """What every call here may raise: the index is unusable (or its disk is)."""
@@ -77,6 +83,7 @@ class Changes:
         self._segments = segments
         self._quarantine = quarantine
         self.live_bytes_delta = 0
+        self.dropped: list[ChunkId] = []
 
     def get(self, chunk: ChunkId) -> Row | None:
         value = self._txn.get(_CHUNK_KEY.pack(chunk), db=self._chunks)
@@ -93,6 +100,7 @@ class Changes:
         if self.get(chunk) == row:
             self._txn.delete(_CHUNK_KEY.pack(chunk), db=self._chunks)
             self._account(row, -1)
+            self.dropped.append(chunk)
 
     def set_aside(self, segment: int, position_bytes: int, reason: str) -> None:
         """Put what lies there into quarantine."""
@@ -141,16 +149,52 @@ def exists(path: str) -> bool:
     return os.path.exists(f"{path}/data.mdb")
 
 
+class _Known:
+    """Rows that were looked up lately. The lock is never held while anything waits for the disk.
+
+    Invariant: each is what the index has, or had a moment ago: who looks one up says of when that is, and it is not
+    remembered if anything was dropped since.
+    """
+
+    def __init__(self, rows_max: int) -> None:
+        self._rows_max = rows_max
+        self._rows: dict[ChunkId, bytes] = {}  # the oldest first
+        self._lock = threading.Lock()
+        self.drops = 0  # goes up when something was dropped
+
+    def get(self, chunk: ChunkId) -> bytes | None:
+        return self._rows.get(chunk)
+
+    def remember(self, chunk: ChunkId, value: bytes, drops: int) -> None:
+        """``drops``: as it was before the row was looked up."""
+        with self._lock:
+            if drops != self.drops:
+                return
+            if len(self._rows) >= self._rows_max:
+                del self._rows[next(iter(self._rows))]
+            self._rows[chunk] = value
+
+    def forget(self, chunks: list[ChunkId]) -> None:
+        """They were dropped."""
+        with self._lock:
+            self.drops += 1
+            for chunk in chunks:
+                self._rows.pop(chunk, None)
+
+
 class Index:
     """Opens (or makes) the index in ``path``, a directory of its own. Thread-safe. Raises IndexDamaged."""
 
-    def __init__(self, path: str) -> None:
-        os.makedirs(path, mode=0o700, exist_ok=True)
-        # No sync: see the module.
-        self._env = lmdb.open(path, map_size=INDEX_MAP_BYTES, max_dbs=3, sync=False, metasync=False)
-        self._chunks = self._env.open_db(b"chunks")
-        self._segments = self._env.open_db(b"segments")
-        self._quarantine = self._env.open_db(b"quarantine")
+    def __init__(self, path: str, watch: Watch) -> None:
+        self._watch = watch
+        self._known = _Known(INDEX_ROWS_KNOWN_MAX)
+        with self._look():
+            os.makedirs(path, mode=0o700, exist_ok=True)
+            # No sync: see the module.
+            self._env = lmdb.open(path, map_size=INDEX_MAP_BYTES, max_dbs=3, sync=False, metasync=False)
+            self._chunks = self._env.open_db(b"chunks")
+            self._segments = self._env.open_db(b"segments")
+            self._quarantine = self._env.open_db(b"quarantine")
         self._write_lock = threading.Lock()
         self._queue_lock = threading.Lock()
         self._queue: list[_Addition] = []  # bounded by the target's threads: each waits for its own
@@ -159,24 +203,38 @@ class Index:
 
     def close(self) -> None:
         """Put it on disk, so that the next start of the machine may use it, and close it."""
-        self._env.sync(True)
-        self._env.close()
+        with self._look():
+            self._env.sync(True)
+        self.abandon()
 
     def abandon(self) -> None:
         """Close it as a crash would."""
-        self._env.close()
+        with self._look():
+            self._env.close()
+
+    def _look(self) -> AbstractContextManager[None]:
+        return self._watch.call("a look into its index")
 
     # --- reading -----------------------------------------------------------------------------------------------------
 
-    def get(self, chunk: ChunkId) -> Row | None:
-        with self._env.begin(self._chunks) as txn:
-            value = txn.get(_CHUNK_KEY.pack(chunk))
+    def known(self, chunk: ChunkId) -> Row | None:
+        """The chunk's row if it is remembered; None says nothing. Does not wait."""
+        value = self._known.get(chunk)
         return Row._make(_ROW.unpack(value)) if value is not None else None
+
+    def get(self, chunk: ChunkId) -> Row | None:
+        drops = self._known.drops
+        with self._look(), self._env.begin(self._chunks) as txn:
+            value = txn.get(_CHUNK_KEY.pack(chunk))
+        if value is None:
+            return None
+        self._known.remember(chunk, value, drops)
+        return Row._make(_ROW.unpack(value))
 
     def after(self, chunk: ChunkId, count: int) -> list[tuple[ChunkId, Row]]:
         """Up to ``count`` chunks with a higher id, in order."""
         found: list[tuple[ChunkId, Row]] = []
-        with self._env.begin(self._chunks) as txn:
+        with self._look(), self._env.begin(self._chunks) as txn:
             cursor = txn.cursor()
             more = cursor.set_range(_CHUNK_KEY.pack(chunk + 1))
             while more and len(found) < count:
@@ -187,31 +245,31 @@ class Index:
 
     def segments(self) -> dict[int, SegmentRow]:
         """Of every segment that the index knows."""
-        with self._env.begin(self._segments) as txn:
+        with self._look(), self._env.begin(self._segments) as txn:
             return {
                 _SEGMENT_KEY.unpack(key)[0]: SegmentRow._make(_SEGMENT_ROW.unpack(value)) for key, value in txn.cursor()
             }
 
     def segment(self, number: int) -> SegmentRow:
-        with self._env.begin(self._segments) as txn:
+        with self._look(), self._env.begin(self._segments) as txn:
             value = txn.get(_SEGMENT_KEY.pack(number))
         return SegmentRow._make(_SEGMENT_ROW.unpack(value)) if value is not None else SegmentRow()
 
     def quarantined(self) -> list[tuple[int, int, str]]:
         """(segment, offset, reason) of every record in quarantine."""
-        with self._env.begin(self._quarantine) as txn:
+        with self._look(), self._env.begin(self._quarantine) as txn:
             return [(*_PLACE_KEY.unpack(key), value.decode()) for key, value in txn.cursor()]
 
     def has_quarantine(self, number: int) -> bool:
         """True if a record of this segment is in quarantine."""
-        with self._env.begin(self._quarantine) as txn:
+        with self._look(), self._env.begin(self._quarantine) as txn:
             cursor = txn.cursor()
             found = cursor.set_range(_PLACE_KEY.pack(number, 0))
             return found and _PLACE_KEY.unpack(cursor.key())[0] == number
 
     def counts(self) -> tuple[int, int]:
         """Number of chunks, and of records in quarantine."""
-        with self._env.begin() as txn:
+        with self._look(), self._env.begin() as txn:
             return txn.stat(self._chunks)["entries"], txn.stat(self._quarantine)["entries"]
 
     # --- writing -----------------------------------------------------------------------------------------------------
@@ -224,10 +282,12 @@ class Index:
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[Changes]:
-        with self._env.begin(write=True) as txn:
+        with self._look(), self._env.begin(write=True) as txn:
             changes = Changes(txn, self._chunks, self._segments, self._quarantine)
             yield changes
         self.live_bytes += changes.live_bytes_delta
+        if changes.dropped:
+            self._known.forget(changes.dropped)
 
     def add(self, chunk: ChunkId, row: Row, watermark_bytes: int, replaces: Row | None = None) -> Row:
         """Enter the chunk and return the row that is in the index now: this one, or that of whoever was first.
@@ -249,6 +309,7 @@ class Index:
         with self._queue_lock:
             batch, self._queue = self._queue, []
         error: Exception | None = None
+        drops = self._known.drops
         try:
             with self._transaction() as changes:
                 for addition in batch:
@@ -256,6 +317,8 @@ class Index:
         except lmdb.Error as failure:
             error = failure
         for addition in batch:
+            if error is None and addition.winner == addition.row:
+                self._known.remember(addition.chunk, _ROW.pack(*addition.row), drops)
             addition.error = error
             addition.done = True
 

@@ -4,7 +4,8 @@ A visit costs more than storing a small chunk does: two switches of threads and 
 whatever has queued up while the last visit lasted is done in the next one. Alone, a job waits for nothing.
 """
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from typing import Any, Final, Never, TypeVar
 
 import outcome
@@ -25,7 +26,8 @@ class JobQueue:
     """Bounded by its users: each waits for its own job."""
 
     def __init__(self) -> None:
-        self._jobs: list[_Job] = []
+        self._jobs: dict[_Job, None] = {}  # not begun, the first first
+        self._visit: list[_Job] = []  # of the thread
         self._refusal: Exception | None = None
         self._work_came = trio.Event()
 
@@ -34,9 +36,12 @@ class JobQueue:
         if self._refusal is not None:
             raise self._refusal
         job = _Job(work)
-        self._jobs.append(job)
+        self._jobs[job] = None
         self._work_came.set()
-        await job.done.wait()
+        try:
+            await job.done.wait()
+        finally:
+            self._jobs.pop(job, None)  # who is cancelled leaves nothing behind: a disk that hangs would collect it
         assert job.result is not None
         value: _T = job.result.unwrap()
         return value
@@ -44,23 +49,36 @@ class JobQueue:
     def refuse(self, error: Exception) -> None:
         """Whoever waits for a job that was not begun, and whoever comes, gets this error."""
         self._refusal = error
-        jobs, self._jobs = self._jobs, []
+        self._fail(list(self._jobs), error)
+        self._jobs.clear()
+
+    def abandon(self, error: Exception) -> None:
+        """As :meth:`refuse`, and so does who waits for one that was begun: it will not be done in time, if at all."""
+        self.refuse(error)
+        visit, self._visit = self._visit, []
+        self._fail(visit, error)
+
+    def _fail(self, jobs: Iterable[_Job], error: Exception) -> None:
         for job in jobs:
             job.result = outcome.Error(error)
             job.done.set()
 
-    async def serve(self) -> Never:
-        """Do the jobs until cancelled."""
+    async def serve(self, run: Callable[[Callable[[], list[outcome.Outcome[Any]]]], Awaitable[Any]]) -> Never:
+        """Do the jobs until cancelled. ``run`` runs a visit in a thread."""
         while True:
             await self._work_came.wait()
-            visit, self._jobs = self._jobs[:_JOBS_PER_VISIT], self._jobs[_JOBS_PER_VISIT:]
+            visit = self._visit = [job for job, _ in zip(self._jobs, range(_JOBS_PER_VISIT), strict=False)]
+            for job in visit:
+                del self._jobs[job]
             if not self._jobs:
                 self._work_came = trio.Event()
-            await trio.to_thread.run_sync(_do_all, visit)
-            for job in visit:
-                job.done.set()
+            results = await run(partial(_do_all, visit)) if visit else []
+            if self._visit is visit:
+                for job, result in zip(visit, results, strict=True):
+                    job.result = result
+                    job.done.set()
+                self._visit = []
 
 
-def _do_all(jobs: list[_Job]) -> None:
-    for job in jobs:
-        job.result = outcome.capture(job.work)
+def _do_all(jobs: list[_Job]) -> list[outcome.Outcome[Any]]:
+    return [outcome.capture(job.work) for job in jobs]

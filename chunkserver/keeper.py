@@ -19,29 +19,37 @@ start registers, and is refused again. The bytes stay where they are; nobody use
 
 import errno
 import logging
+import math
 import os
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Final
+from typing import Final, TypeVar
 
 import trio
 
 from shoalfs.chunkserver.added import AddedTarget, AddedTargets
-from shoalfs.chunkserver.directory import target_in
+from shoalfs.chunkserver.directory import TargetInUse, target_in
 from shoalfs.chunkserver.disk import Disk
 from shoalfs.chunkserver.index import IndexDamaged
 from shoalfs.chunkserver.messages import AddTarget, TargetAdded
 from shoalfs.chunkserver.store import ChunkStore
 from shoalfs.chunkserver.target import Target, open_target
+from shoalfs.chunkserver.watch import Watch, in_time
 from shoalfs.transport.errors import Overloaded, PosixError, ShoalError, TargetDown, TargetRemoved, UserError
-from shoalfs.transport.limits import TARGET_PATH_BYTES_MAX, TARGETS_PER_SERVER_MAX
+from shoalfs.transport.limits import (
+    DISK_CALL_MS_MAX,
+    OPEN_PATIENCE_MS,
+    TARGET_PATH_BYTES_MAX,
+    TARGETS_PER_SERVER_MAX,
+)
 from shoalfs.transport.service import Call
 
 _log: Final = logging.getLogger("shoal.chunkserver.keeper")
+_T = TypeVar("_T")
 _REGISTER_S: Final = 15.0  # how long whoever adds a target waits for its number
 
 
@@ -71,6 +79,7 @@ class TargetSet:
 class _Open:
     """A target's task. ``ready``: ``target`` is open, or ``error`` says why it is not. Closed once ``leave`` is set."""
 
+    real_path: str = ""  # without symbolic links
     ready: trio.Event = field(default_factory=trio.Event)
     leave: trio.Event = field(default_factory=trio.Event)
     gone: trio.Event = field(default_factory=trio.Event)
@@ -78,43 +87,115 @@ class _Open:
     error: Exception | None = None
 
 
-class Keeper:
-    """Made by :func:`open_keeper`. ``added`` None: there is nowhere to write down what is added."""
+@dataclass(eq=False)
+class _Start:
+    """A target that is to be opened when the server starts; ``added``: as it was written down. In the end ``target`` is
+    open, or it is shown why not, or there is a ``mistake``. ``is_late``: nobody waits for it any more."""
 
-    def __init__(self, nursery: trio.Nursery, disk: Disk, cluster_id: bytes, added: AddedTargets | None) -> None:
+    options: TargetOptions
+    added: AddedTarget | None = None
+    target: Target | None = None
+    mistake: UserError | None = None
+    is_late: bool = False
+
+
+class Keeper:
+    """Made by :func:`open_keeper`. ``added`` None: there is nowhere to write down what is added. ``call_ms_max``: a
+    disk one of whose calls takes longer hangs."""
+
+    def __init__(
+        self, nursery: trio.Nursery, disk: Disk, cluster_id: bytes, added: AddedTargets | None, call_ms_max: int
+    ) -> None:
         self.targets = TargetSet()
         self._nursery = nursery
         self._disk = disk
         self._cluster_id = cluster_id
         self._added = added
+        self._call_ms_max = call_ms_max
         self._open: dict[bytes, _Open] = {}
+        self._every: set[_Open] = set()  # also those that are not open yet, or no more
+        self._ending = False
         self._changing = trio.Lock()  # held while a directory is opened or let go of, and the file written
 
     # --- the start ---------------------------------------------------------------------------------------------------
 
     async def open_configured(self, configured: Sequence[TargetOptions]) -> None:
-        """Open the targets of the configuration and those that were added. One whose disk does not answer is left out
-        and shown as failed. Raises UserError for a mistake in the options, and if none can be opened."""
-        for options in configured:
-            try:
-                self._serve(await self._take_in(options))
-            except (TargetDown, OSError, IndexDamaged) as error:
-                self._leave_out(options.path, str(error))
-        for entry in self._not_configured(configured):
-            try:
-                self._check_disk(entry)
-                self._serve(await self._take_in(TargetOptions(entry.path, entry.size_limit_bytes)))
-            except (TargetDown, OSError, IndexDamaged) as error:
-                self._leave_out(entry.path, str(error))
+        """Open the targets of the configuration and those that were added, side by side. One whose disk does not answer
+        is left out and shown as failed. One that takes longer than the others and OPEN_PATIENCE_MS, because there is
+        much to recover or its disk hangs, is served when it is open. Raises UserError for a mistake in the options, and
+        if none can be opened."""
+        starts = [_Start(options) for options in configured]
+        starts += [
+            _Start(TargetOptions(entry.path, entry.size_limit_bytes), entry)
+            for entry in await self._not_configured(configured)
+        ]
+        done, get_done = trio.open_memory_channel[_Start](len(starts))
+        for start in starts:
+            self.targets.dead[start.options.path] = "is being opened"
+            self._nursery.start_soon(self._open_at_start, start, done)
+        patience = trio.current_time() + OPEN_PATIENCE_MS / 1000
+        for _ in starts:
+            until = patience if any(start.target for start in starts) else math.inf
+            with trio.move_on_at(until) as waiting:
+                await get_done.receive()
+            if waiting.cancelled_caught:
+                break
+        for start in starts:
+            if start.mistake is not None:
+                raise start.mistake
+        for start in starts:
+            start.is_late = True  # if it is not done
+            if start.target is not None:
+                self._serve(start.target)
         if not self.targets.living:
             path, reason = next(iter(self.targets.dead.items()))
             raise UserError(f"no target can be opened; the first: {path}: {reason}")
 
-    def _not_configured(self, configured: Sequence[TargetOptions]) -> list[AddedTarget]:
+    async def _open_at_start(self, start: "_Start", done: "trio.MemorySendChannel[_Start]") -> None:
+        """Raises nothing: what went wrong is shown, or in ``start``."""
+        options = start.options
+        try:
+            if start.added is not None:
+                await self._in_time(options.path, partial(self._check_disk, start.added))
+            target = await self._take_in(options)
+        except UserError as error:
+            if start.is_late or isinstance(error, TargetInUse):
+                self._leave_out(options.path, str(error))
+            else:
+                start.mistake = error
+        except (TargetDown, OSError, IndexDamaged) as error:
+            self._leave_out(options.path, str(error))
+        else:
+            if start.is_late:
+                self._serve(target)
+                _log.info("%s is open, too", target.path)
+            start.target = target
+        done.send_nowait(start)
+
+    async def _in_time(self, path: str, work: Callable[[], _T]) -> _T:
+        """Do what a disk that hangs must not hold up. Raises what ``work`` raises, and TargetDown."""
+        watch = Watch(self._call_ms_max)
+
+        def watched() -> _T:
+            with watch.call("looking at it"):
+                return work()
+
+        return await in_time(watch, path, watched)
+
+    async def _not_configured(self, configured: Sequence[TargetOptions]) -> list[AddedTarget]:
         """What was added and is not in the configuration by now."""
-        paths = {os.path.realpath(options.path) for options in configured}
         entries = self._added.entries if self._added is not None else ()
-        return [entry for entry in entries if os.path.realpath(entry.path) not in paths]
+        if not entries:
+            return []
+
+        def look(real: Callable[[str], str]) -> list[AddedTarget]:
+            paths = {real(options.path) for options in configured}
+            return [entry for entry in entries if real(entry.path) not in paths]
+
+        try:
+            return await self._in_time("the targets", partial(look, os.path.realpath))
+        except TargetDown:  # a disk hangs: what has two names is found to be in use
+            return look(os.path.abspath)
 
     def _check_disk(self, entry: AddedTarget) -> None:
         """Raises TargetDown unless the directory holds the target that was added: an empty one is a disk that is not
@@ -149,7 +230,7 @@ class Keeper:
         is one, or not.
         """
         async with self._changing:
-            self._check_new(options)
+            await self._in_time(options.path, partial(self._check_new, options))
             with trio.CancelScope(shield=True):  # a target that is open is also written down, or closed again
                 target = await self._take_in(options)
                 try:
@@ -177,8 +258,10 @@ class Keeper:
         if len(self.targets.living) >= TARGETS_PER_SERVER_MAX:
             raise Overloaded(f"a chunkserver has at most {TARGETS_PER_SERVER_MAX} targets")
         real = os.path.realpath(path)
-        for target in self.targets.living.values():
-            other = os.path.realpath(target.path)
+        for opened in list(self._open.values()):
+            target, other = opened.target, opened.real_path
+            if target is None:
+                continue
             if real == other:
                 raise UserError(f"{path} is target {target.id} of this chunkserver already")
             if os.path.commonpath((real, other)) in (real, other):
@@ -228,7 +311,8 @@ class Keeper:
 
     def close_all(self) -> None:
         """Have all targets put on disk and closed. Nobody uses them any more."""
-        for opened in self._open.values():
+        self._ending = True
+        for opened in self._every:
             opened.leave.set()
 
     # --- the task of one target ---------------------------------------------------------------------------------------
@@ -236,6 +320,9 @@ class Keeper:
     async def _take_in(self, options: TargetOptions) -> Target:
         """Open it; nobody is told yet. Raises UserError, TargetDown, OSError, IndexDamaged."""
         opened = _Open()
+        self._every.add(opened)
+        if self._ending:
+            opened.leave.set()
         self._nursery.start_soon(self._hold, options, opened)
         with trio.CancelScope(shield=True):  # a store that is being opened cannot be interrupted
             await opened.ready.wait()
@@ -258,19 +345,25 @@ class Keeper:
         self.targets.note_change()
 
     async def _hold(self, options: TargetOptions, opened: _Open) -> None:
-        """Have it open until it is to leave. Shielded: others may be in the middle of using it."""
-        open_store = partial(
-            ChunkStore,
-            self._disk,
-            options.path,
-            cluster_id=self._cluster_id,
-            fresh_uuid=secrets.token_bytes(16),
-            clock_ns=time.time_ns,
-            size_limit_bytes=options.size_limit_bytes,
-        )
+        """Have it open until it is to leave. Shielded: others may be in the middle of using it. How long its disk may
+        take for that is bounded in target.py."""
+
+        def open_store(watch: Watch) -> ChunkStore:
+            with watch.call("looking at it"):
+                opened.real_path = os.path.realpath(options.path)
+            return ChunkStore(
+                self._disk,
+                options.path,
+                cluster_id=self._cluster_id,
+                fresh_uuid=secrets.token_bytes(16),
+                clock_ns=time.time_ns,
+                size_limit_bytes=options.size_limit_bytes,
+                watch=watch,
+            )
+
         with trio.CancelScope(shield=True):
             try:
-                async with open_target(open_store) as opened.target:
+                async with open_target(open_store, self._call_ms_max) as opened.target:
                     opened.ready.set()
                     await opened.leave.wait()
             except (UserError, ShoalError, OSError, IndexDamaged) as error:
@@ -280,13 +373,16 @@ class Keeper:
             finally:
                 opened.ready.set()
                 opened.gone.set()
+                self._every.discard(opened)
 
 
 @asynccontextmanager
-async def open_keeper(disk: Disk, cluster_id: bytes, added: AddedTargets | None) -> AsyncIterator[Keeper]:
+async def open_keeper(
+    disk: Disk, cluster_id: bytes, added: AddedTargets | None, call_ms_max: int = DISK_CALL_MS_MAX
+) -> AsyncIterator[Keeper]:
     """With the block, all targets are put on disk and closed. Nobody may use them any more by then."""
     async with trio.open_nursery() as nursery:
-        keeper = Keeper(nursery, disk, cluster_id, added)
+        keeper = Keeper(nursery, disk, cluster_id, added, call_ms_max)
         try:
             yield keeper
         finally:

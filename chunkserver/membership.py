@@ -17,7 +17,7 @@ order to delete is only as good as the map that it was given under. For the same
 the newest map that was known before it was collected, and while a deletion of an older reply is under way, that one's.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final, NamedTuple
@@ -55,16 +55,20 @@ class Part(NamedTuple):
     map_epoch: int
 
 
+_NO_PART: Final = Part(_NO_CHUNK, 1, 0)  # of an inventory that says nothing of any chunk
+
+
 class Condition(NamedTuple):
-    """How a target is now. ``inventory``: the chunks that ``part`` asks for, with their hashes."""
+    """How a target is now. ``inventory``: the chunks that ``part`` asks for, with their hashes; ``part`` None: its disk
+    has not told any yet."""
 
     capacity_bytes: int
     used_bytes: int
     chunks: int
     failed: str
-    part: Part
-    inventory: tuple[ChunkId, ...]
-    hashes: bytes
+    part: Part | None
+    inventory: tuple[ChunkId, ...] = ()
+    hashes: bytes = b""
     scrub: ScrubReport = ScrubReport()
 
 
@@ -111,6 +115,10 @@ class Membership:
     def unregistered(self) -> list[bytes]:
         return [uuid for uuid, member in self._members.items() if not member.id]
 
+    def is_registered(self, uuid: bytes) -> bool:
+        member = self._members.get(uuid)
+        return member is not None and member.id != _NO_TARGET
+
     def registered(self, uuid: bytes, target: TargetId, epoch: int) -> None:
         member = self._members[uuid]
         member.id, member.epoch, member.after = target, epoch, _NO_CHUNK
@@ -134,8 +142,8 @@ class Membership:
         return Heartbeat(self._node, tuple(reports))
 
     def _report(self, member: _Member, condition: Condition) -> TargetReport:
-        part, inventory = condition.part, condition.inventory
-        whole = len(inventory) >= part.chunks_max
+        part, inventory = condition.part or _NO_PART, condition.inventory
+        through = inventory[-1] if len(inventory) >= part.chunks_max else _ALL_IDS
         return TargetReport(
             target=member.id,
             epoch=member.epoch,
@@ -146,7 +154,7 @@ class Membership:
             deleted=tuple(islice(member.deleted, ORDERS_PER_HEARTBEAT_MAX // self._sharers)),
             inventory=inventory,
             inventory_after=part.after,
-            inventory_through=inventory[-1] if whole else _ALL_IDS,
+            inventory_through=through if condition.part is not None else _NO_CHUNK,
             inventory_hashes=condition.hashes,
             map_epoch=part.map_epoch,
             copied=tuple(islice(member.copied, ORDERS_PER_HEARTBEAT_MAX // self._sharers)),
@@ -197,9 +205,12 @@ class Membership:
 
     # --- copies ------------------------------------------------------------------------------------------------------
 
-    def begin_copy(self) -> tuple[bytes, CopyOrder] | None:
-        """The next chunk to fetch, and the target that is to have it. :meth:`end_copy` follows."""
+    def begin_copy(self, passed_over: Collection[bytes] = ()) -> tuple[bytes, CopyOrder] | None:
+        """The next chunk to fetch, and the target that is to have it, none of ``passed_over``. :meth:`end_copy`
+        follows."""
         for uuid, member in self._members.items():
+            if uuid in passed_over:
+                continue
             for chunk in member.copies:
                 member.copying.add(chunk)
                 return uuid, member.copies.pop(chunk)

@@ -38,6 +38,27 @@ _Read = Callable[[int, Sequence[Buffer], int], bool]
 """(fd, buffers, offset) -> all of it was read."""
 
 
+class _Span:
+    """Room for the head of a record and the blocks that cover a range of its chunk. Raises BadMessage."""
+
+    def __init__(self, chunk: ChunkId, row: Row, offset_bytes: int, length_bytes: int) -> None:
+        end_bytes = offset_bytes + length_bytes
+        if offset_bytes < 0 or length_bytes <= 0 or end_bytes > row.chunk_bytes:
+            raise BadMessage(f"chunk {chunk:#x} has {row.chunk_bytes} bytes, not {offset_bytes}..{end_bytes}")
+        self.start_bytes = offset_bytes // BLOCK_BYTES * BLOCK_BYTES
+        stop = min(-(-end_bytes // BLOCK_BYTES) * BLOCK_BYTES, row.chunk_bytes)
+        head_bytes = record.data_offset(row.chunk_bytes)
+        self._whole = memoryview(bytearray(head_bytes + stop - self.start_bytes))
+        self.head, self.data = self._whole[:head_bytes], self._whole[head_bytes:]
+
+    def read(self, fd: int, position_bytes: int, read: _Read) -> bool:
+        """Fill it from the record that lies there. False: ``read`` did not read all of it."""
+        if self.start_bytes == 0:  # head and data lie together
+            return read(fd, [self._whole], position_bytes)
+        data_bytes = position_bytes + len(self.head) + self.start_bytes
+        return read(fd, [self.head], position_bytes) and read(fd, [self.data], data_bytes)
+
+
 class Reader:
     """Thread-safe."""
 
@@ -50,13 +71,27 @@ class Reader:
 
     def get(self, chunk: ChunkId, offset_bytes: int, length_bytes: int) -> Blocks:
         """The blocks that cover the range, every byte verified. Raises ChunkMissing, ChunkCorrupt, BadMessage."""
-        blocks = self._get(chunk, offset_bytes, length_bytes, self._read_all)
-        assert blocks is not None
-        return blocks
+        row = self._index.get(chunk)
+        if row is None:
+            raise ChunkMissing(f"chunk {chunk:#x} is not here")
+        return self._read(chunk, row, offset_bytes, length_bytes)
 
     def get_cached(self, chunk: ChunkId, offset_bytes: int, length_bytes: int) -> Blocks | None:
-        """As :meth:`get` if the system has the blocks in memory, else None. Does not wait for the disk."""
-        return self._get(chunk, offset_bytes, length_bytes, self._disk.preadv_nowait)
+        """As :meth:`get` if all that it takes is in memory and right, else None: what is wrong is for those to say who
+        may wait for the disk. Does not: neither for a row of the index, nor for somebody who opens or removes a file.
+        Raises BadMessage."""
+        row = self._index.known(chunk)
+        if row is None:
+            return None
+        span = _Span(chunk, row, offset_bytes, length_bytes)
+        try:
+            with self._segments.at_hand(row.segment) as fd:
+                if fd is None or not span.read(fd, row.position_bytes, self._disk.preadv_nowait):
+                    return None
+        except OSError:
+            return None
+        header, reason = self._judge(chunk, row, span)
+        return None if header is None or reason else self._blocks(row, span, header)
 
     def get_many(self, chunks: Sequence[ChunkId], bytes_max: int, chunk_bytes_max: int) -> list[Blocks | ShoalError]:
         """All of each chunk, in their order, or why not: ChunkMissing, ChunkCorrupt; BadMessage if it is larger than
@@ -75,12 +110,9 @@ class Reader:
                 rows.append((row, at))
         for row, at in sorted(rows):
             try:
-                blocks = self._read(chunks[at], row, 0, row.chunk_bytes, self._read_all)
+                found[at] = self._read(chunks[at], row, 0, row.chunk_bytes)
             except ShoalError as error:
                 found[at] = error
-            else:
-                assert blocks is not None
-                found[at] = blocks
         return [found[at] for at in range(len(chunks))]
 
     def _read_all(self, fd: int, buffers: Sequence[Buffer], offset: int) -> bool:
@@ -89,49 +121,30 @@ class Reader:
             raise EOFError
         return True
 
-    def _get(self, chunk: ChunkId, offset_bytes: int, length_bytes: int, read: _Read) -> Blocks | None:
-        row = self._index.get(chunk)
-        if row is None:
-            raise ChunkMissing(f"chunk {chunk:#x} is not here")
-        return self._read(chunk, row, offset_bytes, length_bytes, read)
-
-    def _read(self, chunk: ChunkId, row: Row, offset_bytes: int, length_bytes: int, read: _Read) -> Blocks | None:
-        """The chunk, which the index has at ``row``. None: ``read`` did not read."""
-        end_bytes = offset_bytes + length_bytes
-        if offset_bytes < 0 or length_bytes <= 0 or end_bytes > row.chunk_bytes:
-            raise BadMessage(f"chunk {chunk:#x} has {row.chunk_bytes} bytes, not {offset_bytes}..{end_bytes}")
-        first_block = offset_bytes // BLOCK_BYTES
-        start = first_block * BLOCK_BYTES
-        stop = min(-(-end_bytes // BLOCK_BYTES) * BLOCK_BYTES, row.chunk_bytes)
-        head_bytes = record.data_offset(row.chunk_bytes)
-        buffer = memoryview(bytearray(head_bytes + stop - start))
-        head, data = buffer[:head_bytes], buffer[head_bytes:]
+    def _read(self, chunk: ChunkId, row: Row, offset_bytes: int, length_bytes: int) -> Blocks:
+        """The chunk, which the index has at ``row``."""
+        span = _Span(chunk, row, offset_bytes, length_bytes)
         try:
             with self._segments.use(row.segment) as fd:
-                if start == 0:  # head and data lie together
-                    complete = read(fd, [buffer], row.position_bytes)
-                else:
-                    complete = read(fd, [head], row.position_bytes) and read(
-                        fd, [data], row.position_bytes + head_bytes + start
-                    )
+                span.read(fd, row.position_bytes, self._read_all)
         except (OSError, EOFError) as error:
             raise self._explain(chunk, row, f"it cannot be read ({error})") from error
-        if not complete:
-            return None
-        hashes = record.block_hashes_in(head, row.chunk_bytes)
-        header, reason = self._judge(chunk, row, head, hashes, data, first_block)
+        header, reason = self._judge(chunk, row, span)
         if header is None or reason:
             raise self._explain(chunk, row, reason)
-        self._counters["gets"] += 1
-        return Blocks(start, row.chunk_bytes, hashes, data, header.ino, header.offset_bytes)
+        return self._blocks(row, span, header)
 
-    def _judge(
-        self, chunk: ChunkId, row: Row, head: memoryview, hashes: bytes, data: memoryview, first_block: int
-    ) -> tuple[record.Header | None, str]:
+    def _blocks(self, row: Row, span: "_Span", header: record.Header) -> Blocks:
+        self._counters["gets"] += 1
+        hashes = record.block_hashes_in(span.head, row.chunk_bytes)
+        return Blocks(span.start_bytes, row.chunk_bytes, hashes, span.data, header.ino, header.offset_bytes)
+
+    def _judge(self, chunk: ChunkId, row: Row, span: "_Span") -> tuple[record.Header | None, str]:
         """The record's header, and what is wrong with what was read; empty if nothing is."""
+        hashes = record.block_hashes_in(span.head, row.chunk_bytes)
         try:
             header = record.decode(
-                head, segment=row.segment, position_bytes=row.position_bytes, cluster_id=self._cluster_id
+                span.head, segment=row.segment, position_bytes=row.position_bytes, cluster_id=self._cluster_id
             )
         except ChunkCorrupt as bad:
             return None, str(bad)
@@ -139,7 +152,7 @@ class Reader:
             return None, "another record lies there"
         if not hashes_fit(hashes, row.chunk_bytes, row.chunk_hash):
             return header, "the block hashes do not match the chunk's hash"
-        block = damaged_block(data, hashes, first_block)
+        block = damaged_block(span.data, hashes, span.start_bytes // BLOCK_BYTES)
         return header, "" if block is None else f"block {block} does not match its hash"
 
     def _explain(self, chunk: ChunkId, row: Row, reason: str) -> ChunkMissing | ChunkCorrupt:

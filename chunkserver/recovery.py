@@ -27,6 +27,7 @@ from shoalfs.chunkserver.index import Changes, Index, IndexDamaged, Row, row_of
 from shoalfs.chunkserver.reader import check_row
 from shoalfs.chunkserver.record import Header, State, aligned
 from shoalfs.chunkserver.segments import Segments, parse_name
+from shoalfs.chunkserver.watch import Watch
 from shoalfs.transport.ids import ChunkId
 
 _log: Final = logging.getLogger("shoal.chunkserver.recovery")
@@ -40,6 +41,7 @@ def open_index(
     cluster_id: bytes,
     index_path: str,
     state: StateFile | None,
+    watch: Watch,
 ) -> Index:
     """Adopt the segment files into ``segments`` and return an index that matches them. Raises OSError, IndexDamaged.
 
@@ -47,11 +49,12 @@ def open_index(
     """
     files = _segment_files(disk, directory.segments_path)
     trusted = state is not None and not state.failed and (state.clean or state.boot_id == disk.boot_id())
-    index = _existing_index(index_path, files, disk, segments) if trusted else None
+    index = _existing_index(index_path, files, disk, segments, watch) if trusted else None
     if index is None:
         _log.info("target %s: rebuilding the index from %d segments", directory.path, len(files))
-        index_module.destroy(index_path)
-        index = Index(index_path)
+        with watch.call("removing its old index"):
+            index_module.destroy(index_path)
+        index = Index(index_path, watch)
     recovery = _Recovery(disk, segments, index, cluster_id, check_all=state is None or bool(state.failed))
     for number, sealed in sorted(files.items()):
         recovery.segment(number, sealed=sealed)
@@ -63,12 +66,12 @@ def _segment_files(disk: Disk, path: str) -> dict[int, bool]:
     return dict(filter(None, map(parse_name, disk.list_dir(path))))
 
 
-def _existing_index(path: str, files: dict[int, bool], disk: Disk, segments: Segments) -> Index | None:
+def _existing_index(path: str, files: dict[int, bool], disk: Disk, segments: Segments, watch: Watch) -> Index | None:
     """The index in ``path`` if it can be opened and knows of nothing that the files do not hold."""
     if not index_module.exists(path):
         return None
     try:
-        index = Index(path)
+        index = Index(path, watch)
     except IndexDamaged as error:
         _log.warning("the index in %s cannot be opened (%s)", path, error)
         return None

@@ -19,7 +19,7 @@ import trio
 from shoalfs.chunkserver.directory import ScrubFile
 from shoalfs.chunkserver.target import Target
 from shoalfs.mds.messages import ScrubOrder, ScrubReport
-from shoalfs.transport.errors import ChunkCorrupt, ChunkMissing
+from shoalfs.transport.errors import ChunkCorrupt, ChunkMissing, TargetDown
 from shoalfs.transport.ids import ChunkId
 
 _log: Final = logging.getLogger("shoal.chunkserver.scrubber")
@@ -72,24 +72,33 @@ class Scrubber:
         )
 
     async def run(self) -> Never:
-        """Round after round, until cancelled; nothing while the target is out of service."""
-        self._state = await self._target.read_scrub()
-        while True:
-            order = self._order()
-            if order is not None and not self._target.failed:
-                if is_due(order, self._state, self._now_ns()):
-                    asked_for = order.requested_ns != self._state.requested_ns
-                    self._state = ScrubFile(
-                        is_running=True,
-                        asked_for=asked_for,
-                        requested_ns=order.requested_ns,
-                        began_ns=self._now_ns(),
-                        finished_ns=self._state.finished_ns,
-                    )
-                if self._state.is_running:
-                    await self._target.write_scrub(self._state)
-                    await self._go_on()
-            await trio.sleep(_LOOK_S)
+        """Round after round, until cancelled; nothing while the target is out of service, and nothing more once its
+        disk hung."""
+        try:
+            self._state = await self._target.read_scrub()
+            while True:
+                order = self._order()
+                if order is not None and not self._target.failed:
+                    await self._scrub(order)
+                await trio.sleep(_LOOK_S)
+        except TargetDown as error:
+            _log.error("%s: nothing is verified any more: %s", self._target.path, error)
+            await trio.sleep_forever()
+            raise AssertionError("for ever") from error
+
+    async def _scrub(self, order: ScrubOrder) -> None:
+        """Begin a round if one is due, and go on with the one that is under way."""
+        if is_due(order, self._state, self._now_ns()):
+            self._state = ScrubFile(
+                is_running=True,
+                asked_for=order.requested_ns != self._state.requested_ns,
+                requested_ns=order.requested_ns,
+                began_ns=self._now_ns(),
+                finished_ns=self._state.finished_ns,
+            )
+        if self._state.is_running:
+            await self._target.write_scrub(self._state)
+            await self._go_on()
 
     async def _go_on(self) -> None:
         """The rest of a round. Returns early if another one was asked for, or the target failed."""

@@ -293,6 +293,19 @@ class Segments:
                 unused = self._release(fd)
             self._close(unused)
 
+    @contextlib.contextmanager
+    def at_hand(self, number: int) -> Iterator[int | None]:
+        """As :meth:`use` if the descriptor is open and nobody is busy with the files, else None. Does not wait; the
+        block must not either, since all others wait for it."""
+        if not self._lock.acquire(blocking=False):
+            yield None
+            return
+        try:
+            unsealed = self._unsealed.get(number)
+            yield unsealed.fd if unsealed is not None else self._fds.get(number)
+        finally:
+            self._lock.release()
+
     def _acquire(self, number: int) -> int:
         unsealed = self._unsealed.get(number)
         if unsealed is not None:

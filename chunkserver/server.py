@@ -8,10 +8,10 @@ cluster, one that is in use) stops the start. Targets may come and go meanwhile:
 """
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Never
 
+import outcome
 import trio
 
 from shoalfs.chunkserver.added import AddedTargets
@@ -23,11 +23,12 @@ from shoalfs.chunkserver.heartbeat import Heart
 from shoalfs.chunkserver.keeper import TargetOptions, open_keeper
 from shoalfs.chunkserver.messages import ADD_TARGET
 from shoalfs.chunkserver.service import ChunkService
+from shoalfs.chunkserver.watch import Watch, in_time
 from shoalfs.mds.leader import Leader
 from shoalfs.mds.messages import CHUNKSERVER, GET_MAP, GetMap
 from shoalfs.transport.carrier import Carriers
-from shoalfs.transport.errors import PeerUnreachable, UserError
-from shoalfs.transport.limits import HEARTBEAT_PATIENCE_MS, TARGETS_PER_SERVER_MAX
+from shoalfs.transport.errors import PeerUnreachable, TargetDown, UserError
+from shoalfs.transport.limits import DISK_CALL_MS_MAX, HEARTBEAT_PATIENCE_MS, TARGETS_PER_SERVER_MAX
 from shoalfs.transport.network import open_network
 from shoalfs.transport.rpc import serve
 from shoalfs.transport.session import Hello
@@ -39,7 +40,8 @@ _log: Final = logging.getLogger("shoal.chunkserver.server")
 class ServerOptions:
     """``advertise``: the address that clients are told, None: the one it listens on. ``cluster_id`` None: that of the
     targets, or at the first start of all what the metadata service says. ``mds``: any of its members. ``added_path``:
-    the file in which targets are written down that are added while it runs; None: none can be."""
+    the file in which targets are written down that are added while it runs; None: none can be. ``disk_call_ms_max``: a
+    disk one of whose calls takes longer has failed."""
 
     node: str
     listen: str
@@ -49,6 +51,7 @@ class ServerOptions:
     cluster_id: bytes | None = None
     rack: str = ""
     added_path: str | None = None
+    disk_call_ms_max: int = DISK_CALL_MS_MAX
 
 
 async def run(
@@ -63,12 +66,13 @@ async def run(
     """
     _check(options)
     disk = RealDisk()
-    cluster_id = options.cluster_id or _cluster_of_targets(disk, options.targets)
+    cluster_id = options.cluster_id or await _cluster_of_targets(disk, options)
     if cluster_id is None:
         cluster_id = await _ask_cluster_id(options, carriers)
     hello = Hello(cluster_id=cluster_id, role=CHUNKSERVER, name=options.node)
+    limit = options.disk_call_ms_max
     added = None if options.added_path is None else AddedTargets(disk, options.added_path)
-    async with open_keeper(disk, cluster_id, added) as keeper, open_network(carriers, hello) as network:
+    async with open_keeper(disk, cluster_id, added, limit) as keeper, open_network(carriers, hello) as network:
         await keeper.open_configured(options.targets)
         leader = Leader(network, options.mds, HEARTBEAT_PATIENCE_MS)
         service = ChunkService(options.node, keeper.targets, Forwarder(network, Addresses(leader)))
@@ -90,17 +94,37 @@ def _check(options: ServerOptions) -> None:
         raise UserError(f"a chunkserver has 1 to {TARGETS_PER_SERVER_MAX} targets, not {len(options.targets)}")
 
 
-def _cluster_of_targets(disk: RealDisk, targets: Sequence[TargetOptions]) -> bytes | None:
-    """The cluster that the first initialised target belongs to. Opening the others compares them with it."""
-    for target in targets:
+async def _cluster_of_targets(disk: RealDisk, options: ServerOptions) -> bytes | None:
+    """The cluster that an initialised target belongs to, the first that answers. Opening the others compares them with
+    it. Raises UserError."""
+    answers, get_answer = trio.open_memory_channel[outcome.Outcome[bytes | None]](len(options.targets))
+
+    async def ask(path: str) -> None:
+        watch = Watch(options.disk_call_ms_max)
+
+        def look() -> bytes | None:
+            with watch.call("looking at it"):
+                return cluster_of(disk, path)
+
         try:
-            cluster_id = cluster_of(disk, target.path)
-        except OSError as error:  # opening it will fail, too, and be shown
-            _log.warning("%s cannot be read: %s", target.path, error)
-            continue
-        if cluster_id is not None:
-            return cluster_id
-    return None
+            answer: outcome.Outcome[bytes | None] = outcome.Value(await in_time(watch, path, look))
+        except UserError as error:
+            answer = outcome.Error(error)
+        except (OSError, TargetDown) as error:  # opening it will fail, too, and be shown
+            _log.warning("%s cannot be read: %s", path, error)
+            answer = outcome.Value(None)
+        answers.send_nowait(answer)
+
+    found: outcome.Outcome[bytes | None] = outcome.Value(None)
+    async with trio.open_nursery() as nursery:
+        for target in options.targets:
+            nursery.start_soon(ask, target.path)
+        for _ in options.targets:
+            found = await get_answer.receive()
+            if found != outcome.Value(None):
+                break
+        nursery.cancel_scope.cancel()
+    return found.unwrap()
 
 
 async def _ask_cluster_id(options: ServerOptions, carriers: Carriers) -> bytes:

@@ -50,7 +50,7 @@ from shoalfs.mds.messages import Receipt
 from shoalfs.transport.errors import BadMessage, ChunkCorrupt, ChunkMissing, ShoalError, TargetDown, wire_code
 from shoalfs.transport.frame import Buffer
 from shoalfs.transport.ids import ChunkId, TargetId
-from shoalfs.transport.limits import CHUNK_LIST_MAX, GET_MANY_CHUNKS_MAX, REPLICAS_MAX
+from shoalfs.transport.limits import CHUNK_LIST_MAX, CONDITION_PATIENCE_MS, GET_MANY_CHUNKS_MAX, REPLICAS_MAX
 from shoalfs.transport.service import Call, Done, Service
 
 _ID_MAX: Final = (1 << 64) - 1
@@ -167,7 +167,17 @@ class ChunkService:
 
     async def _status(self, call: Call, request: GetServerStatus, payload: memoryview) -> ServerStatus:
         targets = tuple(self._targets.living.values())
-        living = [status for target in targets if (status := await _target_status(target)) is not None]
+        told: dict[bytes, TargetStatus] = {}
+
+        async def ask(target: Target) -> None:
+            status = await _target_status(target)
+            if status is not None:
+                told[target.uuid] = status
+
+        async with trio.open_nursery() as nursery:
+            for target in targets:
+                nursery.start_soon(ask, target)
+        living = [told[target.uuid] for target in targets if target.uuid in told]
         dead = [
             TargetStatus(TargetId(0), b"", path, 0, 0, 0, 0, 0, 0, reason)
             for path, reason in self._targets.dead.items()
@@ -192,11 +202,14 @@ async def _verify_one(target: Target, chunk: ChunkId, *, deep: bool) -> Verified
 
 
 async def _target_status(target: Target) -> TargetStatus | None:
-    """None if it is being removed."""
+    """None if it is being removed. What it uses is as it last said if its disk does not answer."""
+    usage = target.last_usage
     try:
-        usage = await target.usage()
+        with trio.move_on_after(CONDITION_PATIENCE_MS / 1000):
+            usage = await target.usage()
     except TargetDown:
-        return None
+        if not target.failed:
+            return None
     return TargetStatus(
         target.id,
         target.uuid,

@@ -37,6 +37,7 @@ from shoalfs.chunkserver.index import IndexDamaged, IndexFull, Row, row_of
 from shoalfs.chunkserver.reader import Reader
 from shoalfs.chunkserver.recovery import open_index
 from shoalfs.chunkserver.segments import Place, Segments
+from shoalfs.chunkserver.watch import Watch, WatchedDisk
 from shoalfs.transport.checksum import block_hashes, chunk_hash
 from shoalfs.transport.errors import (
     BadMessage,
@@ -49,7 +50,13 @@ from shoalfs.transport.errors import (
 from shoalfs.transport.fragments import Fragment
 from shoalfs.transport.frame import Buffer
 from shoalfs.transport.ids import ChunkId, InodeId
-from shoalfs.transport.limits import CHUNK_BYTES_MAX, DIRECT_BYTES_MIN, SEGMENT_BYTES_MAX, TARGET_FULL_PERCENT
+from shoalfs.transport.limits import (
+    CHUNK_BYTES_MAX,
+    DIRECT_BYTES_MIN,
+    DISK_CALL_MS_MAX,
+    SEGMENT_BYTES_MAX,
+    TARGET_FULL_PERCENT,
+)
 
 _log: Final = logging.getLogger("shoal.chunkserver.store")
 _NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -66,7 +73,8 @@ class Usage(NamedTuple):
 class ChunkStore:
     """One target directory, open. Use :meth:`close` or :meth:`abandon`; the methods may run in any thread.
 
-    ``failed``: why nothing is written any more; empty while all is well, never cleared.
+    ``failed``: why nothing is written any more; empty while all is well, never cleared. ``given_up``: likewise, but it
+    was somebody else's decision (:meth:`give_up`), and the next start may use the target again.
     """
 
     def __init__(
@@ -81,13 +89,18 @@ class ChunkStore:
         segment_bytes_max: int = SEGMENT_BYTES_MAX,
         direct_bytes_min: int = DIRECT_BYTES_MIN,
         index_path: str | None = None,
+        watch: Watch | None = None,
     ) -> None:
         """Open the target in ``path``, or make one with ``fresh_uuid``; recover its index.
 
-        ``index_path`` is for a disk that is not the system's: the index always is in real files. Raises UserError if
-        the directory cannot be used, TargetDown if it was marked failed, OSError and IndexDamaged.
+        ``watch`` sees every call to the disk. ``index_path`` is for a disk that is not the system's: the index always
+        is in real files. Raises UserError if the directory cannot be used (TargetInUse: by somebody else), TargetDown
+        if it was marked failed, OSError and IndexDamaged.
         """
+        watch = watch or Watch(DISK_CALL_MS_MAX)
+        disk = WatchedDisk(disk, watch)
         self.failed = ""
+        self.given_up = ""
         self.counters: Counter[str] = Counter()
         self._disk = disk
         self._cluster_id = cluster_id
@@ -110,6 +123,7 @@ class ChunkStore:
                 cluster_id=cluster_id,
                 index_path=index_path or self._directory.index_path,
                 state=state,
+                watch=watch,
             )
         except BaseException:
             self._directory.close()
@@ -260,6 +274,7 @@ class ChunkStore:
         self._require_healthy()
         with self._seal_lock, self._syncing():
             for number in self._segments.dirty():
+                self._require_healthy()
                 self._segments.sync(number)
             sealed = self._segments.seal_full()
         with self._writing():
@@ -280,6 +295,7 @@ class ChunkStore:
         with self._writing():
             rows = [(chunk, row) for chunk in chunks if (row := self._index.get(chunk)) is not None]
             verdicts = [self._mark_dead(chunk, row) for chunk, row in rows]
+            self._require_healthy()  # what hung is not gone on with when it comes back: the order is an old one
             touched = {row.segment for (_, row), verdict in zip(rows, verdicts, strict=True) if not verdict}
             with self._syncing():
                 for number in sorted(touched):
@@ -300,6 +316,7 @@ class ChunkStore:
         buffer = bytearray(record.HEADER_BYTES)
         with self._segments.use(row.segment) as fd:
             self._disk.preadv(fd, [buffer], row.position_bytes)
+            self._require_healthy()
             try:
                 header = record.decode(
                     buffer,
@@ -388,8 +405,15 @@ class ChunkStore:
     # --- failure and the end -----------------------------------------------------------------------------------------
 
     def _require_healthy(self) -> None:
-        if self.failed:
-            raise TargetDown(f"{self.path} is out of service: {self.failed}")
+        if reason := self.failed or self.given_up:
+            raise TargetDown(f"{self.path} is out of service: {reason}")
+
+    def give_up(self, reason: str) -> None:
+        """Nothing is begun any more that changes anything. It is not written down: the disk hangs, and has lost nothing
+        by that. Does not wait."""
+        if not self.given_up:
+            self.given_up = reason
+            _log.error("%s: taken out of service: %s", self.path, reason)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -427,7 +451,7 @@ class ChunkStore:
     def close(self) -> None:
         """Put everything on disk and record a clean end. Nobody uses the store any more."""
         try:
-            if not self.failed:
+            if not self.failed and not self.given_up:
                 self.sync_round()
                 self._index.close()
                 self._directory.write_state(clean=True)

@@ -2,6 +2,7 @@
 
 import itertools
 import random
+import threading
 from pathlib import Path
 
 from shoalfs.chunkserver.memory_disk import MemoryDisk
@@ -92,3 +93,77 @@ class Rig:
         self.store.abandon()
         self.disk.power_cut(random.Random(seed))
         return self.open()
+
+
+_ON_PATHS = ("make_dirs", "list_dir", "sync_dir", "rename", "unlink", "space")
+_ON_DESCRIPTORS = (
+    "size",
+    "pwritev",
+    "pwritev_direct",
+    "preadv",
+    "truncate",
+    "punch_hole",
+    "fdatasync",
+    "lock",
+    "close",
+)
+
+
+class HangingDisk:
+    """A disk some of whose calls do not return until they are told to. ``hung``: how many are at it."""
+
+    def __init__(self, disk) -> None:
+        self._disk = disk
+        self._paths: dict[int, str] = {}
+        self._below = "/"
+        self._operations: frozenset[str] = frozenset()
+        self._going_on = threading.Event()
+        self.hung = 0
+        self.raises: OSError | None = None  # what they end with
+
+    def __getattr__(self, name: str):
+        return getattr(self._disk, name)
+
+    def hang(self, *operations: str, below: str = "/") -> None:
+        """From here on these calls hang, none named: all that may wait, for what lies below a directory."""
+        self._going_on.clear()
+        self._below = below
+        self._operations = frozenset(operations or ("open", *_ON_PATHS, *_ON_DESCRIPTORS))
+
+    def come_back(self) -> None:
+        self._operations = frozenset()
+        self._going_on.set()
+
+    def _wait(self, operation: str, path: str) -> None:
+        if operation not in self._operations or not f"{path}/".startswith(self._below):
+            return
+        self.hung += 1
+        self._going_on.wait(60.0)
+        self.hung -= 1
+        if self.raises is not None:
+            raise self.raises
+
+    def open(self, path: str, *, create: bool = False) -> int:
+        self._wait("open", path)
+        fd = self._disk.open(path, create=create)
+        self._paths[fd] = path
+        return fd
+
+    def open_direct(self, path: str) -> int | None:
+        self._wait("open", path)
+        fd = self._disk.open_direct(path)
+        if fd is not None:
+            self._paths[fd] = path
+        return fd
+
+
+def _hanging(operation: str):
+    def call(self: HangingDisk, where, *arguments):
+        self._wait(operation, where if isinstance(where, str) else self._paths.get(where, "/"))
+        return getattr(self._disk, operation)(where, *arguments)
+
+    return call
+
+
+for _operation in (*_ON_PATHS, *_ON_DESCRIPTORS):
+    setattr(HangingDisk, _operation, _hanging(_operation))

@@ -29,6 +29,7 @@ from shoalfs.transport.limits import (
     CHUNK_BYTES_MAX,
     CHUNK_BYTES_MIN,
     DIRTY_BYTES_DEFAULT,
+    DISK_CALL_MS_MAX,
     GARBAGE_GRACE_MS_DEFAULT,
     INLINE_BYTES_DEFAULT,
     INLINE_BYTES_MAX,
@@ -161,6 +162,8 @@ class ChunkserverTable(_Table, frozen=True, kw_only=True):
     targets: Annotated[tuple[TargetTable, ...], Meta(max_length=TARGETS_PER_SERVER_MAX)] = ()
     added_targets: str = ""  # the file for those of `shoal target add`; empty: this one's name with .targets behind it
     mds: tuple[Address, ...] = ()
+    # A disk one of whose calls takes longer has failed; more where a disk may be slow for so long and is not dead.
+    disk_call_ms_max: Annotated[int, Meta(ge=1_000)] = DISK_CALL_MS_MAX
 
 
 class MountTable(_Table, frozen=True, kw_only=True):

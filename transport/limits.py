@@ -208,6 +208,15 @@ TARGET_ID_MAX: Final = (1 << 32) - 1  # numbers of targets, of which none is giv
 TARGET_PATH_BYTES_MAX: Final = 1024  # of the name of a directory that is added while its server runs
 CHUNK_LIST_MAX: Final = 10_000  # ids in one LIST or VERIFY message
 DISK_THREADS_PER_TARGET: Final = 8
+DISK_CALL_MS_MAX: Final = (
+    30_000  # one call to a disk; longer than a loaded disk takes, shorter than a controller retries
+)
+DISK_STALL_MS: Final = 1_000  # a disk one of whose calls lasts for longer keeps none of those busy that others need
+CONDITION_PATIENCE_MS: Final = 500  # a heartbeat waits so long for what disks say of themselves
+OPEN_PATIENCE_MS: Final = (
+    5_000  # a start waits so long for all targets; below TARGET_DOWN_MS, for the sake of the others
+)
+INDEX_ROWS_KNOWN_MAX: Final = 65_536  # of one target, remembered for reads that must not wait; about 16 MiB
 RECORD_ALIGN_BYTES: Final = 4 * KIB  # a filesystem block: what a punched hole gives back
 SEGMENT_FILES_OPEN_MAX: Final = 256  # descriptors that one target keeps for reading sealed segments
 INDEX_MAP_BYTES: Final = 256 * 1024 * MIB  # address space for a target's index: 10^9 chunks at about 200 bytes each
@@ -258,6 +267,9 @@ READAHEAD_BYTES_MIN: Final = 256 * KIB  # first window; two FUSE readahead reque
 PREFETCHES_QUEUED_MAX: Final = 64  # readahead beyond is not done: it is a hint
 PREFETCHES_IN_FLIGHT_MAX: Final = 8
 
+assert DISK_STALL_MS < TARGET_DOWN_MS
+assert CONDITION_PATIENCE_MS < HEARTBEAT_MS
+assert OPEN_PATIENCE_MS < TARGET_DOWN_MS
 assert ALIGNED_PAYLOAD_BYTES_MIN <= DIRECT_BYTES_MIN
 assert RECORD_ALIGN_BYTES % PAGE_BYTES == 0
 assert HELLO_BYTES_MAX < RECEIVE_SCRATCH_BYTES // 2 < CONTROL_BYTES_MAX

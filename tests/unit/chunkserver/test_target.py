@@ -158,12 +158,12 @@ async def test_large_puts_leave_threads_to_others_and_are_waited_for_when_the_ta
                 await trio.testing.wait_all_tasks_blocked()
                 with trio.fail_after(10):
                     assert bytes((await target.get(ChunkId(1), 0, 3)).data) == b"abc"
-                nursery.cancel_scope.cancel()  # who waits for a thread goes, who is in one stays
+                nursery.cancel_scope.cancel()  # who waits for a thread is gone; what is in one goes on
             finally:
                 threading.Timer(0.1, going_on.set).start()
         await target.stop()
         assert 1 <= len(written) <= DIRECT_PUT_THREADS
-        assert len(receipts) == len(written)
+        assert receipts == []
 
 
 async def test_deleting_and_listing(open_it):
