@@ -10,9 +10,13 @@ reader expect.
 
 Writers on several threads are grouped: whoever gets the write lock commits for all that queued up meanwhile.
 
-Any look into LMDB may wait for the disk: a page may have to be read, and a reader enters itself in a table that is a
-mapped file, too. So all of them are noted in the target's watch. What was looked up lately is remembered, for those who
-must not wait (:meth:`Index.known`).
+Any look into LMDB may wait for the disk, for a page that has to be read. So all of them are noted in the target's
+watch, and what was looked up lately is remembered, for those who must not wait (:meth:`Index.known`).
+
+LMDB's own locks are not used: they are in a mapped file in which every reader enters itself, which waits for a disk
+that hangs, at times with the interpreter's lock held, and then the whole server waits. One process has the index, by
+the lock of the target's directory; its threads take turns (:class:`_Turns`), since without those locks no reader may
+be there while something is written.
 """
 
 import contextlib
@@ -149,6 +153,36 @@ def exists(path: str) -> bool:
     return os.path.exists(f"{path}/data.mdb")
 
 
+class _Turns:
+    """Any number of readers or one writer. Who wants to write lets no further reader in."""
+
+    def __init__(self) -> None:
+        self._gate = threading.Lock()  # held by the writer, and for a moment by who comes to read
+        self._none_reads = threading.Condition(threading.Lock())
+        self._readers = 0
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[None]:
+        with self._gate, self._none_reads:
+            self._readers += 1
+        try:
+            yield
+        finally:
+            with self._none_reads:
+                self._readers -= 1
+                if not self._readers:
+                    self._none_reads.notify()
+
+    @contextlib.contextmanager
+    def write(self) -> Iterator[None]:
+        """One thread at a time."""
+        with self._gate:
+            with self._none_reads:
+                while self._readers:
+                    self._none_reads.wait()
+            yield
+
+
 class _Known:
     """Rows that were looked up lately. The lock is never held while anything waits for the disk.
 
@@ -187,11 +221,12 @@ class Index:
 
     def __init__(self, path: str, watch: Watch) -> None:
         self._watch = watch
+        self._turns = _Turns()
         self._known = _Known(INDEX_ROWS_KNOWN_MAX)
         with self._look():
             os.makedirs(path, mode=0o700, exist_ok=True)
-            # No sync: see the module.
-            self._env = lmdb.open(path, map_size=INDEX_MAP_BYTES, max_dbs=3, sync=False, metasync=False)
+            # No sync, no locks: see the module.
+            self._env = lmdb.open(path, map_size=INDEX_MAP_BYTES, max_dbs=3, sync=False, metasync=False, lock=False)
             self._chunks = self._env.open_db(b"chunks")
             self._segments = self._env.open_db(b"segments")
             self._quarantine = self._env.open_db(b"quarantine")
@@ -224,7 +259,7 @@ class Index:
 
     def get(self, chunk: ChunkId) -> Row | None:
         drops = self._known.drops
-        with self._look(), self._env.begin(self._chunks) as txn:
+        with self._look(), self._turns.read(), self._env.begin(self._chunks) as txn:
             value = txn.get(_CHUNK_KEY.pack(chunk))
         if value is None:
             return None
@@ -234,7 +269,7 @@ class Index:
     def after(self, chunk: ChunkId, count: int) -> list[tuple[ChunkId, Row]]:
         """Up to ``count`` chunks with a higher id, in order."""
         found: list[tuple[ChunkId, Row]] = []
-        with self._look(), self._env.begin(self._chunks) as txn:
+        with self._look(), self._turns.read(), self._env.begin(self._chunks) as txn:
             cursor = txn.cursor()
             more = cursor.set_range(_CHUNK_KEY.pack(chunk + 1))
             while more and len(found) < count:
@@ -245,31 +280,31 @@ class Index:
 
     def segments(self) -> dict[int, SegmentRow]:
         """Of every segment that the index knows."""
-        with self._look(), self._env.begin(self._segments) as txn:
+        with self._look(), self._turns.read(), self._env.begin(self._segments) as txn:
             return {
                 _SEGMENT_KEY.unpack(key)[0]: SegmentRow._make(_SEGMENT_ROW.unpack(value)) for key, value in txn.cursor()
             }
 
     def segment(self, number: int) -> SegmentRow:
-        with self._look(), self._env.begin(self._segments) as txn:
+        with self._look(), self._turns.read(), self._env.begin(self._segments) as txn:
             value = txn.get(_SEGMENT_KEY.pack(number))
         return SegmentRow._make(_SEGMENT_ROW.unpack(value)) if value is not None else SegmentRow()
 
     def quarantined(self) -> list[tuple[int, int, str]]:
         """(segment, offset, reason) of every record in quarantine."""
-        with self._look(), self._env.begin(self._quarantine) as txn:
+        with self._look(), self._turns.read(), self._env.begin(self._quarantine) as txn:
             return [(*_PLACE_KEY.unpack(key), value.decode()) for key, value in txn.cursor()]
 
     def has_quarantine(self, number: int) -> bool:
         """True if a record of this segment is in quarantine."""
-        with self._look(), self._env.begin(self._quarantine) as txn:
+        with self._look(), self._turns.read(), self._env.begin(self._quarantine) as txn:
             cursor = txn.cursor()
             found = cursor.set_range(_PLACE_KEY.pack(number, 0))
             return found and _PLACE_KEY.unpack(cursor.key())[0] == number
 
     def counts(self) -> tuple[int, int]:
         """Number of chunks, and of records in quarantine."""
-        with self._look(), self._env.begin() as txn:
+        with self._look(), self._turns.read(), self._env.begin() as txn:
             return txn.stat(self._chunks)["entries"], txn.stat(self._quarantine)["entries"]
 
     # --- writing -----------------------------------------------------------------------------------------------------
@@ -282,7 +317,7 @@ class Index:
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[Changes]:
-        with self._look(), self._env.begin(write=True) as txn:
+        with self._look(), self._turns.write(), self._env.begin(write=True) as txn:
             changes = Changes(txn, self._chunks, self._segments, self._quarantine)
             yield changes
         self.live_bytes += changes.live_bytes_delta

@@ -166,7 +166,7 @@ class ChunkService:
         return ChunksVerified(tuple([await verify(chunk) for chunk in request.chunks]))
 
     async def _status(self, call: Call, request: GetServerStatus, payload: memoryview) -> ServerStatus:
-        targets = tuple(self._targets.living.values())
+        targets, left_out = tuple(self._targets.living.values()), dict(self._targets.dead)
         told: dict[bytes, TargetStatus] = {}
 
         async def ask(target: Target) -> None:
@@ -178,10 +178,7 @@ class ChunkService:
             for target in targets:
                 nursery.start_soon(ask, target)
         living = [told[target.uuid] for target in targets if target.uuid in told]
-        dead = [
-            TargetStatus(TargetId(0), b"", path, 0, 0, 0, 0, 0, 0, reason)
-            for path, reason in self._targets.dead.items()
-        ]
+        dead = [TargetStatus(TargetId(0), b"", path, 0, 0, 0, 0, 0, 0, reason) for path, reason in left_out.items()]
         counters = self.rpc.counters + self._forwarder.counters
         for target in targets:
             counters.update(target.counters)

@@ -93,7 +93,7 @@ class Heartbeats:
     def usage(self, index: MapIndex) -> tuple[m.TargetUsage, ...]:
         now_ms = self._now_ms()
         return tuple(
-            m.TargetUsage(t, u.capacity_bytes, u.used_bytes, u.chunks, now_ms - u.seen_ms)
+            m.TargetUsage(t, u.capacity_bytes, u.used_bytes, u.chunks, now_ms - u.seen_ms, u.failed)
             for t in index.targets
             if (u := self._state.targets.usage(t)) is not None
         )

@@ -15,25 +15,31 @@ def targets_away(found: "MdsStatus") -> list[str]:
     from shoalfs.mds.messages import TargetState
 
     absences = {absence.target: absence for absence in found.absences}
+    failures = {entry.target: entry.failed for entry in found.usage}
     reasons: list[str] = []
     for target in found.map.targets:
         if target.draining and not is_missed(target, found.map):
             continue  # see notes()
         if target.state is TargetState.DOWN:
             drains = ", and others take its place: it is draining" if target.draining else ""
-            reasons.append(f"target {target.id} on {target.node} is down{drains or _replaced(absences.get(target.id))}")
+            failed = failures.get(target.id, "")
+            what = drains or _replaced(absences.get(target.id), failed)
+            reasons.append(f"target {target.id} on {target.node} is down{what}")
         elif target.state is TargetState.SYNCING:
             reasons.append(f"target {target.id} on {target.node} is syncing: what it lacks is copied to it")
     return reasons
 
 
-def _replaced(absence: "Absence | None") -> str:
+def _replaced(absence: "Absence | None", failed: str) -> str:
+    """``failed``: what its server said of it; empty if it was well."""
+    why = f": {failed}" if failed else ""
     if absence is None:
-        return ""
-    since = f" for {duration(absence.away_ms)}"
+        return why
+    since = f" for {duration(absence.away_ms)}{why}"
+    remedy = "look at its disk, and start its chunkserver anew" if failed else "start its chunkserver"
     if absence.kept:
-        return f"{since}: start its chunkserver; others do not take its place: {absence.kept}"
-    return f"{since}: start its chunkserver, or others take its place in {duration(absence.replaced_in_ms)}"
+        return f"{since}: {remedy}; others do not take its place: {absence.kept}"
+    return f"{since}: {remedy}, or others take its place in {duration(absence.replaced_in_ms)}"
 
 
 def stuck_groups(found: "MdsStatus", only: "Collection[int] | None" = None) -> list[str]:

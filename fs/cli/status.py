@@ -159,6 +159,7 @@ def as_json(
                 "used_bytes": usage[target.id].used_bytes if target.id in usage else None,
                 "chunks": usage[target.id].chunks if target.id in usage else None,
                 "seen_ms_ago": usage[target.id].seen_ms_ago if target.id in usage else None,
+                "failed": usage[target.id].failed if target.id in usage else "",
             }
             for target in found.map.targets
         ],

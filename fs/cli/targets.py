@@ -259,6 +259,7 @@ _COLUMNS: Final = {
     "fill_percent": "fill %",
     "chunks": "chunks",
     "address": "address",
+    "failed": "failed",
 }
 _NODE_COLUMNS: Final = {
     "node": "node",
@@ -294,6 +295,7 @@ def describe(found: "MdsStatus") -> list[dict[str, Any]]:
                 "fill_percent": None if seen is None else _percent(seen.used_bytes, seen.capacity_bytes),
                 "chunks": None if seen is None else seen.chunks,
                 "address": target.address,
+                "failed": "" if seen is None else seen.failed,
             }
         )
     return rows

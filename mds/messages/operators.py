@@ -29,6 +29,7 @@ class TargetUsage(Message, frozen=True):
     used_bytes: int
     chunks: int
     seen_ms_ago: int
+    failed: str = ""  # why it is out of service, as its server said last
 
 
 class SessionInfo(Message, frozen=True):
