@@ -25,14 +25,14 @@ import shutil
 import struct
 import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Final, NamedTuple
 
 import lmdb
 
 from shoalfs.chunkserver.record import Header, record_bytes
-from shoalfs.chunkserver.watch import Watch
+from shoalfs.chunkserver.watch import Call, Watch
 from shoalfs.transport.ids import ChunkId
 from shoalfs.transport.limits import INDEX_MAP_BYTES, INDEX_ROWS_KNOWN_MAX
 
@@ -157,30 +157,36 @@ class _Turns:
     """Any number of readers or one writer. Who wants to write lets no further reader in."""
 
     def __init__(self) -> None:
-        self._gate = threading.Lock()  # held by the writer, and for a moment by who comes to read
-        self._none_reads = threading.Condition(threading.Lock())
-        self._readers = 0
+        self.gate: Final = threading.Lock()  # held by the writer, and for a moment by who comes to read
+        self.room: Final = threading.Lock()  # held while anybody reads, or somebody writes
+        self.counting: Final = threading.Lock()
+        self.readers = 0
 
-    @contextlib.contextmanager
-    def read(self) -> Iterator[None]:
-        with self._gate, self._none_reads:
-            self._readers += 1
-        try:
-            yield
-        finally:
-            with self._none_reads:
-                self._readers -= 1
-                if not self._readers:
-                    self._none_reads.notify()
 
-    @contextlib.contextmanager
-    def write(self) -> Iterator[None]:
-        """One thread at a time."""
-        with self._gate:
-            with self._none_reads:
-                while self._readers:
-                    self._none_reads.wait()
-            yield
+class _Read:
+    """A look into LMDB, while nobody writes."""
+
+    __slots__ = ("_call", "_turns")
+
+    def __init__(self, turns: _Turns, call: Call) -> None:
+        self._turns = turns
+        self._call = call
+
+    def __enter__(self) -> None:
+        self._call.__enter__()
+        turns = self._turns
+        with turns.gate, turns.counting:
+            turns.readers += 1
+            if turns.readers == 1:
+                turns.room.acquire()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        turns = self._turns
+        with turns.counting:
+            turns.readers -= 1
+            if not turns.readers:
+                turns.room.release()
+        self._call.__exit__(kind, error, at)
 
 
 class _Known:
@@ -247,8 +253,11 @@ class Index:
         with self._look():
             self._env.close()
 
-    def _look(self) -> AbstractContextManager[None]:
-        return self._watch.call("a look into its index")
+    def _look(self) -> Call:
+        return Call(self._watch, "a look into its index")
+
+    def _read(self) -> _Read:
+        return _Read(self._turns, Call(self._watch, "a look into its index"))
 
     # --- reading -----------------------------------------------------------------------------------------------------
 
@@ -259,7 +268,7 @@ class Index:
 
     def get(self, chunk: ChunkId) -> Row | None:
         drops = self._known.drops
-        with self._look(), self._turns.read(), self._env.begin(self._chunks) as txn:
+        with self._read(), self._env.begin(self._chunks) as txn:
             value = txn.get(_CHUNK_KEY.pack(chunk))
         if value is None:
             return None
@@ -269,7 +278,7 @@ class Index:
     def after(self, chunk: ChunkId, count: int) -> list[tuple[ChunkId, Row]]:
         """Up to ``count`` chunks with a higher id, in order."""
         found: list[tuple[ChunkId, Row]] = []
-        with self._look(), self._turns.read(), self._env.begin(self._chunks) as txn:
+        with self._read(), self._env.begin(self._chunks) as txn:
             cursor = txn.cursor()
             more = cursor.set_range(_CHUNK_KEY.pack(chunk + 1))
             while more and len(found) < count:
@@ -280,31 +289,31 @@ class Index:
 
     def segments(self) -> dict[int, SegmentRow]:
         """Of every segment that the index knows."""
-        with self._look(), self._turns.read(), self._env.begin(self._segments) as txn:
+        with self._read(), self._env.begin(self._segments) as txn:
             return {
                 _SEGMENT_KEY.unpack(key)[0]: SegmentRow._make(_SEGMENT_ROW.unpack(value)) for key, value in txn.cursor()
             }
 
     def segment(self, number: int) -> SegmentRow:
-        with self._look(), self._turns.read(), self._env.begin(self._segments) as txn:
+        with self._read(), self._env.begin(self._segments) as txn:
             value = txn.get(_SEGMENT_KEY.pack(number))
         return SegmentRow._make(_SEGMENT_ROW.unpack(value)) if value is not None else SegmentRow()
 
     def quarantined(self) -> list[tuple[int, int, str]]:
         """(segment, offset, reason) of every record in quarantine."""
-        with self._look(), self._turns.read(), self._env.begin(self._quarantine) as txn:
+        with self._read(), self._env.begin(self._quarantine) as txn:
             return [(*_PLACE_KEY.unpack(key), value.decode()) for key, value in txn.cursor()]
 
     def has_quarantine(self, number: int) -> bool:
         """True if a record of this segment is in quarantine."""
-        with self._look(), self._turns.read(), self._env.begin(self._quarantine) as txn:
+        with self._read(), self._env.begin(self._quarantine) as txn:
             cursor = txn.cursor()
             found = cursor.set_range(_PLACE_KEY.pack(number, 0))
             return found and _PLACE_KEY.unpack(cursor.key())[0] == number
 
     def counts(self) -> tuple[int, int]:
         """Number of chunks, and of records in quarantine."""
-        with self._look(), self._turns.read(), self._env.begin() as txn:
+        with self._read(), self._env.begin() as txn:
             return txn.stat(self._chunks)["entries"], txn.stat(self._quarantine)["entries"]
 
     # --- writing -----------------------------------------------------------------------------------------------------
@@ -317,7 +326,7 @@ class Index:
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[Changes]:
-        with self._look(), self._turns.write(), self._env.begin(write=True) as txn:
+        with self._look(), self._turns.gate, self._turns.room, self._env.begin(write=True) as txn:
             changes = Changes(txn, self._chunks, self._segments, self._quarantine)
             yield changes
         self.live_bytes += changes.live_bytes_delta

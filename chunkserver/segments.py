@@ -22,7 +22,7 @@ import contextlib
 import errno
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -250,8 +250,9 @@ class Segments:
                 if segment.synced < segment.written or number not in self._active.values()
             ]
 
-    def seal_full(self) -> list[int]:
-        """Seal the segments that take no more appends and have no record in flight; returns their numbers.
+    def seal_full(self, kept: Collection[int] = ()) -> list[int]:
+        """Seal the segments that take no more appends and have no record in flight, but not ``kept``; returns their
+        numbers.
 
         Called by one thread at a time.
         """
@@ -259,7 +260,7 @@ class Segments:
             full = [
                 number
                 for number, segment in self._unsealed.items()
-                if number not in self._active.values() and not segment.in_flight
+                if number not in self._active.values() and not segment.in_flight and number not in kept
             ]
         sealed = [number for number in full if self._seal(number)]
         if sealed:

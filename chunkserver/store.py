@@ -270,13 +270,18 @@ class ChunkStore:
         return rows
 
     def sync_round(self) -> None:
-        """Put everything on disk and seal the segments that are full. Raises TargetDown."""
+        """Put everything on disk and seal the segments that are full, but for those with a record in quarantine. Raises
+        TargetDown."""
         self._require_healthy()
+        with self._writing():
+            # Their data is verified after each loss of power, as no sealed segment's is: what a power cut left half
+            # written would pass for a chunk once the index, which has it in quarantine, is rebuilt.
+            kept = {segment for segment, _, _ in self._index.quarantined()}
         with self._seal_lock, self._syncing():
             for number in self._segments.dirty():
                 self._require_healthy()
                 self._segments.sync(number)
-            sealed = self._segments.seal_full()
+            sealed = self._segments.seal_full(kept)
         with self._writing():
             ends = {number: self._segments.end(number) for number in sealed} | self._segments.watermarks()
             with self._index.write() as changes:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, TypeVar
 
 import outcome
 import trio
@@ -26,12 +26,7 @@ _T = TypeVar("_T")
 _LOOKS_PER_LIMIT: Final = 16
 
 
-class _Since(NamedTuple):
-    name: str
-    began_s: float
-
-
-class _Call:
+class Call:
     """Notes a call for as long as the block lasts. What lies around it is taken for one that begins anew when it ends:
     that it ended is progress."""
 
@@ -42,51 +37,51 @@ class _Call:
         self._name = name
 
     def __enter__(self) -> None:
-        watch = self._watch
-        self._thread = threading.get_ident()
-        self._outer = watch.under_way.get(self._thread)
-        watch.under_way[self._thread] = _Since(self._name, watch.clock_s())
+        watch, thread = self._watch, threading.get_ident()
+        self._thread = thread
+        self._outer = watch.under_way.get(thread)
+        watch.under_way[thread] = (self._name, watch.clock_s())
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         watch = self._watch
         if self._outer is None:
             del watch.under_way[self._thread]
         else:
-            watch.under_way[self._thread] = _Since(self._outer.name, watch.clock_s())
+            watch.under_way[self._thread] = (self._outer[0], watch.clock_s())
 
 
 class Watch:
     """Of one target. A call that lasts for longer than ``limit_ms`` will not return, as far as others are concerned.
-    ``under_way``: by thread; each entry is changed by its own thread only."""
+    ``under_way``: what each thread is at, and since when; an entry is changed by its own thread only."""
 
     def __init__(self, limit_ms: int, clock_s: Callable[[], float] = time.monotonic) -> None:
         self.limit_s: Final = limit_ms / 1000
         self.clock_s: Final = clock_s
-        self.under_way: dict[int, _Since] = {}
+        self.under_way: dict[int, tuple[str, float]] = {}
 
     @property
     def look_s(self) -> float:
         """How often to look."""
         return self.limit_s / _LOOKS_PER_LIMIT
 
-    def call(self, name: str) -> _Call:
+    def call(self, name: str) -> Call:
         """A block that is a call to the disk, or may become one: a page of a mapped file that has to be read."""
-        return _Call(self, name)
+        return Call(self, name)
 
     @property
     def longest_s(self) -> float:
         """How long the oldest call has lasted by now; 0 if there is none."""
         now_s = self.clock_s()
-        return now_s - min([since.began_s for since in list(self.under_way.values())], default=now_s)
+        return now_s - min([began_s for _, began_s in list(self.under_way.values())], default=now_s)
 
     @property
     def late(self) -> str:
         """In one line which call lasts for too long; empty if none does."""
         now_s = self.clock_s()
-        oldest = min(list(self.under_way.values()), key=lambda since: since.began_s, default=None)
-        if oldest is None or now_s - oldest.began_s <= self.limit_s:
+        name, began_s = min(list(self.under_way.values()), key=lambda call: call[1], default=("", now_s))
+        if now_s - began_s <= self.limit_s:
             return ""
-        return f"its disk does not answer: {oldest.name} has not returned for {now_s - oldest.began_s:.0f} s"
+        return f"its disk does not answer: {name} has not returned for {now_s - began_s:.0f} s"
 
 
 async def in_time(watch: Watch, what: str, work: Callable[[], _T]) -> _T:

@@ -1,4 +1,4 @@
-"""One suite for both implementations of the Disk port."""
+"""One suite for all implementations of the Disk port."""
 
 import errno
 import random
@@ -8,7 +8,9 @@ import pytest
 
 from shoalfs.chunkserver.disk import Disk, RealDisk
 from shoalfs.chunkserver.memory_disk import MemoryDisk
+from shoalfs.chunkserver.watch import Watch, WatchedDisk
 from shoalfs.transport.aligned import aligned
+from shoalfs.transport.limits import DISK_CALL_MS_MAX
 
 PAGE = 4096
 
@@ -19,10 +21,12 @@ class Place:
     dir: str
 
 
-@pytest.fixture(params=["real", "memory"])
+@pytest.fixture(params=["real", "memory", "watched"])
 def place(request, tmp_path):
     if request.param == "real":
         return Place(RealDisk(), str(tmp_path))
+    if request.param == "watched":
+        return Place(WatchedDisk(RealDisk(), Watch(DISK_CALL_MS_MAX)), str(tmp_path))
     disk = MemoryDisk()
     disk.make_dirs("/d")
     return Place(disk, "/d")

@@ -16,7 +16,7 @@ from shoalfs.chunkserver.keeper import TargetOptions
 from shoalfs.mds import messages as m
 from shoalfs.transport.errors import TargetDown
 from shoalfs.transport.ids import ChunkId, TargetId
-from shoalfs.transport.limits import COPIES_AT_ONCE_MAX, TARGET_DOWN_MS
+from shoalfs.transport.limits import COPIES_AT_ONCE_MAX, DISK_THREADS_PER_TARGET, TARGET_DOWN_MS
 from shoalfs.transport.network import open_network
 from shoalfs.transport.session import Hello
 from unit.chunkserver.test_service import MIB, Cluster, FakeMds
@@ -184,12 +184,14 @@ async def test_orders_for_other_targets_are_carried_out(tmp_path, monkeypatch):
             mds.delete[TargetId(target)] = (ChunkId(90),)
         mds.scrub = m.ScrubOrder(1_000_000_000, 1, 1 << 30)
         await cluster.until(lambda: cluster.disk.hung >= COPIES_AT_ONCE_MAX)
+        most_hung = COPIES_AT_ONCE_MAX + 2  # and one deletion, and one that verifies
         await cluster.until(lambda: {(TargetId(WELL), chunk) for chunk in chunks} <= mds.copied)
         await cluster.until(lambda: not mds.delete[TargetId(WELL)])
         await cluster.until(lambda: mds.of(WELL)[-1][1].scrub.finished_ns > 0)
         assert trio.current_time() - began < LIMIT_MS / 1000, "while nobody says that anything has failed"
         assert not mds.of(HUNG)[-1][1].failed
         await cluster.until(lambda: mds.of(HUNG)[-1][1].failed)
+        assert cluster.disk.hung <= most_hung < DISK_THREADS_PER_TARGET, "no more are begun where none ends"
         mds.delete[TargetId(WELL)] = tuple(chunks)
         await cluster.until(lambda: not mds.delete[TargetId(WELL)])
         assert not any(target == HUNG for target, _ in mds.copied)

@@ -199,6 +199,25 @@ def test_a_damaged_last_record_is_kept(rig):
     assert rig.store.verify(ChunkId(2), deep=True).position_bytes == record_bytes(9000)
 
 
+def test_what_a_power_cut_left_half_written_does_not_become_a_chunk_when_its_segment_is_full(make_rig):
+    """A sealed segment's data is not verified when the index is rebuilt, so such a segment is not sealed."""
+    rig = make_rig(segment_bytes_max=3 * record_bytes(9000))
+    for chunk in (1, 2, 3):
+        rig.put(chunk, content(chunk, 9000), durable=True)
+    rig.flip(ACTIVE, record_bytes(9000) + 5000)  # the header got to the disk, and not all of the data
+    rig.power_cut(1)
+    assert rig.chunks() == [1, 3]
+    for chunk in (4, 5, 6, 7):
+        rig.put(chunk, content(chunk, 9000), durable=True)
+    rig.store.sync_round()
+    assert "00000001.open" in rig.segment_names()
+    for _ in range(2):
+        rig.power_cut(2)
+        assert rig.chunks() == [1, 3, 4, 5, 6, 7]
+        assert quarantined_places(rig) == [(1, record_bytes(9000))]
+        rig.restart()
+
+
 def test_a_damaged_header_in_a_sealed_segment_is_quarantined(make_rig):
     rig = make_rig(segment_bytes_max=30_000)
     for chunk in (1, 2, 3):
