@@ -4,6 +4,7 @@ import msgspec
 import pytest
 
 from shoalfs.fs.cli.reasons import duration, full_pools, full_targets, notes, stuck_groups, targets_away
+from shoalfs.fs.cli.targets import describe
 from shoalfs.mds import messages as m
 from shoalfs.mds.messages import TargetState
 
@@ -36,6 +37,17 @@ def test_a_target_that_is_down_is_told_with_what_happens_next():
 
 def test_a_leader_that_does_not_say_for_how_long():
     assert targets_away(status(TargetState.DOWN)) == ["target 1 on n1 is down"]
+
+
+def test_a_target_whose_disk_failed_is_told_with_what_its_server_said():
+    said = (m.TargetUsage(1, 1000, 250, 4, 300, "its disk does not answer: fdatasync has not returned for 30 s"),)
+    found = status(TargetState.DOWN, TargetState.UP, usage=said, absences=(m.Absence(1, 90_000, 510_000),))
+    assert targets_away(found) == [
+        "target 1 on n1 is down for 90 s: its disk does not answer: fdatasync has not returned for 30 s: "
+        "look at its disk, and start its chunkserver anew, or others take its place in 8 min"
+    ]
+    assert describe(found)[0]["failed"] == said[0].failed
+    assert targets_away(status(TargetState.UP, usage=said)) == [], "it is back"
 
 
 def test_groups_that_cannot_move_are_told_with_the_ways_out():
