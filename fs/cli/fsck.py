@@ -27,7 +27,7 @@ from shoalfs.transport.limits import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 
     from shoalfs.chunkserver.messages import VerifiedChunk
     from shoalfs.fs.fsck import Finding, Replica
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 Q = TypeVar("Q", bound=msgspec.Struct)
 A = TypeVar("A", bound=msgspec.Struct)
+R = TypeVar("R")
 
 FINDINGS_MAX: Final = 10_000  # kept and shown; further ones are only counted
 ATTEMPT_MS: Final = 60_000  # a page comes after a second; a directory of millions of entries is one step
@@ -105,11 +106,17 @@ def fsck(
 
 
 async def check(operator: Operator, *, deep: bool, grace_ms: int) -> Report:
-    """Check everything. Begins again if the metadata service gets another leader meanwhile. Raises ShoalError if it
-    cannot be asked."""
+    """Check everything. Raises ShoalError if the metadata service cannot be asked, UserError if it does not get on with
+    it."""
+    return await anew(partial(_check, operator, deep=deep, grace_ms=grace_ms))
+
+
+async def anew(read: "Callable[[], Awaitable[R]]") -> R:
+    """What ``read`` returns. From the beginning again if what it reads is gone because another node of the metadata
+    service leads by now (ESTALE), but not for ever: UserError."""
     for _ in range(_TIMES_MAX):
         try:
-            return await _check(operator, deep=deep, grace_ms=grace_ms)
+            return await read()
         except PosixError as error:
             if error.errno != errno.ESTALE:
                 raise

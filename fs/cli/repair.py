@@ -15,7 +15,7 @@ import msgspec
 import typer
 
 from shoalfs.fs.cli.cluster import ConfigOption, MdsOption, Operator, StateOption, call, locate
-from shoalfs.fs.cli.fsck import ATTEMPT_MS, check
+from shoalfs.fs.cli.fsck import ATTEMPT_MS, anew, check
 from shoalfs.fs.cli.output import Format, OutputOption, print_json
 from shoalfs.fs.cli.targets import mutate
 from shoalfs.transport.errors import UserError
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from shoalfs.fs.fsck import Finding
+    from shoalfs.mds.messages import Finding as Row
     from shoalfs.mds.messages import Plan
 
 _ROUNDS_MAX: Final = 40  # there are six phases, and one inode may need several repairs in one of them
@@ -108,19 +109,24 @@ async def carry_out(operator: Operator, *, apply: bool, deep: bool = False) -> O
 
 
 async def _plans(operator: Operator, findings: "Sequence[Finding]") -> "list[tuple[Finding, Plan]]":
-    """What would be done about each. Raises ESTALE if the metadata service gets another leader meanwhile."""
-    from shoalfs.mds.messages import PLAN_MEND, READ_PLANS, MendPlans, PlanMend, ReadInspection
-
+    """What would be done about each."""
     plans: list[Plan] = []
     for start in range(0, len(findings), PLANS_MAX):
         rows = tuple(found.row for found in findings[start : start + PLANS_MAX] if found.row is not None)
-        number = (await operator.leader.call(PLAN_MEND, PlanMend(rows), ATTEMPT_MS)).body.number
-        page, found = 0, MendPlans((), False)
-        while not found.done:
-            page += 1
-            found = (await operator.leader.call(READ_PLANS, ReadInspection(number, page), ATTEMPT_MS)).body
-        plans += found.plans
+        plans += await anew(partial(_plans_of, operator, rows))
     return list(zip(findings, plans, strict=True))
+
+
+async def _plans_of(operator: Operator, rows: "tuple[Row, ...]") -> "tuple[Plan, ...]":
+    """Raises ESTALE if another node of the metadata service leads by now."""
+    from shoalfs.mds.messages import PLAN_MEND, READ_PLANS, MendPlans, PlanMend, ReadInspection
+
+    number = (await operator.leader.call(PLAN_MEND, PlanMend(rows), ATTEMPT_MS)).body.number
+    page, found = 0, MendPlans((), False)
+    while not found.done:
+        page += 1
+        found = (await operator.leader.call(READ_PLANS, ReadInspection(number, page), ATTEMPT_MS)).body
+    return found.plans
 
 
 async def _apply(operator: Operator, pairs: "Sequence[tuple[Finding, Plan]]") -> list[Step]:
