@@ -323,10 +323,11 @@ class Repairs:
         ]
         # What a target lacks that does not answer waits for it, or for others to take its place.
         lacks = {(target, chunk): lack for target, chunk, lack in known if answers(target)}
-        copies = Counter(
-            min(2, index.spare(chunk, self.good_copies(index, chunk, answers)))
+        spare = {
+            chunk: index.spare(chunk, self.good_copies(index, chunk, answers))
             for chunk in dict.fromkeys(chunk for _, chunk, _ in known)
-        )
+        }
+        copies = Counter(min(2, left) for left in spare.values())
         while self._recent and self._recent[0][0] <= now_ms - _SPEED_WINDOW_MS:
             self._recent.popleft()
         since_ms = now_ms - self._recent[0][0] if self._recent else 0
@@ -351,6 +352,7 @@ class Repairs:
             eta_s=0 if not lacks else missing_bytes // bytes_per_s + 1 if bytes_per_s else None,
             checked_percent=int(100 * sum(checked) / len(checked)) if checked else 100,
             full_targets=tuple(sorted(full)),
+            moving_chunks=sum(spare[chunk] > index.pool_of(chunk_pg(chunk)).parity for _, chunk in lacks),
         )
 
     def _checked(self, index: MapIndex, target: TargetId) -> float:

@@ -113,8 +113,10 @@ def assess(found: "MdsStatus", members: Mapping[int, bool]) -> Health:
             f"{found.repair.lost_chunks} chunks have no good copy within reach: start the servers that are down; "
             "`shoal fsck` names the files"
         )
-    if found.repair.missing_chunks:
-        reasons.append(f"{found.repair.missing_chunks} copies of chunks are missing and being made")
+    missing = found.repair.missing_chunks - found.repair.moving_chunks
+    if missing:
+        last = f", {found.repair.last_copies} of them from the last good one" if found.repair.last_copies else ""
+        reasons.append(f"{missing} copies of chunks are missing and being made{last}")
     reasons += full_targets(found)
     reasons += stuck_groups(found)
     reasons += full_pools(found)
@@ -243,8 +245,8 @@ def redundancy(found: "MdsStatus") -> str:
     if not repair.missing_chunks and not repair.groups_moving and repair.checked_percent == 100:
         return ", ".join(parts) or "all copies are there, as far as targets have reported"
     parts.append(f"{repair.missing_chunks} copies to make ({size(repair.missing_bytes)})")
-    if repair.last_copies:
-        parts.append(f"{repair.last_copies} of them from the last good one")
+    if repair.moving_chunks:
+        parts.append(f"{repair.moving_chunks} of them where groups move to")
     if repair.groups_moving:
         parts.append(f"{repair.groups_moving} groups moving")
     if repair.missing_chunks:

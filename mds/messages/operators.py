@@ -55,6 +55,7 @@ class RepairStatus(Message, frozen=True):
     eta_s: int | None = None  # None: not known (nothing was copied lately); 0: nothing is missing
     checked_percent: int = 100  # of the targets' inventories, since the last change
     full_targets: tuple[TargetId, ...] = ()  # that have no room for copies that they lack
+    moving_chunks: int = 0  # of those missing, copies of what is on enough targets, some of which are leaving
 
 
 class ScrubStatus(Message, frozen=True):

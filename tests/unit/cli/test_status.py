@@ -87,6 +87,16 @@ def test_health(states, members, word, reasons):
     assert list(health.reasons) == reasons
 
 
+def test_missing_copies_are_told_without_those_of_moves():
+    def told(**fields):
+        return assess(msgspec.structs.replace(cluster(UP, UP), repair=RepairStatus(**fields)), BOTH).reasons
+
+    last = ("3 copies of chunks are missing and being made, 2 of them from the last good one",)
+    assert told(missing_chunks=3, last_copies=2) == last
+    assert told(missing_chunks=8, moving_chunks=5, last_copies=2) == last
+    assert told(missing_chunks=5, moving_chunks=5) == ()
+
+
 def test_a_group_of_fragments_is_broken_with_fewer_than_it_takes():
     found = cluster(UP, UP, DOWN, DOWN)
     pools = (Pool(1, "cold", 3, 3, 2),)
@@ -129,10 +139,10 @@ def test_json_has_stable_keys():
         ((UP, DOWN, UP), {}, "the copies on 1 targets that are down or out do not count"),
         (
             (UP, DOWN, UP),
-            {"missing_chunks": 3, "missing_bytes": 2048, "last_copies": 1, "bytes_per_s": 1024, "eta_s": 3},
+            {"missing_chunks": 3, "missing_bytes": 2048, "moving_chunks": 1, "bytes_per_s": 1024, "eta_s": 3},
             (
                 "the copies on 1 targets that are down or out do not count, 3 copies to make (2.0 KiB), "
-                "1 of them from the last good one, 1.0 KiB/s, about 3 s left"
+                "1 of them where groups move to, 1.0 KiB/s, about 3 s left"
             ),
         ),
         (

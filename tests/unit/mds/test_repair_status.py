@@ -10,18 +10,19 @@ from shoalfs.transport.limits import COPY_RETRY_MS_MAX, COPY_RETRY_MS_MIN, LACK_
 
 
 class Leader:
-    def __init__(self):
+    def __init__(self, targets=2, lacking=1):
         self.md = Metadata()
-        self.md.add_targets(2)
+        self.md.add_targets(targets)
         self.ino = self.md.create(b"f").ino
         self.md.write(self.ino, 0, 100)
         self.index = MapIndex(self.md.map())
         self.repairs = Repairs(1 << 30)
         self.now_ms = 10 * LACK_CERTAIN_MS
-        self.hear(inventory_through=keys.U64_MAX)
+        if lacking:
+            self.hear(target=lacking, inventory_through=keys.U64_MAX)
 
-    def hear(self, used_bytes=1000, **fields):
-        report = m.TargetReport(1, 1, 1 << 40, used_bytes, 0, map_epoch=self.index.epoch, **fields)
+    def hear(self, target=1, used_bytes=1000, **fields):
+        report = m.TargetReport(target, 1, 1 << 40, used_bytes, 0, map_epoch=self.index.epoch, **fields)
         with self.md.store.read() as txn:
             self.repairs.heard(txn, self.index, report, self.now_ms)
 
@@ -84,3 +85,18 @@ def test_what_a_target_lacks_that_does_not_answer_is_not_being_made():
     assert (away.missing_chunks, away.missing_bytes, away.last_copies, away.eta_s) == (0, 0, 1, 0)
     other = leader.repairs.status(leader.index, leader.now_ms, lambda target: target != 2)
     assert (other.missing_chunks, other.lost_chunks) == (1, 1), "the good copy is out of reach"
+
+
+def test_copies_of_moves_are_told_apart():
+    """Two targets have the chunk, as many as should, and the third is to have it in the place of one that leaves."""
+    leader = Leader(targets=3, lacking=0)
+    group = next(g for g in leader.index.map.groups if g.id == 1)
+    (third,) = {1, 2, 3} - set(group.targets)
+    leader.md.do(m.ChangeGroup(1, group.epoch, (third, group.targets[1])), session=0)
+    leader.index = MapIndex(leader.md.map())
+    leader.hear(target=third, inventory_through=keys.U64_MAX)
+    leader.now_ms += LACK_CERTAIN_MS
+    found = leader.repairs.status(leader.index, leader.now_ms, lambda _: True)
+    assert (found.missing_chunks, found.moving_chunks, found.last_copies) == (1, 1, 0)
+    found = leader.repairs.status(leader.index, leader.now_ms, lambda target: target != group.targets[0])
+    assert (found.missing_chunks, found.moving_chunks, found.last_copies) == (1, 0, 1), "who leaves is gone"
