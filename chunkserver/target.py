@@ -25,7 +25,7 @@ import contextlib
 import logging
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, Never, TypeVar
@@ -47,12 +47,14 @@ from shoalfs.transport.limits import (
     DIRECT_BYTES_MIN,
     DIRECT_PUT_THREADS,
     DISK_CALL_MS_MAX,
+    DISK_SHED_MS,
     DISK_STALL_MS,
     DISK_THREADS_PER_TARGET,
     GET_MANY_BYTES_MAX,
     GET_MANY_CHUNK_BYTES_MAX,
     PUT_QUEUED_BYTES_MAX,
     READ_INLINE_BYTES_MAX,
+    STALLED_BYTES_MAX,
     SYNC_PERIOD_MS,
 )
 
@@ -88,6 +90,7 @@ class Target:
         self._threads = trio.CapacityLimiter(DISK_THREADS_PER_TARGET)
         self._direct_threads = trio.CapacityLimiter(DIRECT_PUT_THREADS)  # reads must not wait behind them
         self._small_puts = JobQueue()
+        self._held_bytes = 0  # of PUTs that wait
         self._small_thread = trio.CapacityLimiter(1)
         self._sync_threads = trio.CapacityLimiter(1)  # a sync must not wait behind reads
         self._look_threads = trio.CapacityLimiter(1)  # nor must what heartbeats say
@@ -197,16 +200,32 @@ class Target:
             replaces_other=replaces_other,
             fragment=fragment,
         )
-        size_bytes = sum(map(len, data))
-        if size_bytes <= PUT_QUEUED_BYTES_MAX:
-            segment = await self._small_puts.run(store)
-        elif size_bytes < DIRECT_BYTES_MIN:
-            segment = await self._in_thread(store)
-        else:
-            segment = await self._in_thread(store, limiter=self._direct_threads)
-        if durable:
-            await self._join_round(segment).wait()
+        with self._held(sum(map(len, data))) as size_bytes:
+            if size_bytes <= PUT_QUEUED_BYTES_MAX:
+                segment = await self._small_puts.run(store)
+            elif size_bytes < DIRECT_BYTES_MIN:
+                segment = await self._in_thread(store)
+            else:
+                segment = await self._in_thread(store, limiter=self._direct_threads)
+            if durable:
+                await self._join_round(segment).wait()
         return self._receipt(chunk, chunk_hash, durable=durable)
+
+    @contextlib.contextmanager
+    def _held(self, size_bytes: int) -> Iterator[int]:
+        """Note that so much waits for the disk. Raises TargetDown if it has not answered for long and enough waits
+        already: else those who wait in vain would take the room of those who want to store elsewhere on this server."""
+        if (
+            self._held_bytes + size_bytes > STALLED_BYTES_MAX
+            and self._held_bytes
+            and self._watch.longest_s * 1000 >= DISK_SHED_MS
+        ):
+            raise TargetDown(f"{self.path}: its disk has not answered for {DISK_SHED_MS} ms, and much waits for it")
+        self._held_bytes += size_bytes
+        try:
+            yield size_bytes
+        finally:
+            self._held_bytes -= size_bytes
 
     def get_now(self, chunk: ChunkId, offset_bytes: int, length_bytes: int) -> Blocks | None:
         """As :meth:`get`, if it is little and the system has it in memory, else None: then a thread costs more than
@@ -406,21 +425,21 @@ async def open_target(
 
 async def _open_in_time(open_store: Callable[[], ChunkStore], watch: Watch) -> ChunkStore:
     """Raises TargetDown if the disk hangs. If it comes back after that, the store is let go of again."""
-    lock, given_up = threading.Lock(), False
+    lock, opened, given_up = threading.Lock(), list[ChunkStore](), False
 
-    def open_it() -> ChunkStore | None:
+    def open_it() -> None:
         store = open_store()
         with lock:
             if not given_up:
-                return store
+                opened.append(store)
+                return
         store.abandon()
-        return None
 
     try:
-        store = await in_time(watch, "it cannot be opened", open_it)
+        await in_time(watch, "it cannot be opened", open_it)
     except TargetDown:
         with lock:
-            given_up = True
-        raise
-    assert store is not None
-    return store
+            given_up = not opened  # else it came at the last moment
+        if given_up:
+            raise
+    return opened[0]

@@ -212,6 +212,10 @@ DISK_CALL_MS_MAX: Final = (
     30_000  # one call to a disk; longer than a loaded disk takes, shorter than a controller retries
 )
 DISK_STALL_MS: Final = 1_000  # a disk one of whose calls lasts for longer keeps none of those busy that others need
+DISK_SHED_MS: Final = (
+    5_000  # after this, half of what a request waits by default, who comes to such a disk is turned away
+)
+STALLED_BYTES_MAX: Final = 32 * MIB  # if so much waits for it: what its server's connections hold is for all its disks
 CONDITION_PATIENCE_MS: Final = 500  # a heartbeat waits so long for what disks say of themselves
 OPEN_PATIENCE_MS: Final = (
     5_000  # a start waits so long for all targets; below TARGET_DOWN_MS, for the sake of the others
@@ -268,6 +272,8 @@ PREFETCHES_QUEUED_MAX: Final = 64  # readahead beyond is not done: it is a hint
 PREFETCHES_IN_FLIGHT_MAX: Final = 8
 
 assert DISK_STALL_MS < TARGET_DOWN_MS
+assert 2 * DISK_SHED_MS <= REQUEST_TIMEOUT_MS_DEFAULT
+assert STALLED_BYTES_MAX <= PAYLOAD_IN_FLIGHT_BYTES_MAX // 8
 assert CONDITION_PATIENCE_MS < HEARTBEAT_MS
 assert OPEN_PATIENCE_MS < TARGET_DOWN_MS
 assert ALIGNED_PAYLOAD_BYTES_MIN <= DIRECT_BYTES_MIN

@@ -296,6 +296,33 @@ async def test_who_gives_up_waiting_leaves_nothing_queued(open_it, disk):
         assert len(target._small_puts._jobs) == 0
 
 
+async def test_much_is_not_held_for_a_disk_that_has_not_answered_for_long(open_it, disk, monkeypatch):
+    """What connections hold is for all targets of a server; before, nobody is turned away."""
+    monkeypatch.setattr("shoalfs.chunkserver.target.DISK_SHED_MS", LIMIT_MS // 2)
+    monkeypatch.setattr("shoalfs.chunkserver.target.STALLED_BYTES_MAX", 3 * MIDDLE)
+    async with open_it() as target:
+        target.enrol(TargetId(1), 7)
+        disk.hang("pwritev")
+        errors = []
+
+        async def attempt(chunk: int) -> None:
+            with pytest.raises(TargetDown) as caught:
+                await put(target, chunk, content(chunk, MIDDLE))
+            errors.append(str(caught.value))
+
+        async with trio.open_nursery() as nursery:
+            for chunk in range(1, 6):
+                nursery.start_soon(attempt, chunk)
+            await hangs(disk)
+            assert target._held_bytes == 5 * MIDDLE
+            await trio.sleep(LIMIT_MS / 1000 * 0.6)
+            assert errors == []
+            await attempt(7)
+            assert "much waits for it" in errors[0]
+        assert len(errors) == 6
+        assert target._held_bytes == 0
+
+
 async def test_closing_takes_no_longer_than_the_limit_and_leaves_the_directory_locked(open_it, disk, tmp_path):
     with trio.fail_after(SOON_S):
         async with open_it() as target:
