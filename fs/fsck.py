@@ -40,7 +40,7 @@ _REMEDY: Final[dict[str, str]] = {
     Kind.NO_GROUP: "restore the file from a copy, and report this",
     Kind.LOST_CHUNK: "restore the file from a copy",
     Kind.MISSING_REPLICA: "wait: another copy is made, see `shoal status`",
-    Kind.DAMAGED_REPLICA: "check the disk; a good copy takes its place once a reader or `shoal scrub` meets it",
+    Kind.DAMAGED_REPLICA: "`shoal fsck repair --deep --apply` has a good copy made; and check the disk",
     Kind.WRONG_REPLICA: "wait: a good copy takes its place, see `shoal status`; and report this",
     Kind.UNREACHABLE_TARGET: "start its chunkserver and check again",
     Kind.UNKNOWN_CHUNK: "nothing is lost: it only takes space; report this",
