@@ -31,9 +31,13 @@ FOUND_BY = {
     "times_are_told_before_the_commit_that_sets_them": 0,
     "files_in_chunks_are_told_of_without_them": 3,
     "mutations_overtake_what_was_made": 7,
-    "a_new_leader_is_not_told_of_what_the_compiled_part_made": 8,
+    "a_new_leader_is_not_told_of_what_the_compiled_part_made": 13,
     "the_compiled_part_is_not_told_of_names_that_are_there": 1,
-    "the_compiled_part_makes_files_when_leases_are_over": 25,
+    "the_compiled_part_makes_files_when_leases_are_over": 21,
+}
+MET_UNDER = {  # what these take is rare where everything breaks: one history in a hundred; under these, one in thirty
+    "a_new_leader_is_not_told_of_what_the_compiled_part_made": ("stop", "leader", "cut"),
+    "the_compiled_part_makes_files_when_leases_are_over": ("stop",),
 }
 
 
@@ -71,7 +75,8 @@ def test_a_planted_mistake_is_found(name: str, monkeypatch: pytest.MonkeyPatch):
     MISTAKES[name](monkeypatch)
 
     def history(seed: int) -> None:
-        simulate_names(seed, PLANTED_SECONDS, CAUSES if seed % 2 else (), calm_s=1.5)
+        causes = MET_UNDER.get(name, CAUSES if seed % 2 else ())
+        simulate_names(seed, PLANTED_SECONDS, causes, calm_s=1.5)
 
     hunt(name, history, PLANTED_SEEDS, FOUND_BY.get(name, 0))
 
