@@ -2,7 +2,6 @@
 
 import errno
 import fcntl
-import json
 import time
 from collections.abc import Iterator
 
@@ -26,8 +25,7 @@ def cluster() -> Iterator[Cluster]:
 
 
 def leader_of(cluster: Cluster) -> str:
-    status = json.loads(cluster.run("status", "--state", cluster.state, "-o", "json"))
-    return f"mds-{status['leader']}"
+    return f"mds-{cluster.status()['leader']}"
 
 
 def test_work_goes_on_when_the_leader_dies_and_each_leader_after_it(cluster: Cluster, load: Workload):
