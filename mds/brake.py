@@ -3,7 +3,8 @@
 A mistake (a script that removes the wrong tree, metadata restored from an old dump) shows as an unusual share of all
 chunks becoming garbage at once. Then nothing more is deleted until an operator says so; the hold is replicated state
 (``Upkeep.deletions_held``), so it outlives the leader. What the operator released (``deletions_released_ns``) does
-not count any more: only chunks that became garbage later can pull the brake again.
+not count any more: only chunks that became garbage later can pull the brake again. Nor do those whose bytes were merged
+into others: nothing was removed, and files that grow by lines leave very many.
 
 While deletion is held, nothing is ordered to be deleted anywhere, and unknown chunks are not added to the garbage: in
 metadata that were restored, they may be all that is left of newer files.
@@ -34,12 +35,13 @@ def reason_to_hold(txn: ReadTxn, index: MapIndex, targets: TargetTable) -> str:
     """Why deletion has to stop now; empty: it need not. Counts no more rows than it takes to know."""
     upkeep = cluster.load_upkeep(txn)
     stored, percent = _stored_chunks(index, targets), _percent(upkeep)
-    limit = _limit(stored, percent)
-    if percent >= 100 or reads.counts(txn).garbage_chunks <= limit:
+    limit, counts = _limit(stored, percent), reads.counts(txn)
+    if percent >= 100 or counts.garbage_chunks - counts.merged_garbage <= limit:
         return ""
     first = keys.garbage_by_time((upkeep.deletions_released_ns or 0) + 1, ChunkId(0))
-    pending = sum(1 for _ in islice(txn.range(first, keys.all_of(b"z")[1]), limit + 1))
-    if pending <= limit:
+    enough = limit + counts.merged_garbage + 1
+    pending = sum(1 for _ in islice(txn.range(first, keys.all_of(b"z")[1]), enough))
+    if pending < enough:
         return ""
     return f"more than {limit} of about {stored} chunks would be deleted at once ({percent} % are usual)"
 
@@ -51,7 +53,8 @@ def room(txn: ReadTxn, index: MapIndex, targets: TargetTable) -> int:
     if upkeep.deletions_held or not all_heard(index, targets):
         return 0
     limit = _limit(_stored_chunks(index, targets), _percent(upkeep))
-    return max(0, limit - reads.counts(txn).garbage_chunks)
+    counts = reads.counts(txn)
+    return max(0, limit - counts.garbage_chunks + counts.merged_garbage)
 
 
 def _percent(upkeep: Upkeep) -> int:

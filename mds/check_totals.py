@@ -196,12 +196,15 @@ def counted(txn: ReadTxn, findings: Findings) -> Generator[None, None, Counter[s
         seen["next_session"] = 1 + keys.first_field(key)
     seen["next_sequence"] = 1
     for prefix in (b"K", b"Z"):
-        for number, (key, _) in enumerate(findings.rows(txn, *keys.all_of(prefix), _NONE), 1):
-            seen["garbage_chunks"] += prefix == b"Z"
+        for number, (key, value) in enumerate(findings.rows(txn, *keys.all_of(prefix), _NONE), 1):
+            if prefix == b"Z":
+                row = findings.decoded(records.GARBAGE, key, value, _NONE)
+                seen["garbage_chunks"] += 1
+                seen["merged_garbage"] += row is not None and row.merged
             seen["next_sequence"] = max(seen["next_sequence"], 1 + chunk_sequence(ChunkId(keys.first_field(key))))
             if number % TICK_ROWS == 0:
                 yield
-    for name in ("sessions", "garbage_chunks"):
+    for name in ("sessions", "garbage_chunks", "merged_garbage"):
         seen[name] += 0
     return seen
 

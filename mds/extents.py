@@ -49,9 +49,9 @@ class ChunkDelta:
         self._extents[extent.chunk] -= 1
         self._chunks[extent.chunk] = (extent.chunk_bytes, extent.chunk_hash, extent.fragments)
 
-    def settle(self, txn: Txn, now_ns: int) -> None:
+    def settle(self, txn: Txn, now_ns: int, *, merged: bool) -> None:
         """Bring the chunks' counts up to date; a chunk that no extent uses any more becomes garbage as of
-        now.
+        now. ``merged``: its bytes are in another one.
 
         Of a chunk that has more uses than were counted (its row is lost or wrong, which fsck repairs) it is not known
         whether any is left: it is not counted any more, and no garbage. If nobody uses it, that comes to light when a
@@ -68,18 +68,20 @@ class ChunkDelta:
             elif use is None or extents != use.extents:
                 row = ChunkUse(extents, *self._chunks[chunk])
                 records.CHUNK_USE.store(txn, keys.chunk_use(chunk), row)
-        add_garbage(txn, unused, now_ns)
+        add_garbage(txn, unused, now_ns, merged=merged)
 
 
-def add_garbage(txn: Txn, chunks: list[ChunkId], now_ns: int) -> None:
+def add_garbage(txn: Txn, chunks: list[ChunkId], now_ns: int, *, merged: bool = False) -> None:
     """Note chunks that no extent uses and that are not garbage yet."""
     for chunk in chunks:
-        records.GARBAGE.store(txn, keys.garbage(chunk), GarbageRow(now_ns))
+        records.GARBAGE.store(txn, keys.garbage(chunk), GarbageRow(now_ns, merged))
         txn.put(keys.garbage_by_time(now_ns, chunk), b"")
     if chunks:
         counters = inodes.load_counters(txn)
-        garbage = counters.garbage_chunks + len(chunks)
-        inodes.store_counters(txn, msgspec.structs.replace(counters, garbage_chunks=garbage))
+        counted = {"garbage_chunks": counters.garbage_chunks + len(chunks)}
+        if merged:
+            counted["merged_garbage"] = counters.merged_garbage + len(chunks)
+        inodes.store_counters(txn, msgspec.structs.replace(counters, **counted))
 
 
 def visible(txn: ReadTxn, inode: Inode, first_bytes: int, end_bytes: int) -> Iterator[Extent]:
@@ -232,9 +234,10 @@ class Edit:
         self.cut_off_bytes = NOT_CUT_OFF
         return True
 
-    def settle(self, now_ns: int) -> dict[str, int]:
-        """Bring chunks and the row ``C`` up to date. Returns the fields of the inode that have followed."""
-        self._delta.settle(self._txn, now_ns)
+    def settle(self, now_ns: int, *, merged: bool = False) -> dict[str, int]:
+        """Bring chunks and the row ``C`` up to date. Returns the fields of the inode that have followed. ``merged``:
+        the bytes of what was dropped are in what was put."""
+        self._delta.settle(self._txn, now_ns, merged=merged)
         if (self.cut_off_bytes == NOT_CUT_OFF) != (self._inode.cut_off_bytes == NOT_CUT_OFF):
             key = keys.cut_off(self._inode.ino)
             if self.cut_off_bytes == NOT_CUT_OFF:

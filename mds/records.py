@@ -54,7 +54,10 @@ class TrashRow(Message, frozen=True):
 
 
 class GarbageRow(Message, frozen=True):
+    """``merged``: another chunk has its bytes, so nothing was removed."""
+
     since_ns: int
+    merged: bool = False
 
 
 class RangeRow(Message, frozen=True):
@@ -101,6 +104,7 @@ class Counters(Message, frozen=True):
     sessions: int = 0  # rows S
     mended: int = 0  # MEND operations applied
     trashed: int = 0  # rows Q
+    merged_garbage: int = 0  # rows Z of chunks whose bytes are in others by now
 
 
 class Applied(Message, frozen=True):

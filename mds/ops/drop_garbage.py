@@ -22,5 +22,7 @@ def drop_garbage(txn: Txn, context: Context, request: ChunkList) -> Nothing:
     if rows:
         counters = inodes.load_counters(txn)
         garbage = counters.garbage_chunks - len(rows)
-        inodes.store_counters(txn, msgspec.structs.replace(counters, garbage_chunks=garbage))
+        merged = counters.merged_garbage - sum(row.merged for row in rows.values())
+        counters = msgspec.structs.replace(counters, garbage_chunks=garbage, merged_garbage=merged)
+        inodes.store_counters(txn, counters)
     return Nothing()

@@ -42,6 +42,7 @@ _COUNTED: Final = frozenset(
         "orphans",
         "trashed",
         "garbage_chunks",
+        "merged_garbage",
         "sessions",
         "next_ino",
         "next_session",

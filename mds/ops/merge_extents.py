@@ -43,7 +43,7 @@ def merge_extents(txn: Txn, context: Context, request: MergeExtents) -> Committe
         raise LayoutConflict("the extents have changed")
     edit = extents.Edit(txn, inode, context.bounds.rows_max)
     edit.link(extent)
-    merged = msgspec.structs.replace(inode, version=inode.version + 1, **edit.settle(context.now_ns))
+    merged = msgspec.structs.replace(inode, version=inode.version + 1, **edit.settle(context.now_ns, merged=True))
     inodes.store(txn, merged)
     return Committed(merged, extent.offset_bytes, inode.data_version)
 

@@ -324,6 +324,7 @@ FAULTS = {
     ),
     "stray attribute": (lambda w: w.put(keys.xattr(InodeId(99), b"user.x"), b""), {"stray-row"}, None),
     "counter": (lambda w: w.counters(inodes=1), {"wrong-counter"}, None),
+    "counter of merged chunks": (lambda w: w.counters(merged_garbage=3), {"wrong-counter"}, None),
     "counter of numbers": (lambda w: w.counters(next_ino=2), {"wrong-counter"}, None),
     "counters gone": (lambda w: w.delete(keys.COUNTERS), {"wrong-counter"}, None),
     "undecodable": (lambda w: w.put(keys.inode(w.f), b"\xc1"), {"damaged-record"}, "f"),

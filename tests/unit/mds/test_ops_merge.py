@@ -61,6 +61,22 @@ def test_one_extent_instead_of_four_and_nothing_else_changes(md):
     assert committed.previous_data_version == before.data_version
 
 
+def test_the_old_chunks_are_garbage_of_their_own_kind_until_they_are_forgotten(md):
+    def counted():
+        counters = md.read(lambda txn, _: reads.counts(txn), None)
+        return counters.garbage_chunks, counters.merged_garbage
+
+    ino = in_pieces(md)
+    md.write(ino, 0, 10)
+    assert counted() == (1, 0)
+    md.do(request(md, ino))
+    assert counted() == (5, 4)
+    md.do(m.ChunkList(tuple(garbage(md))[:3]), op=m.Op.DROP_GARBAGE, session=0)
+    assert sum(counted()) in (3, 4)
+    md.do(m.ChunkList(tuple(garbage(md))), op=m.Op.DROP_GARBAGE, session=0)
+    assert counted() == (0, 0)
+
+
 def test_what_lies_around_them_stays(md):
     ino = in_pieces(md, 6)
     pieces = pieces_of(md, ino)
