@@ -31,14 +31,16 @@ FOUND_BY = {
     "times_are_told_before_the_commit_that_sets_them": 0,
     "files_in_chunks_are_told_of_without_them": 3,
     "mutations_overtake_what_was_made": 7,
-    "a_new_leader_is_not_told_of_what_the_compiled_part_made": 13,
+    "a_new_leader_is_not_told_of_what_the_compiled_part_made": 25,
     "the_compiled_part_is_not_told_of_names_that_are_there": 1,
-    "the_compiled_part_makes_files_when_leases_are_over": 21,
+    "the_compiled_part_makes_files_when_leases_are_over": 113,
 }
-MET_UNDER = {  # what these take is rare where everything breaks: one history in a hundred; under these, one in thirty
+MET_UNDER = {  # what it takes is rare where everything breaks: one history in a hundred; under these, one in twenty
     "a_new_leader_is_not_told_of_what_the_compiled_part_made": ("stop", "leader", "cut"),
-    "the_compiled_part_makes_files_when_leases_are_over": ("stop",),
 }
+# A mount has to be stopped for longer than its lease, and a program to go on in the moment before the mount does: one
+# history in a hundred, whatever else breaks. (That the compiled part looks at the lease is tested by its driver.)
+RARE = {"the_compiled_part_makes_files_when_leases_are_over": 300}
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -78,7 +80,7 @@ def test_a_planted_mistake_is_found(name: str, monkeypatch: pytest.MonkeyPatch):
         causes = MET_UNDER.get(name, CAUSES if seed % 2 else ())
         simulate_names(seed, PLANTED_SECONDS, causes, calm_s=1.5)
 
-    hunt(name, history, PLANTED_SEEDS, FOUND_BY.get(name, 0))
+    hunt(name, history, RARE.get(name, PLANTED_SEEDS), FOUND_BY.get(name, 0))
 
 
 # --- the checker -----------------------------------------------------------------------------------------------------
