@@ -54,8 +54,10 @@ def next_step(txn: ReadTxn, index: MapIndex, targets: TargetTable, after: tuple[
     copies = sum(usage.chunks for usage in usages)
     groups = len(index.map.groups)
     members = sum(len(group.targets) for group in index.map.groups)
-    # Each chunk that waits is taken for one of the mean size: how large it is stands nowhere.
-    waiting = reads.counts(txn).garbage_chunks * members // max(1, groups)
+    # Each chunk that waits is taken for one of the mean size: how large it is stands nowhere. What is left of pieces
+    # that were merged is small and very much, and does not count.
+    counts = reads.counts(txn)
+    waiting = (counts.garbage_chunks - counts.merged_garbage) * members // max(1, groups)
     wanted -= waiting * sum(usage.used_bytes for usage in usages) // max(1, copies)
     chunks = brake.room(txn, index, targets) // 2
     inos: list[InodeId] = []

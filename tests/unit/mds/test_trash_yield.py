@@ -104,6 +104,23 @@ def test_what_waits_for_its_deletion_counts_as_gone(desk):
     assert desk.kept() == [b"first", b"second"]
 
 
+def test_what_merging_left_does_not_count_as_gone(desk):
+    """A log that grows by a line at a time leaves thousands of small chunks, which free next to nothing."""
+    for name in (b"first", b"second"):
+        desk.removed(name, 3000)
+    log = desk.md.create(b"log").ino
+    for end in range(10, 120, 10):
+        pieces = tuple(desk.md.extent(desk.md.chunk(), at, 5) for at in (end - 10, end - 5))
+        desk.md.commit(log, *pieces)
+        merged = desk.md.extent(desk.md.chunk(), end - 10, 10)
+        desk.md.do(m.MergeExtents(log, pieces, merged, desk.md.receipts(merged.chunk)))
+    counts = desk.md.read(lambda txn, _: reads.counts(txn), None)
+    assert counts.merged_garbage == counts.garbage_chunks == 22
+    desk.fill(96, 96, 96, chunks=60)
+    assert len(desk.round()) == 1
+    assert desk.kept() == []
+
+
 def test_what_takes_no_chunks_stays(desk):
     desk.removed(b"small", 0)
     desk.removed(b"large", 3000)
