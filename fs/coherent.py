@@ -36,6 +36,7 @@ log = logging.getLogger("shoal.fs.coherent")
 
 M = TypeVar("M", bound=Message)
 
+_OVERTAKEN_MAX = 5  # then what others do to the directory is why, and any of the answers is as good
 _LOOK_S = 0.1  # how late it may be noticed that the lease clock has run out; the kernel needs no notice
 
 
@@ -169,19 +170,25 @@ class Coherent:
             if found.leased and found.inode is not None:
                 self._learn(asking, found.inode)
         self.on_looked_up(who, parent, found.inode)
+        if found.inode is not None and _is_overtaken(asking, found.inode):
+            return await self.getattr(found.inode.ino)
         return found.inode if found.inode is None else self.making.view(found.inode)
 
     async def getattr(self, ino: InodeId) -> m.Inode:
         """The attributes. Raises ShoalError."""
-        known = self.known(ino)
-        if known is not None:
-            self.hits += 1
-            return known
-        with self._asking() as asking:
-            entry = (await self._repeated(m.GETATTR, m.GetAttr(ino, self.session))).body
-            if entry.leased:
-                self._learn(asking, entry.inode)
-            return self.making.view(entry.inode)
+        left = _OVERTAKEN_MAX
+        while True:
+            known = self.known(ino)
+            if known is not None:
+                self.hits += 1
+                return known
+            with self._asking() as asking:
+                entry = (await self._repeated(m.GETATTR, m.GetAttr(ino, self.session))).body
+                if entry.leased:
+                    self._learn(asking, entry.inode)
+            left -= 1
+            if not left or not _is_overtaken(asking, entry.inode):
+                return self.making.view(entry.inode)
 
     async def readdir(self, request: m.ReadDir) -> m.Listing:
         """A page of a listing, always from the leader; what it brings is kept. Raises ShoalError."""
@@ -511,3 +518,9 @@ class Coherent:
 def _reshapes(request: m.Allocate | m.CloneRange | m.SetAttr) -> bool:
     """It changes what a file holds, by a command of its own."""
     return not isinstance(request, m.SetAttr) or request.size_bytes is not None
+
+
+def _is_overtaken(asking: Asking, inode: m.Inode) -> bool:
+    """Something was dropped of this directory while it was asked for. If that was because a file was told of that a
+    program had made before it asked, the answer may lack the file, and what is new here does not have it any more."""
+    return inode.is_dir and not asking.may_learn_inode(inode.ino)

@@ -79,6 +79,8 @@ class LeaseCache:
         # Directories of which every name is known, but for these. Invariant: each is in ``_names`` too; what is in
         # here is not in there. So a name that is in neither does not exist: a new file's name need not be asked for.
         self._complete: dict[InodeId, set[bytes]] = {}
+        # Of each of these: how many of the names in ``_names`` lead somewhere.
+        self._present: dict[InodeId, int] = {}
         self._asking: set[Asking] = set()
         # Files to which programs may write without a commit each. Not what is cached, so nothing but the leader, a new
         # one and the end of the session takes it away; bounded by what is open.
@@ -108,6 +110,10 @@ class LeaseCache:
         if doubtful is None:
             return None
         return [*doubtful, *(name for name, ino in self._names[directory].items() if ino is not None)]
+
+    def count_in(self, directory: InodeId) -> int | None:
+        """How many names are in the directory; None if that is not certain."""
+        return None if self._complete.get(directory, True) else self._present[directory]
 
     def names(self, directory: InodeId) -> Mapping[bytes, InodeId | None]:
         """What is known of the names of a directory, until the next change of it."""
@@ -181,6 +187,7 @@ class LeaseCache:
         doubtful = {name for parent, name in asking.names if parent == directory and name not in names}
         if len(doubtful) <= DOUBTFUL_MAX:
             self._complete[directory] = doubtful
+            self._present[directory] = sum(ino is not None for ino in names.values())
 
     def is_complete(self, directory: InodeId) -> bool:
         """Every name of the directory is known, or nearly."""
@@ -204,15 +211,16 @@ class LeaseCache:
             self._forget_names(directory)
         for directory, name in names:
             known = self._names.get(directory)
+            doubtful = self._complete.get(directory)
             if known is not None and name in known:
-                del known[name]
+                if known.pop(name) is not None and doubtful is not None:
+                    self._present[directory] -= 1
                 self._names_count -= 1
                 self._on_name_gone(directory, name)
-            doubtful = self._complete.get(directory)
             if doubtful is not None:
                 doubtful.add(name)
                 if len(doubtful) > DOUBTFUL_MAX:
-                    del self._complete[directory]
+                    del self._complete[directory], self._present[directory]
 
     def drop_write(self, ino: InodeId) -> None:
         """The write lease on ``ino`` is called back, and so is one that is on its way."""
@@ -229,6 +237,7 @@ class LeaseCache:
         self._on_all_gone()  # with them, what led to them
         self._names.clear()
         self._complete.clear()
+        self._present.clear()
         self._names_count = 0
 
     def _put_inode(self, inode: Inode) -> None:
@@ -257,6 +266,7 @@ class LeaseCache:
         names[name] = ino
         if directory in self._complete:
             self._complete[directory].discard(name)
+            self._present[directory] += (ino is not None) - (isinstance(before, int))
 
     def _make_room(self, besides: InodeId) -> None:
         """``besides`` is forgotten last, but if it alone is too large, it is, too."""
@@ -281,3 +291,4 @@ class LeaseCache:
             self._names_count -= len(names)
             self._on_name_gone(directory, None)
         self._complete.pop(directory, None)
+        self._present.pop(directory, None)

@@ -207,13 +207,17 @@ class Making:
         """The directory as :meth:`view` shows it, if it is known here; what the compiled part has made is not looked
         at."""
         inode = self._cache.inode(directory) if self._left_s() else None
-        return None if inode is None else self.new_files.view(inode)
+        return None if inode is None else self._with_new(inode)
 
     def view(self, inode: m.Inode) -> m.Inode:
         """A directory as it is with the files that were made in it here."""
         if inode.is_dir:
             self.take_native(inode.ino)
-        return self.new_files.view(inode)
+        return self._with_new(inode)
+
+    def _with_new(self, inode: m.Inode) -> m.Inode:
+        is_ours = inode.ino in self._cache.writes  # else others may add names that are not told here
+        return self.new_files.view(inode, self._cache.count_in(inode.ino) if is_ours else None)
 
     @contextmanager
     def changing(self, requests: Sequence[Message]) -> Iterator[None]:

@@ -209,15 +209,16 @@ class NewFiles:
             attributes = msgspec.structs.replace(new.request.attributes, mtime_ns=None, ctime_ns=None)
             new.request = msgspec.structs.replace(new.request, attributes=attributes)
 
-    def view(self, inode: m.Inode) -> m.Inode:
-        """A directory as it is with the files that were made in it here."""
+    def view(self, inode: m.Inode, count: int | None) -> m.Inode:
+        """A directory as it is with the files that were made in it here; ``count``: of its entries, if that is known.
+        (``inode`` alone does not say it while files are being told of: it may be of before or of after each.)"""
         new = self._in.get(inode.ino)
         if new is None:
             return inode
         newest_ns = self._files[next(reversed(new))].made_ns
         return msgspec.structs.replace(
             inode,
-            size_bytes=inode.size_bytes + len(new),
+            size_bytes=inode.size_bytes + len(new) if count is None else count,
             mtime_ns=max(inode.mtime_ns, newest_ns),
             ctime_ns=max(inode.ctime_ns, newest_ns),
         )

@@ -243,6 +243,32 @@ def test_many_are_learned_as_one_by_one(seed):
                 cache.learn_all(cache.ask(), directory)
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_the_names_of_a_directory_are_counted_as_long_as_all_are_certain(seed):
+    chance, cache, counted = Random(seed), LeaseCache(), 0
+    for _ in range(300):
+        asking, directory = cache.ask(), InodeId(chance.randrange(2))
+        name = b"%d" % chance.randrange(8)
+        if chance.random() < 0.1:
+            cache.drop([(directory, name)])
+        if chance.random() < 0.02:
+            cache.drop(directories=[directory])
+        if chance.random() < 0.01:
+            cache.drop_all()
+        ino = InodeId(chance.randrange(100, 110)) if chance.random() < 0.6 else None
+        cache.learn_name(asking, directory, name, ino)
+        if chance.random() < 0.1:
+            cache.learn_all(asking, directory)
+        cache.answered(asking)
+        all_names = {b"%d" % number: cache.name(directory, b"%d" % number) for number in range(8)}
+        if not cache.is_complete(directory) or UNKNOWN in all_names.values():
+            assert cache.count_in(directory) is None
+        else:
+            counted += 1
+            assert cache.count_in(directory) == sum(ino is not None for ino in all_names.values())
+    assert counted > 20
+
+
 def test_many_at_once_are_bounded(monkeypatch):
     monkeypatch.setattr(leases, "INODES_MAX", 20)
     monkeypatch.setattr(leases, "NAMES_MAX", 30)

@@ -146,6 +146,54 @@ async def test_who_made_it_sees_it_at_once(cluster):
         assert await one.vfs.read(again, 0, 10) == b"data"
 
 
+async def test_a_directory_that_is_asked_for_while_it_is_told_counts_each_file_once(cluster):
+    async with alone(cluster) as (one, directory), trio.open_nursery() as nursery:
+        before = await one.vfs.getattr(directory)
+        told, let_go, change = trio.Event(), trio.Event(), one.session.change
+
+        async def hear_late(*args):
+            answer = await change(*args)
+            told.set()
+            await let_go.wait()
+            return answer
+
+        one.session.change = hear_late
+        nursery.start_soon(one.write_file, b"f", b"data", directory)
+        await told.wait()
+        seen = []
+        for _ in range(2):
+            one.coherent.cache.drop(inodes=(directory,))
+            seen.append(await one.vfs.getattr(directory))
+        let_go.set()
+        await one.vfs.closing.settle()
+        seen.append(await one.vfs.getattr(directory))
+        assert [each.size_bytes for each in seen] == [before.size_bytes + 1] * 3
+
+
+@pytest.mark.parametrize("ask", ["getattr", "lookup"])
+async def test_an_answer_that_is_older_than_what_was_told_meanwhile_is_not_believed(cluster, ask):
+    async with alone(cluster) as (one, directory):
+        _, number = await one.make(b"f", directory)
+        before, read = await one.vfs.getattr(directory), one.session.read
+
+        async def tell_meanwhile(method, request):
+            reply = await read(method, request)
+            one.session.read = read
+            await one.close(number)
+            await one.vfs.closing.settle()
+            return reply
+
+        one.coherent.cache.drop([(ROOT_INODE, b"d")], [directory])
+        one.session.read = tell_meanwhile
+        if ask == "getattr":
+            after = await one.vfs.getattr(directory)
+        else:
+            after = await one.vfs.lookup(ROOT, ROOT_INODE, b"d")
+        assert len(one.coherent.new_files) == 0
+        assert after.size_bytes == before.size_bytes
+        assert after.mtime_ns >= before.mtime_ns
+
+
 async def look_up(two, directory):
     assert (await two.vfs.lookup(ROOT, directory, b"f")).size_bytes in (0, 4)
     assert await two.read_file(b"f", directory) == b"data"
