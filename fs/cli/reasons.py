@@ -11,11 +11,13 @@ if TYPE_CHECKING:
 
 
 def targets_away(found: "MdsStatus") -> list[str]:
-    """Targets that are down, and those that are back and are not known yet to have everything."""
+    """Targets that are down, those that are out while groups count on them, and those that are back and are not known
+    yet to have everything."""
     from shoalfs.mds.messages import TargetState
 
     absences = {absence.target: absence for absence in found.absences}
     failures = {entry.target: entry.failed for entry in found.usage}
+    stuck = {target for groups in found.stuck for target in groups.targets}  # stuck_groups() tells of them
     reasons: list[str] = []
     for target in found.map.targets:
         if target.draining and not is_missed(target, found.map):
@@ -27,6 +29,8 @@ def targets_away(found: "MdsStatus") -> list[str]:
             reasons.append(f"target {target.id} on {target.node} is down{what}")
         elif target.state is TargetState.SYNCING:
             reasons.append(f"target {target.id} on {target.node} is syncing: what it lacks is copied to it")
+        elif is_out(target) and target.id not in stuck and (held := _held(target, found.map)):
+            reasons.append(f"target {target.id} on {target.node} is out: others take its place in {held} groups")
     return reasons
 
 
@@ -83,7 +87,7 @@ def notes(found: "MdsStatus") -> list[str]:
 
     told: list[str] = []
     for target in found.map.targets:
-        held = sum(target.id in group.holders for group in found.map.groups)
+        held = _held(target, found.map)
         if target.leaves and not held:
             how = "out" if is_out(target) else "drained"
             told.append(
@@ -102,7 +106,12 @@ def is_missed(target: "Target", map_: "ClusterMap") -> bool:
     from shoalfs.mds.messages import TargetState
 
     gone = target.state in (TargetState.DOWN, TargetState.OUT)
-    return gone and any(target.id in group.holders for group in map_.groups)
+    return gone and _held(target, map_) > 0
+
+
+def _held(target: "Target", map_: "ClusterMap") -> int:
+    """How many groups count on it."""
+    return sum(target.id in group.holders for group in map_.groups)
 
 
 def is_out(target: "Target") -> bool:

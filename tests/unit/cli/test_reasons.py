@@ -51,6 +51,20 @@ def test_a_target_whose_disk_failed_is_told_with_what_its_server_said():
     assert targets_away(status(TargetState.UP, usage=said)) == [], "it is back"
 
 
+def test_a_target_that_is_out_is_missed_until_its_groups_have_moved():
+    found = status(TargetState.UP, TargetState.OUT, TargetState.UP)
+    away = ["target 2 on n2 is out: others take its place in 1 groups"]
+    stuck = (m.StuckGroups(1, (2,), 1, 1),)
+    for group, stays, told in [
+        (m.PlacementGroup(1, 1, (1, 2)), (), away),  # what comes next is not decided yet
+        (m.PlacementGroup(1, 1, (1, 3), (2,)), (), away),
+        (m.PlacementGroup(1, 1, (1, 3)), (), []),
+        (m.PlacementGroup(1, 1, (1, 2)), stuck, []),  # told as stuck
+    ]:
+        map_ = msgspec.structs.replace(found.map, groups=(group,))
+        assert targets_away(msgspec.structs.replace(found, map=map_, stuck=stays)) == told
+
+
 def test_groups_that_cannot_move_are_told_with_the_ways_out():
     stuck = (m.StuckGroups(1, (2,), 16, 1), m.StuckGroups(2, (2, 3), 4, 2))
     found = status(TargetState.UP, TargetState.DRAINING, TargetState.OUT, stuck=stuck)
@@ -116,7 +130,7 @@ def test_what_goes_on_by_an_operators_wish():
         ),
         "moving data to even out targets is paused: `shoal rebalance start`",
     ]
-    assert targets_away(found) == [], "nobody misses the one that is down"
+    assert targets_away(found) == ["target 4 on n4 is out: others take its place in 1 groups"], "nobody misses 5"
     needed = msgspec.structs.replace(map_, groups=(m.PlacementGroup(1, 1, (1, 2), (5,)),))
     assert targets_away(msgspec.structs.replace(found, map=needed)) == [
         "target 5 on n5 is down, and others take its place: it is draining"

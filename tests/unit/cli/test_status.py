@@ -77,7 +77,12 @@ BOTH = {1: True, 2: True}
                 "target 3 on node-3 is down",
             ],
         ),
-        ((UP, OUT, UP), BOTH, "healthy", []),
+        (
+            (UP, OUT, UP),
+            BOTH,
+            "degraded",
+            ["target 2 on node-2 is out: others take its place in 2 groups"],
+        ),
         ((), BOTH, "broken", ["no chunkserver has registered: only small files can be written"]),
     ],
 )
