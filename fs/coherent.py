@@ -170,7 +170,7 @@ class Coherent:
             if found.leased and found.inode is not None:
                 self._learn(asking, found.inode)
         self.on_looked_up(who, parent, found.inode)
-        if found.inode is not None and _is_overtaken(asking, found.inode):
+        if found.inode is not None and asking.is_overtaken(found.inode):
             return await self.getattr(found.inode.ino)
         return found.inode if found.inode is None else self.making.view(found.inode)
 
@@ -187,7 +187,7 @@ class Coherent:
                 if entry.leased:
                     self._learn(asking, entry.inode)
             left -= 1
-            if not left or not _is_overtaken(asking, entry.inode):
+            if not left or not asking.is_overtaken(entry.inode):
                 return self.making.view(entry.inode)
 
     async def readdir(self, request: m.ReadDir) -> m.Listing:
@@ -518,9 +518,3 @@ class Coherent:
 def _reshapes(request: m.Allocate | m.CloneRange | m.SetAttr) -> bool:
     """It changes what a file holds, by a command of its own."""
     return not isinstance(request, m.SetAttr) or request.size_bytes is not None
-
-
-def _is_overtaken(asking: Asking, inode: m.Inode) -> bool:
-    """Something was dropped of this directory while it was asked for. If that was because a file was told of that a
-    program had made before it asked, the answer may lack the file, and what is new here does not have it any more."""
-    return inode.is_dir and not asking.may_learn_inode(inode.ino)

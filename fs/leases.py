@@ -49,6 +49,11 @@ class Asking:
     def may_learn_inode(self, ino: InodeId) -> bool:
         return not self.everything and ino not in self.inodes
 
+    def is_overtaken(self, answered: Inode) -> bool:
+        """This directory was dropped while it was asked for. If that was because a file was told of that a program had
+        made before it asked, the answer may lack the file, and it is not among the new ones any more."""
+        return answered.is_dir and not self.may_learn_inode(answered.ino)
+
     def may_learn_write(self, ino: InodeId) -> bool:
         return not self.everything and ino not in self.writes
 

@@ -17,6 +17,7 @@ from shoalfs.transport.ids import ROOT_INODE, SessionId
 from shoalfs.transport.memory import MemoryFabric
 from shoalfs.transport.method import Nothing
 from shoalfs.transport.network import open_network
+from shoalfs.transport.service import Service
 from shoalfs.transport.session import PROTOCOL_VERSION, Hello
 
 ROOT = m.ROOT_CREDENTIALS
@@ -39,8 +40,21 @@ async def node(path, **options):
 
 @asynccontextmanager
 async def client(carriers, **callbacks):
+    """A session that keeps nothing under leases, and says so when they are called back."""
+
+    async def dropped(call, request, payload):
+        await trio.lowlevel.checkpoint()
+        return m.Invalidated()
+
+    async def committed(call, request, payload):
+        await trio.lowlevel.checkpoint()
+        return m.WrittenBack(done=True)
+
+    service = Service()
+    service.add(m.INVALIDATE, dropped)
+    service.add(m.WRITE_BACK, committed)
     async with (
-        open_network(carriers, hello()) as network,
+        open_network(carriers, hello(), service) as network,
         open_session(network, [ADDRESS], "test", **callbacks) as session,
     ):
         yield session
