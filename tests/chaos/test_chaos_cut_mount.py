@@ -87,6 +87,7 @@ def cluster() -> Iterator[DataCluster]:
         yield cluster
 
 
+@pytest.mark.long
 def test_a_mount_that_is_cut_off_past_its_lease_serves_nothing_old_and_comes_back_clean(cluster: DataCluster):
     here, host = cluster.point, cluster.hosts.hosts[1]
     there = cluster.mount_on(host)

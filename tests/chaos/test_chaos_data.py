@@ -48,6 +48,7 @@ def test_power_is_cut_from_one_server_and_then_from_all(nemesis: DataNemesis):
     finish(nemesis)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("cluster", ["chain"], indirect=True)
 def test_chains_break_in_the_middle(nemesis: DataNemesis):
     nemesis.strike(nemesis.kill_server)

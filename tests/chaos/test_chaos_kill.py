@@ -82,6 +82,7 @@ def test_all_chunkservers_killed_at_once(cluster: Cluster, load: Workload):
     all_copies_return(cluster)  # the second server dies a moment after the first
 
 
+@pytest.mark.long
 def test_a_killed_mount_leaves_what_was_closed_and_a_point_that_up_repairs(cluster: Cluster, load: Workload):
     cluster.kill("mount")
     wait_until(lambda: load.process.poll() is not None, "the workload meets the error")
@@ -90,6 +91,7 @@ def test_a_killed_mount_leaves_what_was_closed_and_a_point_that_up_repairs(clust
     load.verify()
 
 
+@pytest.mark.long
 def test_a_killed_mount_leaves_what_was_synced(cluster: Cluster):
     data = Random(1).randbytes(6_000_000)
     fd = os.open(cluster.point / "f", os.O_WRONLY | os.O_CREAT)
@@ -116,6 +118,7 @@ def test_everything_killed_at_once(cluster: Cluster, load: Workload):
     load.verify()
 
 
+@pytest.mark.long
 def test_everything_killed_while_idle(cluster: Cluster):
     large = Random(2).randbytes(9_000_000)
     (cluster.point / "d").mkdir()

@@ -102,6 +102,7 @@ def test_full_disks_of_a_majority_stall_the_group_and_lose_nothing(group: MdsGro
     check_all(group, nemesis.load)
 
 
+@pytest.mark.long
 def test_clocks_that_jump():
     """The wall clocks of all three, hours forth and back, each at another moment. What is stamped never goes back."""
     library = next(iter(_faketime()), None)
@@ -222,6 +223,7 @@ for number in range(12):
 """
 
 
+@pytest.mark.long
 def test_everything_together_for_a_while(group: MdsGroup):
     nemesis = Nemesis(group, Load(group), seed=7)
     until = time.monotonic() + 20.0

@@ -115,6 +115,7 @@ class Writer:
             self.made.append(name)
 
 
+@pytest.mark.long
 async def test_one_node_becomes_three_and_a_dead_one_is_replaced(nodes: Nodes) -> None:
     def administer() -> None:
         def run(*arguments: str) -> None:

@@ -84,7 +84,7 @@ def nothing_is_committed_before_the_rename(patch: Patch) -> None:
 
 
 MISTAKES = {
-    an_fsync_does_not_wait_for_disks: (("power",), 2),
+    an_fsync_does_not_wait_for_disks: (("power",), 12),
     a_rename_is_not_told_to_who_looked_the_name_up: ((), 0),
     nothing_is_committed_before_the_rename: (("kill",), 0),
 }

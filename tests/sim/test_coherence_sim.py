@@ -26,6 +26,7 @@ FOUND_BY = {
     "a_late_answer_is_kept": 1,
     "the_kernel_keeps_for_minutes": 2,
     "nothing_is_dropped_for_a_new_leader": 2,
+    "an_old_admission_is_good_under_the_next_leader": 17,
 }
 
 
