@@ -7,6 +7,7 @@ that what a session made is not made when it has ended.
 """
 
 import errno
+import itertools
 import math
 import os
 from collections.abc import Sequence
@@ -40,6 +41,7 @@ class NameWorld(FileWorld):
         self._known: set[InodeId] = set()  # inodes that the metadata service has had in the directory
         self._made: dict[InodeId, NameCall] = {}
         self.untold: dict[str, None] = {}  # names that were made without asking: somebody elsewhere should look
+        self.numbers = itertools.count()  # of programs: what they fill the directory with has names of its own
         super().__init__(seed, calm_s)
 
     @property
@@ -142,6 +144,7 @@ class NameProgram(Running):
         super().__init__(mount)
         self.world = world
         self._open: list[tuple[NameCall, int]] = []
+        self._number = next(world.numbers)
         self._filled = 0
 
     async def _step(self) -> None:
@@ -176,7 +179,7 @@ class NameProgram(Running):
         data, session, filled = self.chance.choice((b"", b"data", LARGE)), self.mount.session.session, []
         for _ in range(_FILL):
             self._filled += 1
-            name = b"%d-%d-%d" % (self.mount.session.session, id(self) % 1_000, self._filled)
+            name = b"%d-%d-%d" % (self.mount.session.session, self._number, self._filled)
             ino, number = await self._programs.create(self.world.directory, name, os.O_RDWR)
             if data:
                 await self._programs.write(number, data)

@@ -23,7 +23,7 @@ PLANTED_SEEDS = 60
 FOUND_BY = {
     "lookups_do_not_wait_for_the_holder": 1,
     "the_lease_is_given_beside_those_who_know_the_names": 4,
-    "files_are_made_where_names_are_not_all_known": 9,
+    "files_are_made_where_names_are_not_all_known": 11,
     "files_are_made_after_it_was_called_back": 2,
     "a_sync_of_the_directory_leaves_bytes_out": 4,
     "files_in_chunks_are_told_of_without_them": 5,
