@@ -1,14 +1,19 @@
 """Builds a mount from its parts, runs it, and takes it down without losing what was written.
 
-Order at the end, whatever ends it (umount, SIGTERM): the kernel unmounts, which makes it write what it has; what is
-dirty is committed; closed files are reported; the session is ended. A process that is killed skips all of it: then
-what was not flushed is lost, as the contract says, and the session ends by itself after its TTL.
+Order at the end, whatever ends it (umount, SIGTERM): the kernel unmounts, which makes it write what it has; if programs
+use the mount it is not unmounted, and their next calls fail; what is dirty is committed; closed files are reported; the
+session is ended; the connections are closed. So each part lasts longer than those that need it, also when the whole is
+cancelled: once it is mounted, being cancelled means no more than being asked to unmount.
+
+A process that is killed skips all of it: then what was not flushed is lost, as the contract says, and the session is
+ended by the next mount at the same point (`fs/legacy.py`), or ends by itself after its TTL.
 """
 
 import logging
 import os
 import socket
-from contextlib import AbstractAsyncContextManager, nullcontext
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
@@ -27,6 +32,7 @@ from shoalfs.fs.fuse_binding import native, pyfuse3
 from shoalfs.fs.handles import Handles
 from shoalfs.fs.kernel_cache import KernelCache
 from shoalfs.fs.known_files import KnownFiles
+from shoalfs.fs.legacy import legacy_at
 from shoalfs.fs.making import Making
 from shoalfs.fs.native_ops import NativeOps
 from shoalfs.fs.operations import Operations
@@ -72,6 +78,7 @@ class MountOptions:
     no_exec: bool = False
     no_lock: bool = False  # locks hold on this machine only
     subdir: str = ""  # a directory of the cluster that becomes the root of the mount; empty: all of it
+    legacy_path: str = ""  # see fs/legacy.py; empty: nothing is left to the next mount at the point
 
     @property
     def untold(self) -> bool:
@@ -129,31 +136,64 @@ async def run(
         for data_path in data_paths:
             data_path.lose_all(SessionGone())
 
-    async with (
-        open_network(carriers, hello, service) as network,
-        open_session(
-            network,
-            options.metadata,
-            f"{name}:{options.mountpoint}",
-            opens=handles.reported,
-            writes=coherent.kept_writes,
-            on_lost=session_lost,
-            on_new_leader=coherent.meet_new_leader,
-            start_ms=START_MS,
-        ) as session,
-    ):
-        coherent.begin(session)
-        data_path = DataPath(
-            coherent,
-            ChunkClient(network),
-            dirty_bytes=options.dirty_bytes,
-            cache_bytes=options.cache_bytes,
-            replication=options.replication,
-            is_open=(lambda ino: False) if options.untold else handles.is_held,
-        )
-        coherent.attach(data_path)
-        data_paths.append(data_path)
-        await _serve(options, handles, coherent, session, kernel, data_path, task_status)
+    place = legacy_at(options.legacy_path) if options.legacy_path else nullcontext()
+    async with _until_cancelled() as end:
+        with place as legacy:
+            async with (
+                open_network(carriers, hello, service) as network,
+                open_session(
+                    network,
+                    options.metadata,
+                    f"{name}:{options.mountpoint}",
+                    opens=handles.reported,
+                    writes=coherent.kept_writes,
+                    on_lost=session_lost,
+                    on_new_leader=coherent.meet_new_leader,
+                    start_ms=START_MS,
+                    legacy=legacy,
+                ) as session,
+            ):
+                coherent.begin(session)
+                data_path = DataPath(
+                    coherent,
+                    ChunkClient(network),
+                    dirty_bytes=options.dirty_bytes,
+                    cache_bytes=options.cache_bytes,
+                    replication=options.replication,
+                    is_open=(lambda ino: False) if options.untold else handles.is_held,
+                )
+                coherent.attach(data_path)
+                data_paths.append(data_path)
+                await _serve(options, handles, coherent, session, kernel, data_path, end, task_status)
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """How the block of :func:`_until_cancelled` hears of its end: it is cancelled, but after :meth:`defer` it is only
+    ``asked`` to end."""
+
+    asked: trio.Event
+    block: trio.CancelScope
+
+    def defer(self) -> None:
+        self.block.shield = True
+
+
+@asynccontextmanager
+async def _until_cancelled() -> AsyncIterator[_End]:
+    end = _End(trio.Event(), trio.CancelScope())
+
+    async def watch() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            end.asked.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(watch)
+        with end.block:
+            yield end
+        nursery.cancel_scope.cancel()
 
 
 async def _serve(
@@ -163,6 +203,7 @@ async def _serve(
     session: MdsClient,
     kernel: KernelCache,
     data_path: DataPath,
+    end: _End,
     task_status: "trio.TaskStatus[None]",
 ) -> None:
     """Put the parts together and run them; at the end, in the order that the module describes."""
@@ -187,9 +228,9 @@ async def _serve(
         nursery.start_soon(kernel.run)
         try:
             locks = FileLocks(session.locks, vfs)
-            await _answer_kernel(options, vfs, kernel, locks, handles, known, coherent.making, task_status)
+            await _answer_kernel(options, vfs, kernel, locks, handles, known, coherent.making, end, task_status)
         finally:
-            with trio.move_on_after(_FLUSH_AT_END_S, shield=True):
+            with trio.move_on_after(_FLUSH_AT_END_S):
                 await parts.end()
         nursery.cancel_scope.cancel()
 
@@ -202,9 +243,10 @@ async def _answer_kernel(
     handles: Handles,
     known: KnownFiles | None,
     making: Making,
+    end: _End,
     task_status: "trio.TaskStatus[None]",
 ) -> None:
-    """Take requests from the kernel until the filesystem is unmounted, from outside or because this is cancelled."""
+    """Take requests from the kernel until the filesystem is unmounted, from outside or because of ``end``."""
     root = await find_root(vfs, options.subdir)
     credentials = CredentialsCache(pyfuse3.get_sup_groups, trio.current_time)
     entry_timeout_s, attr_timeout_s = options.entry_timeout_ms / 1000, options.attr_timeout_ms / 1000
@@ -220,7 +262,8 @@ async def _answer_kernel(
         last = partial(making.revoke_native, None)
         ops = NativeOps(native.shim, vfs, shared, ranges, credentials, pages, timeouts, root, known, last=last)
         taken = ops.running()
-    _begin(options, operations)
+    end.defer()
+    ours = _begin(options, operations)
     try:
         descriptor = _fuse_descriptor()
         fuse_wait.install(descriptor, native.shim)
@@ -228,47 +271,49 @@ async def _answer_kernel(
         handles.node_of = root.node
         if native.shim is not None and kernel.keeps_names:
             native.shim.keep_names(entry_timeout_s, attr_timeout_s)
-        await _serve_kernel(options, taken, operations.begun, task_status)
+        await _serve_kernel(options.mountpoint, ours, taken, operations.begun, end, task_status)
     finally:
-        pyfuse3.close(unmount=True)
+        pyfuse3.close(unmount=_is_on_top(options.mountpoint, ours))
 
 
 async def _serve_kernel(
-    options: MountOptions,
+    mountpoint: str,
+    ours: str,
     taken: AbstractAsyncContextManager[None],
     begun: trio.Event,
+    end: _End,
     task_status: "trio.TaskStatus[None]",
 ) -> None:
-    """Until the filesystem is unmounted; when this is cancelled, it is. ``begun``: the kernel has said hello.
+    """Until the filesystem is unmounted; at the ``end`` it is. ``begun``: the kernel has said hello.
 
     Nothing in this process may ask the filesystem that it serves, in whatever thread: a thread that waits for an answer
     is not ended by SIGKILL, so neither are the process and, for whoever looks there, the mount point.
     """
     async with trio.open_nursery() as nursery:
-        serving = trio.CancelScope(shield=True)
 
         async def serve() -> None:
-            with serving:
-                async with taken:
-                    await pyfuse3.main(max_tasks=_WORKERS_MAX)
+            async with taken:
+                await pyfuse3.main(max_tasks=_WORKERS_MAX)
+            nursery.cancel_scope.cancel()
+
+        async def unmount() -> None:
+            """While requests are still answered, so that the kernel can write its pages."""
+            await end.asked.wait()
+            with trio.move_on_after(_FLUSH_AT_END_S):
+                if _is_on_top(mountpoint, ours):
+                    await _unmount(mountpoint)
             nursery.cancel_scope.cancel()
 
         nursery.start_soon(serve)
+        nursery.start_soon(unmount)
         await begun.wait()
-        _set_read_ahead(options.mountpoint)
-        _tell_what_is_missing(options.mountpoint)
+        _set_read_ahead(mountpoint)
+        _tell_what_is_missing(mountpoint)
         task_status.started()
-        try:
-            await trio.sleep_forever()
-        finally:
-            # Cancelled from outside: while requests are still answered, so that the kernel can write its pages.
-            with trio.move_on_after(_FLUSH_AT_END_S, shield=True):
-                await _unmount(options.mountpoint)
-            serving.cancel()
 
 
-def _begin(options: MountOptions, operations: Operations) -> None:
-    """Mount. Raises UserError."""
+def _begin(options: MountOptions, operations: Operations) -> str:
+    """Mount; returns the device of the mount (major:minor). Raises UserError."""
     try:
         pyfuse3.init(operations, options.mountpoint, fuse_options(options))
     except RuntimeError as error:
@@ -276,12 +321,19 @@ def _begin(options: MountOptions, operations: Operations) -> None:
             f"mount: {options.mountpoint}: {error}: see that /dev/fuse is there, that fuse3 is installed, and that you "
             "may mount"
         ) from error
+    mounted = mountinfo.mounted_at(options.mountpoint, mountinfo.mounts())
+    return "" if mounted is None else mounted.device  # somebody was quick to unmount it
+
+
+def _is_on_top(mountpoint: str, ours: str) -> bool:
+    """Whether what is mounted there is this mount, and not one that took its place after ``umount -l``, which is not
+    ours to unmount. (As long as anybody uses the mount its device's number is given to no other.)"""
+    mounted = mountinfo.mounted_at(mountpoint, mountinfo.mounts())
+    return mounted is not None and mounted.device == ours
 
 
 async def _unmount(mountpoint: str) -> None:
     """Unmount as a person would. A mount that is in use is left to its end: its users get errors."""
-    if mountinfo.mounted_at(mountpoint, mountinfo.mounts()) is None:
-        return
     done = await trio.run_process(["fusermount3", "-u", mountpoint], check=False, capture_stderr=True)
     if done.returncode:
         log.warning("%s: %s", mountpoint, done.stderr.decode(errors="replace").strip())

@@ -18,7 +18,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from typing import TypeVar
+from typing import Final, Protocol, TypeVar
 
 import msgspec
 import trio
@@ -76,6 +76,29 @@ Q = TypeVar("Q", bound=msgspec.Struct)
 A = TypeVar("A", bound=msgspec.Struct)
 M = TypeVar("M", bound=Message)
 
+_LAST: Final = (SLOTS_PER_SESSION - 1, (1 << 64) - 1)
+"""The slot and sequence number of the last command that a session can have, whatever it has sent."""
+
+
+class Legacy(Protocol):
+    """What a client leaves to the one that comes after it in its place, should it be killed."""
+
+    nonce: bytes
+    """Of the session that was left; empty if there is none. Whoever reads it knows that its client is gone."""
+
+    def remember(self, nonce: bytes) -> None:
+        """From now on there may be a session of this nonce; empty: there is none any more."""
+
+
+class NoLegacy:
+    """Of a client that has no place of its own: a session that it leaves ends after its TTL."""
+
+    nonce = b""
+
+    def remember(self, nonce: bytes) -> None:
+        pass
+
+
 _RANGE = 1024  # chunk numbers reserved at a time
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -119,6 +142,7 @@ class MdsClient:
         writes: Callable[[], Iterable[InodeId]],
         on_lost: Callable[[], None],
         on_new_leader: Callable[[], Awaitable[None]],
+        legacy: Legacy,
     ) -> None:
         self._leader = leader
         self._mutations = Mutations(leader)
@@ -127,6 +151,7 @@ class MdsClient:
         self._writes = writes
         self._on_lost = on_lost
         self._on_new_leader = on_new_leader
+        self._legacy = legacy
         self._reopening = trio.Lock()
         self._reserving = trio.Lock()
         self.locks = LockClient(self)
@@ -286,6 +311,7 @@ class MdsClient:
     async def close(self) -> None:
         """End the session: its locks and reservations are free at once."""
         await self.mutate(Op.END_SESSION, EndSession(self.session), Nothing)
+        self._legacy.remember(b"")
 
     async def _reopen(self, lost: SessionId) -> None:
         async with self._reopening:
@@ -294,7 +320,7 @@ class MdsClient:
             log.error("session %d is gone: what was not committed is lost; opening a new one", lost)
             self._on_lost()
             self.locks.session_lost()
-            self._adopt(await _open(self._leader, self._client))
+            self._adopt(await _open_new(self._leader, self._client, self._legacy))
 
 
 def _answer(outcome: Outcome, reply: type[M]) -> M | ShoalError:
@@ -303,8 +329,25 @@ def _answer(outcome: Outcome, reply: type[M]) -> M | ShoalError:
     return msgspec.msgpack.decode(outcome.body, type=reply)
 
 
-async def _open(leader: Leader, client: str) -> SessionOpened:
-    request = OpenSession(nonce=os.urandom(16), client=client)
+async def _open_new(leader: Leader, client: str, legacy: Legacy) -> SessionOpened:
+    nonce = os.urandom(16)
+    legacy.remember(nonce)  # killed before the session is there: whoever comes next opens it, and ends it
+    return await _open(leader, client, nonce)
+
+
+async def _end_left(leader: Leader, client: str, nonce: bytes) -> None:
+    """End the session of this nonce, whose client is gone. If it has ended already, another is opened and ended."""
+    left = (await _open(leader, client, nonce)).session
+    command = Command(*_LAST, Op.END_SESSION, msgspec.Raw(_encode(EndSession(left))))
+    try:
+        await leader.call(MUTATE, Mutate(left, (command,)))
+    except SessionGone:
+        return  # it was silent for too long, and is being ended
+    log.info("session %d, which was left, is ended", left)
+
+
+async def _open(leader: Leader, client: str, nonce: bytes) -> SessionOpened:
+    request = OpenSession(nonce=nonce, client=client)
     command = Command(0, 0, Op.OPEN_SESSION, msgspec.Raw(_encode(request)))
     answer = await leader.call(MUTATE, Mutate(SessionId(0), (command,)))
     opened = _answer(answer.body.outcomes[0], SessionOpened)
@@ -341,16 +384,21 @@ async def open_session(
     on_new_leader: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint,
     start_ms: int = PATIENCE_MS,
     patience_ms: int = PATIENCE_MS,
+    legacy: Legacy | None = None,
 ) -> AsyncIterator[MdsClient]:
-    """Open a session, renew it while the block runs, end it afterwards.
+    """Open a session, renew it while the block runs, end it afterwards; but first end the one of ``legacy``.
 
     ``client`` names this client to operators; ``opens`` tells which inodes are open, ``writes`` which of them have
     written bytes that are kept under a write lease, both for a leader that is new; ``on_lost`` is called when the
     session was lost; ``on_new_leader`` drops what is cached under leases. Raises ShoalError if no leader answers within
     ``start_ms``; later calls have ``patience_ms``.
     """
-    opened = await _open(Leader(network, addresses, start_ms), client)
-    stub = MdsClient(Leader(network, addresses, patience_ms), client, opened, opens, writes, on_lost, on_new_leader)
+    starting, legacy = Leader(network, addresses, start_ms), legacy or NoLegacy()
+    if legacy.nonce:
+        await _end_left(starting, client, legacy.nonce)
+    opened = await _open_new(starting, client, legacy)
+    leader = Leader(network, addresses, patience_ms)
+    stub = MdsClient(leader, client, opened, opens, writes, on_lost, on_new_leader, legacy)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(stub.run)
         try:

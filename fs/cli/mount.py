@@ -1,7 +1,6 @@
 """`shoal mount` and `shoal umount`."""
 
 import difflib
-import hashlib
 import os
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Final
@@ -14,7 +13,7 @@ from shoalfs.fs.cli import mountpoint, processes
 from shoalfs.fs.cli.cluster import ConfigOption, StateOption, locate
 from shoalfs.fs.cli.down import FLUSH_S
 from shoalfs.fs.cli.output import say
-from shoalfs.fs.cli.state import StateDir, default_path
+from shoalfs.fs.cli.state import StateDir
 from shoalfs.transport import daemon
 from shoalfs.transport.config import Config, MountTable, load
 from shoalfs.transport.errors import ShoalError, UserError
@@ -88,7 +87,7 @@ def mount(
     if background:
         _in_background(",".join(chosen.mount.mds), point, options, config, state, wait_s)
     else:
-        _serve(chosen, point, context.obj)
+        _serve(chosen, point, StateDir(state), context.obj)
 
 
 def umount(
@@ -152,7 +151,7 @@ def known_options(text: str) -> str:
     return ",".join(kept)
 
 
-def mount_options(config: Config, point: str) -> "MountOptions":
+def mount_options(config: Config, point: str, legacy_path: str = "") -> "MountOptions":
     """The mount's options as its module takes them."""
     from shoalfs.fs.mount import MountOptions
 
@@ -172,15 +171,17 @@ def mount_options(config: Config, point: str) -> "MountOptions":
         no_exec=table.no_exec,
         no_lock=table.no_lock,
         subdir=table.subdir,
+        legacy_path=legacy_path,
     )
 
 
-def _serve(config: Config, point: str, readiness: daemon.Readiness) -> None:
+def _serve(config: Config, point: str, state: StateDir, readiness: daemon.Readiness) -> None:
     from shoalfs.fs import mount as mounting
     from shoalfs.transport.carrier import Carriers
 
     carriers = Carriers.standard(config.tls.paths, config.net.transport)
-    daemon.run(partial(mounting.run, mount_options(config, point), carriers), readiness)
+    options = mount_options(config, point, state.legacy(point))
+    daemon.run(partial(mounting.run, options, carriers), readiness)
 
 
 def _in_background(source: str, point: str, options: str, config: str | None, state: str | None, wait_s: float) -> None:
@@ -191,11 +192,10 @@ def _in_background(source: str, point: str, options: str, config: str | None, st
         arguments += ["-o", options]
     if config is not None:
         arguments += ["--config", os.path.abspath(config)]
-    directory = os.path.join(state or default_path(os.environ, os.geteuid()), "log")
-    os.makedirs(directory, mode=0o700, exist_ok=True)
-    # One log per mount point: its name for people, a digest because names alone may be the same.
-    digest = hashlib.blake2b(point.encode(errors="surrogateescape"), digest_size=4).hexdigest()
-    log_path = os.path.join(directory, f"mount-{os.path.basename(point)}-{digest}.log")
+    if state is not None:
+        arguments += ["--state", os.path.abspath(state)]
+    log_path = StateDir(state).mount_log(point)
+    os.makedirs(os.path.dirname(log_path), mode=0o700, exist_ok=True)
     starting = processes.Starting("mount", arguments, log_path)
     starting.wait_ready(wait_s)
     mountpoint.wait_answers(point, wait_s)

@@ -2,6 +2,7 @@
 
     STATE/cluster.json   how the cluster was made; its presence makes a directory a state directory
     STATE/run/*.json     one record per process
+    STATE/run/*.session  what a mount leaves to the next one at its point (`fs/legacy.py`)
     STATE/conf/*.toml    the configuration of each process
     STATE/data/*/        metadata and chunks
     STATE/sock/*.sock    where the servers listen
@@ -13,6 +14,7 @@ describes a process that the power cut ended. An empty cluster.json is answered 
 """
 
 import fcntl
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -77,6 +79,13 @@ class StateDir:
 
     def log(self, name: str) -> str:
         return self.at("log", f"{name}.log")
+
+    def mount_log(self, point: str) -> str:
+        """Of a mount that is no part of the cluster that `up` made."""
+        return self.log(_name_of(point))
+
+    def legacy(self, point: str) -> str:
+        return self.at("run", f"{_name_of(point)}.session")
 
     @property
     def cluster(self) -> ClusterRecord | None:
@@ -151,3 +160,9 @@ class StateDir:
         with open(beside, "wb") as file:
             file.write(msgspec.json.format(msgspec.json.encode(value)))
         os.rename(beside, path)
+
+
+def _name_of(point: str) -> str:
+    """One name per mount point: its last part for people, a digest because these alone may be the same."""
+    digest = hashlib.blake2b(point.encode(errors="surrogateescape"), digest_size=4).hexdigest()
+    return f"mount-{os.path.basename(point)}-{digest}"

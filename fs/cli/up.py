@@ -143,7 +143,9 @@ def _start_mount(directory: StateDir, cluster: ClusterRecord, point: str) -> Non
     with open(config_path, "w", encoding="utf-8") as file:
         file.write(render(embedded.mount_tables(directory, cluster)))
     log = directory.log(embedded.MOUNT)
-    starting = processes.Starting(embedded.MOUNT, ["mount", "--config", config_path, point], log)
+    starting = processes.Starting(
+        embedded.MOUNT, ["mount", "--config", config_path, "--state", directory.path, point], log
+    )
     directory.write_record(RunRecord(embedded.MOUNT, embedded.MOUNT, starting.identity, "", log, point))
     starting.wait_ready(READY_S)
     mountpoint.wait_answers(point, READY_S)

@@ -82,16 +82,20 @@ def test_all_chunkservers_killed_at_once(cluster: Cluster, load: Workload):
     all_copies_return(cluster)  # the second server dies a moment after the first
 
 
-@pytest.mark.long
 def test_a_killed_mount_leaves_what_was_closed_and_a_point_that_up_repairs(cluster: Cluster, load: Workload):
     cluster.kill("mount")
     wait_until(lambda: load.process.poll() is not None, "the workload meets the error")
     assert failing(os.listdir, cluster.point) in DEAD
     cluster.up()
+    only_the_new_session_is_there(cluster)
     load.verify()
 
 
-@pytest.mark.long
+def only_the_new_session_is_there(cluster: Cluster) -> None:
+    """The mount has ended what the killed one left: nobody waits until that has been silent for 20 s."""
+    assert len(cluster.status()["sessions"]) == 1
+
+
 def test_a_killed_mount_leaves_what_was_synced(cluster: Cluster):
     data = Random(1).randbytes(6_000_000)
     fd = os.open(cluster.point / "f", os.O_WRONLY | os.O_CREAT)
@@ -102,6 +106,7 @@ def test_a_killed_mount_leaves_what_was_synced(cluster: Cluster):
     assert failing(os.fsync, fd) in DEAD
     close_dead(fd)
     cluster.up()
+    only_the_new_session_is_there(cluster)
     assert (cluster.point / "f").read_bytes()[: len(data)] == data
 
 
@@ -115,10 +120,10 @@ def test_everything_killed_at_once(cluster: Cluster, load: Workload):
     cluster.kill("mount", "mds", "chunkserver")
     load.process.wait(20.0)
     cluster.up()
+    only_the_new_session_is_there(cluster)
     load.verify()
 
 
-@pytest.mark.long
 def test_everything_killed_while_idle(cluster: Cluster):
     large = Random(2).randbytes(9_000_000)
     (cluster.point / "d").mkdir()

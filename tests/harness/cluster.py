@@ -113,6 +113,21 @@ class Cluster:
         self.run("umount", self.root / name)
         assert self._mounts.pop(name).wait(COMMAND_S) == 0
 
+    def terminate(self, name: str) -> int:
+        """SIGTERM to such a mount; returns what its process ended with."""
+        process = self._mounts.pop(name)
+        process.terminate()
+        try:
+            return process.wait(COMMAND_S)
+        finally:
+            process.kill()
+            process.wait()
+
+    def hide(self, name: str) -> subprocess.Popen[bytes]:
+        """Take such a mount out of sight; returns its process, which ends when nobody uses it any more."""
+        self.run("umount", "-l", self.root / name)
+        return self._mounts.pop(name)
+
     def down(self) -> None:
         """Stop in order. Nothing may be left running, and nothing mounted."""
         known = self.records()

@@ -283,7 +283,6 @@ time.sleep(60)
         assert (there / f"d/f{number}").read_bytes() == b"written"
 
 
-@pytest.mark.long
 def test_what_was_synced_survives_the_mount(fresh: Cluster):
     """Killed right after a sync of the directory, and of single files."""
     fresh.up()

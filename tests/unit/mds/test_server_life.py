@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from shoalfs.mds import messages as m
-from shoalfs.mds.client import open_session
+from shoalfs.mds.client import MdsClient, open_session
 from shoalfs.mds.leader import Leader
 from shoalfs.mds.server import MdsOptions, run
 from shoalfs.transport.carrier import Carriers
@@ -157,6 +157,107 @@ async def test_a_lost_session_is_told_and_replaced(tmp_path):
         assert lost == [True]
         assert session.session != first
         await create(session, b"x")
+
+
+class Kept:
+    """What clients of one place leave to one another, in memory."""
+
+    def __init__(self, nonce=b""):
+        self.nonce = nonce
+        self.remembered = []
+
+    def remember(self, nonce):
+        self.remembered.append(nonce)
+        self.nonce = nonce
+
+
+@pytest.fixture
+def goodbyes(monkeypatch):
+    """Sessions whose clients end without a word, as one that was killed: an empty set, to be filled."""
+    close, without = MdsClient.close, set()
+
+    async def maybe(self):
+        if self.session in without:
+            await trio.lowlevel.checkpoint()
+        else:
+            await close(self)
+
+    monkeypatch.setattr(MdsClient, "close", maybe)
+    return without
+
+
+async def sessions(session):
+    return [told.session for told in (await session.read(m.STATUS, m.GetStatus())).body.sessions]
+
+
+def whole(ino):
+    return m.Lock(ino, False, 1, 0, m.LOCK_END, m.LockKind.WRITE, 4)
+
+
+async def test_who_comes_after_one_that_was_killed_ends_its_session_at_once(tmp_path, goodbyes):
+    async with node(tmp_path) as carriers:
+        kept = Kept()
+        async with client(carriers, legacy=kept) as killed:
+            made = await create(killed, b"x")
+            assert await killed.locks.set(whole(made.ino)) is None
+            await killed.mutate(m.Op.UNLINK, m.Unlink(ROOT, ROOT_INODE, b"x"), m.Unlinked)
+            goodbyes.add(killed.session)
+            left = killed.session
+        assert kept.remembered == [kept.nonce] != [b""]
+        async with client(carriers) as other:
+            assert left in await sessions(other), "nobody has ended it yet"
+            assert (await other.locks.set(whole(made.ino))).kind == m.LockKind.WRITE
+            with trio.fail_after(5):  # its TTL is 20 s
+                async with client(carriers, legacy=kept) as heir:
+                    assert await sessions(other) == [other.session, heir.session]
+                    assert await other.locks.set(whole(made.ino)) is None
+                    await other.locks.set(msgspec.structs.replace(whole(made.ino), kind=m.LockKind.UNLOCK))
+
+                    async def gone():
+                        return await inodes(other) == 1
+
+                    await eventually(gone)  # what it had open
+                    await create(heir, b"y")
+        assert kept.nonce == b"", "the heir has ended in order"
+
+
+@pytest.mark.parametrize("ended", [False, True])
+async def test_a_nonce_of_nobody_costs_nothing(tmp_path, ended):
+    async with node(tmp_path) as carriers, client(carriers) as other:
+        kept = Kept(b"" if ended else b"n" * 16)
+        if ended:
+            async with client(carriers, legacy=kept) as session:
+                await create(session, b"x")
+            kept.nonce = kept.remembered[0]
+        async with client(carriers, legacy=kept) as heir:
+            assert await sessions(other) == [other.session, heir.session]
+
+
+async def test_an_heir_that_is_killed_before_it_has_ended_the_session_is_followed_by_another(tmp_path, goodbyes):
+    async with node(tmp_path) as carriers, client(carriers) as other:
+        kept = Kept()
+        async with client(carriers, legacy=kept) as killed:
+            goodbyes.add(killed.session)
+        async with open_network(carriers, hello()) as network:
+            leader = Leader(network, [ADDRESS])
+            body = msgspec.Raw(msgspec.msgpack.encode(m.OpenSession(kept.nonce, "first heir")))
+            await leader.call(m.MUTATE, m.Mutate(SessionId(0), (m.Command(0, 0, m.Op.OPEN_SESSION, body),)))
+        async with client(carriers, legacy=kept) as heir:
+            assert await sessions(other) == [other.session, heir.session]
+
+
+async def test_a_session_that_took_the_place_of_a_lost_one_is_remembered(tmp_path, goodbyes):
+    async with node(tmp_path) as carriers, client(carriers) as other:
+        kept = Kept()
+        async with client(carriers, legacy=kept) as session:
+            await session.mutate(m.Op.END_SESSION, m.EndSession(session.session), Nothing)
+            with pytest.raises(SessionGone):
+                await create(session, b"x")
+            goodbyes.add(session.session)
+        assert len(set(kept.remembered)) == 2
+        assert kept.nonce == kept.remembered[-1]
+        async with client(carriers, legacy=kept) as heir:
+            assert await sessions(other) == [other.session, heir.session]
 
 
 async def test_one_session_cannot_end_another(tmp_path):
