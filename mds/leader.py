@@ -77,8 +77,9 @@ class Leader:
             nursery.start_soon(wait, self._moved.wait)
             nursery.start_soon(wait, self._network.wait_broken, self.address)
 
-    async def call(self, method: Method[Q, A], request: Q, attempt_ms: int = _ATTEMPT_MS) -> Reply[A]:
-        """Ask the leader; stall while there is none; ask again after ``attempt_ms`` without an answer.
+    async def call(self, method: Method[Q, A], request: Q, attempt_ms: int | None = None) -> Reply[A]:
+        """Ask the leader; stall while there is none; ask again after ``attempt_ms`` without an answer, if there is
+        patience left: it is how long to look for a leader, not how long that one may take.
 
         Raises what the service answers, and the last transport error
         once the patience is over. Cancelled: a mutation may still be applied."""
@@ -88,8 +89,9 @@ class Leader:
         while True:
             asked, asked_at = self.address, trio.current_time()
             left_ms = int((give_up - asked_at) * 1000)
+            timeout_ms = attempt_ms or max(1, min(_ATTEMPT_MS, left_ms))
             try:
-                return await self._network.call(asked, method, request, timeout_ms=max(1, min(attempt_ms, left_ms)))
+                return await self._network.call(asked, method, request, timeout_ms=timeout_ms)
             except NotLeader as error:
                 hinted = self._follow(asked, str(error))
                 failure: ShoalError = PeerUnreachable("the metadata service has no leader")
