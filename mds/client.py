@@ -340,10 +340,13 @@ async def _end_left(leader: Leader, client: str, nonce: bytes) -> None:
     left = (await _open(leader, client, nonce)).session
     command = Command(*_LAST, Op.END_SESSION, msgspec.Raw(_encode(EndSession(left))))
     try:
-        await leader.call(MUTATE, Mutate(left, (command,)))
+        answer = _answer((await leader.call(MUTATE, Mutate(left, (command,)))).body.outcomes[0], Nothing)
     except SessionGone:
         return  # it was silent for too long, and is being ended
-    log.info("session %d, which was left, is ended", left)
+    if isinstance(answer, ShoalError):
+        log.warning("session %d, which was left, cannot be ended, it will expire: %s", left, answer)
+    else:
+        log.info("session %d, which was left, is ended", left)
 
 
 async def _open(leader: Leader, client: str, nonce: bytes) -> SessionOpened:

@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from shoalfs.mds import messages as m
-from shoalfs.mds.client import MdsClient, open_session
+from shoalfs.mds.client import MdsClient, caches_nothing, open_session
 from shoalfs.mds.leader import Leader
 from shoalfs.mds.server import MdsOptions, run
 from shoalfs.transport.carrier import Carriers
@@ -17,7 +17,6 @@ from shoalfs.transport.ids import ROOT_INODE, SessionId
 from shoalfs.transport.memory import MemoryFabric
 from shoalfs.transport.method import Nothing
 from shoalfs.transport.network import open_network
-from shoalfs.transport.service import Service
 from shoalfs.transport.session import PROTOCOL_VERSION, Hello
 
 ROOT = m.ROOT_CREDENTIALS
@@ -41,20 +40,8 @@ async def node(path, **options):
 @asynccontextmanager
 async def client(carriers, **callbacks):
     """A session that keeps nothing under leases, and says so when they are called back."""
-
-    async def dropped(call, request, payload):
-        await trio.lowlevel.checkpoint()
-        return m.Invalidated()
-
-    async def committed(call, request, payload):
-        await trio.lowlevel.checkpoint()
-        return m.WrittenBack(done=True)
-
-    service = Service()
-    service.add(m.INVALIDATE, dropped)
-    service.add(m.WRITE_BACK, committed)
     async with (
-        open_network(carriers, hello(), service) as network,
+        open_network(carriers, hello(), caches_nothing()) as network,
         open_session(network, [ADDRESS], "test", **callbacks) as session,
     ):
         yield session
